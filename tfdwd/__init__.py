@@ -1,0 +1,65 @@
+"""Depth-wise decomposition of trained Keras networks.
+
+``import tfdwd`` is quick and needs no TensorFlow: each name below loads its module when it is
+first used.
+
+Example:
+  >>> import tfdwd
+  >>> tfdwd.Error.__mro__[1]
+  <class 'ValueError'>
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tfdwd import costs, factorize, models
+    from tfdwd.benchmarking import BenchmarkReport, benchmark
+    from tfdwd.conversion import ExportReport, export
+    from tfdwd.decomposition import DecompositionReport, decompose
+    from tfdwd.errors import Error
+    from tfdwd.evaluation import Evaluation, evaluate
+    from tfdwd.rebuild import flatten
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BenchmarkReport",
+    "DecompositionReport",
+    "Error",
+    "Evaluation",
+    "ExportReport",
+    "benchmark",
+    "costs",
+    "decompose",
+    "evaluate",
+    "export",
+    "factorize",
+    "flatten",
+    "models",
+]
+
+_MODULE_OF = {
+    "BenchmarkReport": "tfdwd.benchmarking",
+    "DecompositionReport": "tfdwd.decomposition",
+    "Error": "tfdwd.errors",
+    "Evaluation": "tfdwd.evaluation",
+    "ExportReport": "tfdwd.conversion",
+    "benchmark": "tfdwd.benchmarking",
+    "decompose": "tfdwd.decomposition",
+    "evaluate": "tfdwd.evaluation",
+    "export": "tfdwd.conversion",
+    "flatten": "tfdwd.rebuild",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULE_OF:
+        return getattr(importlib.import_module(_MODULE_OF[name]), name)
+    if name in __all__:
+        return importlib.import_module(f"tfdwd.{name}")
+    raise AttributeError(f"module 'tfdwd' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,71 @@
+"""Fixtures that several test modules share, and the data sets that tests may use."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+_ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder of the data sets, from TFDWD_DATA or beside the repository."""
+    folder = Path(os.environ.get("TFDWD_DATA", _ROOT / "../shared/data"))
+    if not folder.is_dir():
+        pytest.skip(f"no data sets at {folder}: set TFDWD_DATA")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def resnet8(data_dir: Path) -> keras.Model:
+    """The trained ResNet-8 of MLPerf Tiny. Do not change it."""
+    return keras.models.load_model(data_dir / "mlperf_tiny_resnet8.h5", compile=False)
+
+
+@pytest.fixture(scope="session")
+def cifar(data_dir: Path) -> dict[str, np.ndarray]:
+    """CIFAR-10 images for the ResNet-8: x_train, y_train, x_test, y_test."""
+    with np.load(data_dir / "cifar10_subset.npz") as content:
+        return dict(content)
+
+
+@pytest.fixture(scope="session")
+def classifier() -> keras.Model:
+    """A small classifier of fixed random weights: (batch, 8, 8, 3) -> (batch, 7)."""
+    keras.utils.set_random_seed(1)
+    layers = keras.layers
+    return keras.Sequential(
+        [
+            keras.Input((8, 8, 3), name="image"),
+            layers.Conv2D(6, 3, activation="relu"),
+            layers.DepthwiseConv2D(3),
+            layers.GlobalAveragePooling2D(),
+            layers.Dense(7, name="scores"),
+        ],
+        name="classifier",
+    )
+
+
+@pytest.fixture(scope="session")
+def two_in_two_out() -> keras.Model:
+    """Dict inputs and outputs, whose names sort otherwise than they were declared."""
+    keras.utils.set_random_seed(2)
+    layers = keras.layers
+    picture = keras.Input((6, 6, 2), name="picture")
+    extra = keras.Input((3,), name="extra")
+    both = layers.Concatenate()([layers.Flatten()(layers.Conv2D(2, 3)(picture)), extra])
+    outputs = {"z": layers.Dense(4, name="first")(both), "a": layers.Dense(1, name="last")(both)}
+    return keras.Model({"picture": picture, "extra": extra}, outputs, name="two_in_two_out")
+
+
+@pytest.fixture
+def nothing_left_in() -> Iterator[Callable[[Path], None]]:
+    """Registers folders that must be empty when the test ends."""
+    folders: list[Path] = []
+    yield folders.append
+    for folder in folders:
+        assert list(folder.iterdir()) == []

@@ -1,0 +1,231 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+from keras import layers
+
+from tfdwd import conversion, lite, reporting
+from tfdwd.conversion import export
+from tfdwd.errors import Error
+
+
+def images(count, *shape):
+    return np.random.default_rng(3).normal(size=(count, *shape)).astype(np.float32)
+
+
+def test_the_file_gives_what_keras_gives(tmp_path, classifier):
+    path = tmp_path / "model.tflite"
+    data = images(5, 8, 8, 3)
+    report = export(classifier, path, data=data)
+    file = lite.Model(path)
+    found = np.concatenate([file.run([data[i : i + 1]])[0] for i in range(5)])
+    # Float32 sums of at most 9 * 6 terms in another order: a few units in the last place.
+    np.testing.assert_allclose(found, classifier(data), rtol=1e-5, atol=1e-6)
+    assert [(t.name, t.shape, t.dtype) for t in file.inputs] == [
+        ("image", (1, 8, 8, 3), np.float32)
+    ]
+    assert [(t.name, t.shape) for t in file.outputs] == [("scores", (1, 7))]
+    assert report.bytes == path.stat().st_size
+    assert report.images == 5
+    assert report.operators == {
+        "CONV_2D": 1, "DEPTHWISE_CONV_2D": 1, "MEAN": 1, "FULLY_CONNECTED": 1,
+    }  # fmt: skip
+    [output] = report.outputs
+    assert output.name == "scores" and output.top1_agreement == 1.0
+    assert 0 <= output.largest_difference < 1e-5
+    assert report.needed_runtime and report.checked_with == lite.runtime_version()
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_depthwise_operators_tell_their_shapes(tmp_path, classifier):
+    export(classifier, tmp_path / "model.tflite")
+    [depthwise] = [
+        operator
+        for operator in lite.operators(tmp_path / "model.tflite")
+        if operator.name == "DEPTHWISE_CONV_2D"
+    ]
+    assert depthwise.inputs == ((1, 6, 6, 6), (1, 3, 3, 6), (6,))
+    assert depthwise.outputs == ((1, 4, 4, 6),)
+    assert not depthwise.custom
+
+
+def test_dicts_keep_names_and_order(tmp_path, two_in_two_out):
+    path = tmp_path / "model.tflite"
+    data = {"picture": images(3, 6, 6, 2), "extra": images(3, 3)}
+    report = export(two_in_two_out, path, data=data)
+    file = lite.Model(path)
+    assert [(tensor.name, tensor.shape) for tensor in file.inputs] == [
+        (tensor.name, (1, *tensor.shape[1:])) for tensor in two_in_two_out.inputs
+    ]
+    assert [(tensor.name, tensor.shape) for tensor in file.outputs] == [
+        ("a", (1, 1)),
+        ("z", (1, 4)),
+    ]
+    expected = two_in_two_out(data)
+    by_name = {"picture": data["picture"][:1], "extra": data["extra"][:1]}
+    found = file.run([by_name[tensor.name] for tensor in file.inputs])
+    np.testing.assert_allclose(found[0], expected["a"][:1], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found[1], expected["z"][:1], rtol=1e-5, atol=1e-6)
+    assert [(output.name, output.top1_agreement) for output in report.outputs] == [
+        ("a", None),  # One column: there is nothing to choose from.
+        ("z", 1.0),
+    ]
+
+
+@pytest.mark.parametrize("names", [("b", "a"), ("a", "b")])
+def test_lists_keep_their_order_whatever_the_names(tmp_path, names):
+    first, second = keras.Input((4,), name=names[0]), keras.Input((4,), name=names[1])
+    outputs = [
+        layers.Lambda(lambda x: x * 2, name="y" + names[0])(first),
+        layers.Subtract(name="x" + names[1])([first, second]),
+    ]
+    path = tmp_path / "model.tflite"
+    export(keras.Model([first, second], outputs), path)
+    file = lite.Model(path)
+    assert [tensor.name for tensor in file.inputs] == list(names)
+    assert [tensor.name for tensor in file.outputs] == ["y" + names[0], "x" + names[1]]
+    doubled, difference = file.run([np.full((1, 4), 5.0), np.full((1, 4), 3.0)])
+    assert (doubled == 10).all() and (difference == 2).all()
+
+
+def test_a_layer_that_gives_two_outputs_gives_two_names(tmp_path):
+    x = keras.Input((4,))
+    twice = layers.Dense(4, name="shared")
+    once = twice(x)
+    export(keras.Model(x, [once, twice(once)]), tmp_path / "model.tflite")
+    outputs = lite.Model(tmp_path / "model.tflite").outputs
+    assert [tensor.name for tensor in outputs] == ["shared", "shared_1"]
+
+
+def test_weights_are_constants_and_state_is_not_changed(tmp_path):
+    model = keras.Sequential(
+        [keras.Input((8,)), layers.Dense(16), layers.BatchNormalization(), layers.Dropout(0.5)]
+    )
+    before = [weight.copy() for weight in model.get_weights()]
+    export(model, tmp_path / "model.tflite", data=images(4, 8))
+    for found, expected in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(found, expected)
+    names = {operator.name for operator in lite.operators(tmp_path / "model.tflite")}
+    assert not names & {"VAR_HANDLE", "READ_VARIABLE", "CALL_ONCE"}
+
+
+def test_at_most_64_images_are_compared(tmp_path, classifier):
+    path = tmp_path / "model.tflite"
+    assert export(classifier, path, data=images(70, 8, 8, 3)).images == 64
+    endless = (images(24, 8, 8, 3) for _ in iter(int, 1))
+    assert export(classifier, path, data=endless).images == 64
+
+
+def test_without_data_nothing_is_compared_and_the_report_says_so(tmp_path, classifier):
+    report = export(classifier, tmp_path / "model.tflite")
+    assert report.images == 0 and report.outputs == ()
+    assert str(report).endswith("not compared with Keras: no data was given")
+
+
+def test_the_report_prints_and_survives_json(tmp_path, classifier):
+    report = export(classifier, tmp_path / "model.tflite", data=images(2, 8, 8, 3))
+    assert "1 DEPTHWISE_CONV_2D" in str(report)
+    assert "against Keras on 2 images" in str(report)
+    assert str(report).splitlines()[-1].split()[0] == "scores"
+    assert str(report).splitlines()[-1].split()[-1] == "1.000"
+    assert reporting.from_json(conversion.ExportReport, report.to_json()) == report
+
+
+def test_resnet8_agrees_on_real_images(tmp_path, resnet8, cifar):
+    report = export(resnet8, tmp_path / "resnet8.tflite", data=cifar["x_test"])
+    assert report.images == 64
+    assert report.outputs[0].largest_difference <= 1e-4
+    assert report.outputs[0].top1_agreement == 1.0
+
+
+@keras.saving.register_keras_serializable("tfdwd_tests")
+class NeedsCustomOperator(layers.Layer):
+    def call(self, x):
+        return tf.raw_ops.Betainc(a=x * x + 1.0, b=x * x + 1.0, x=tf.sigmoid(x))
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_an_operator_that_litert_lacks_is_named_with_its_layer(tmp_path, nothing_left_in, nested):
+    nothing_left_in(tmp_path)
+    x = keras.Input((4, 4, 3))
+    model = keras.Model(x, NeedsCustomOperator(name="odd_1")(layers.Conv2D(2, 1)(x)))
+    if nested:
+        y = keras.Input((4, 4, 3))
+        model = keras.Model(y, model(y))
+    with pytest.raises(Error, match=r"lacks: tf\.Betainc in layer 'odd_1'; replace those layers"):
+        export(model, tmp_path / "model.tflite")
+
+
+def test_a_half_precision_model_is_told_what_to_do(tmp_path):
+    x = keras.Input((4, 4, 3))
+    model = keras.Model(x, layers.Conv2D(2, 3, name="half", dtype="mixed_float16")(x))
+    with pytest.raises(Error, match=r"tf\.Conv2D in layer 'half'.*rebuild it with .* float32"):
+        export(model, tmp_path / "model.tflite")
+
+
+def test_a_file_that_disagrees_is_not_written(tmp_path, nothing_left_in, classifier, monkeypatch):
+    nothing_left_in(tmp_path)
+    convert = conversion._convert
+
+    def converts_wrongly(model):
+        other = keras.models.clone_model(model)
+        other.set_weights([weight * 1.01 for weight in model.get_weights()])
+        return convert(other)
+
+    monkeypatch.setattr(conversion, "_convert", converts_wrongly)
+    with pytest.raises(Error, match=r"output 'scores' .* differs from Keras by .*; nothing was"):
+        export(classifier, tmp_path / "model.tflite", data=images(4, 8, 8, 3))
+
+
+class Subclassed(keras.Model):
+    def call(self, x):
+        return x
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (lambda: keras.Sequential([keras.Input((None, None, 3)), layers.Conv2D(2, 1)]), "fix its"),
+        (lambda: Subclassed(), "subclassed or was not built"),
+        (lambda: keras.Sequential([layers.Dense(3)], name="bare"), "'bare' has no inputs"),
+        (lambda: tf_keras.Sequential([tf_keras.layers.Input((3,))]), "expected a Keras 3 model"),
+        (lambda: "model.keras", r"expected a Keras 3 model, got builtins\.str"),
+    ],
+)
+def test_models_that_cannot_be_exported(tmp_path, nothing_left_in, model, message):
+    nothing_left_in(tmp_path)
+    with pytest.raises(Error, match=message):
+        export(model(), tmp_path / "model.tflite")
+
+
+def test_the_way_out_for_free_sizes_works(tmp_path):
+    model = keras.Sequential([keras.Input((None, None, 3)), layers.Conv2D(2, 1)])
+    fixed = keras.models.clone_model(model, input_tensors=keras.Input((4, 4, 3)))
+    fixed.set_weights(model.get_weights())
+    data = images(2, 4, 4, 3)
+    export(fixed, tmp_path / "model.tflite", data=data)
+    np.testing.assert_array_equal(fixed(data), model(data))
+
+
+def test_wrong_paths_and_wrong_data_leave_nothing(tmp_path, nothing_left_in, classifier):
+    nothing_left_in(tmp_path)
+    with pytest.raises(Error, match=r"ends in \.tflite, got .*model\.lite"):
+        export(classifier, tmp_path / "model.lite")
+    with pytest.raises(Error, match="its folder does not exist"):
+        export(classifier, tmp_path / "none" / "model.tflite")
+    with pytest.raises(Error, match="'image': NaN or infinity"):
+        export(classifier, tmp_path / "model.tflite", data=images(2, 8, 8, 3) * np.nan)
+    with pytest.raises(Error, match="the data is empty"):
+        export(classifier, tmp_path / "model.tflite", data=images(0, 8, 8, 3))
+
+
+def test_a_constant_zero_output_agrees_with_itself(tmp_path):
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(2, kernel_initializer="zeros")])
+    report = export(model, tmp_path / "model.tflite", data=images(2, 4))
+    assert report.outputs[0].largest_difference == 0
+
+
+def test_a_report_checks_itself():
+    with pytest.raises(Error, match="3 images compared, but 0 outputs"):
+        conversion.ExportReport("a", 1, {}, "", "", 3, ())

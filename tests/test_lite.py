@@ -1,0 +1,101 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfdwd import lite
+from tfdwd.conversion import export
+from tfdwd.errors import Error
+
+
+@pytest.fixture(scope="module")
+def content(tmp_path_factory, two_in_two_out):
+    path = tmp_path_factory.mktemp("lite") / "model.tflite"
+    export(two_in_two_out, path)
+    return path.read_bytes()
+
+
+def converted(function, *specs, flex=False):
+    concrete = tf.function(function).get_concrete_function(*specs)
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete], tf.Module())
+    if flex:
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.SELECT_TF_OPS]
+    return converter.convert()
+
+
+def test_inputs_are_checked(content):
+    model = lite.Model(content)
+    assert [tensor.name for tensor in model.inputs] == ["extra", "picture"]
+    extra, picture = np.zeros((1, 3)), np.zeros((1, 6, 6, 2))
+    assert [output.shape for output in model.run([extra, picture])] == [(1, 1), (1, 4)]
+    with pytest.raises(Error, match="has 2 inputs, got 1 arrays"):
+        model.run([extra])
+    with pytest.raises(Error, match=r"'picture': expected \(1, 6, 6, 2\), got \(2, 6, 6, 2\)"):
+        model.run([extra, np.zeros((2, 6, 6, 2))])
+
+
+def test_fractions_are_not_cut_off():
+    model = lite.Model(converted(lambda x: {"y": x + 1}, tf.TensorSpec((1, 2), tf.int32, "x")))
+    np.testing.assert_array_equal(model.run([np.array([[3, 4]])])[0], [[4, 5]])
+    with pytest.raises(Error, match="'x': expected int32, got float64"):
+        model.run([np.array([[0.5, 1.5]])])
+
+
+def test_results_are_the_callers_own(content):
+    model = lite.Model(content, threads=2)
+    ones = [np.ones(tensor.shape) for tensor in model.inputs]
+    first = model.run(ones)
+    kept = [output.copy() for output in first]
+    model.run([array * 9 for array in ones])
+    for output, copy in zip(first, kept, strict=True):
+        np.testing.assert_array_equal(output, copy)
+
+
+def test_flex_operators_are_listed_as_custom():
+    flexed = converted(
+        lambda x: {"y": tf.sin(x)}, tf.TensorSpec((1, 2), tf.float32, "x"), flex=True
+    )
+    assert ("FlexSin", True) in [(op.name, op.custom) for op in lite.operators(flexed)]
+    with pytest.raises(Error, match="cannot open the content given"):
+        lite.Model(flexed)
+
+
+def test_what_is_no_model_is_a_clear_error(tmp_path, content):
+    (tmp_path / "text.tflite").write_text("not a model at all")
+    for read in (lite.Model, lite.operators, lite.needed_runtime):
+        with pytest.raises(Error, match=r"no such file: .*none\.tflite"):
+            read(tmp_path / "none.tflite")
+        with pytest.raises(Error, match=r"text\.tflite is no \.tflite model"):
+            read(tmp_path / "text.tflite")
+        with pytest.raises(Error, match=r"the content given is no \.tflite model"):
+            read(b"")
+    with pytest.raises(Error, match="cannot open the content given"):
+        lite.Model(content[:200])
+    with pytest.raises(Error, match="the content given is a damaged"):
+        lite.operators(content[:60])
+
+
+def test_in_order_swaps_and_swaps_back(content):
+    swapped = lite.in_order(content, ["picture", "extra"], ["z", "a"])
+    model = lite.Model(swapped)
+    assert [tensor.name for tensor in model.inputs] == ["picture", "extra"]
+    assert [tensor.name for tensor in model.outputs] == ["z", "a"]
+    arrays = {t.name: np.random.default_rng(0).random(t.shape) for t in model.inputs}
+    z, a = model.run([arrays["picture"], arrays["extra"]])
+    original_a, original_z = lite.Model(content).run([arrays["extra"], arrays["picture"]])
+    np.testing.assert_array_equal(a, original_a)
+    np.testing.assert_array_equal(z, original_z)
+    assert lite.in_order(swapped, ["extra", "picture"], ["a", "z"]) == content
+
+
+def test_a_model_without_a_signature_has_the_names_of_its_tensors():
+    concrete = tf.function(lambda x: x + 1).get_concrete_function(
+        tf.TensorSpec((1, 2), tf.float32, "plain")
+    )
+    bare = tf.lite.TFLiteConverter.from_concrete_functions([concrete]).convert()
+    assert [tensor.name for tensor in lite.Model(bare).inputs] == ["plain"]
+
+
+def test_nothing_is_written_to_standard_output(content, capfd):
+    model = lite.Model(content)
+    model.run([np.zeros(tensor.shape) for tensor in model.inputs])
+    assert capfd.readouterr().out == ""

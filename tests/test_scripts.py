@@ -1,0 +1,189 @@
+import json
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+from tfdwd import lite
+from tfdwd.errors import Error
+from tfdwd.scripts import benchmark, common, evaluate, export
+
+SCRIPTS = {"export": export, "evaluate": evaluate, "benchmark": benchmark}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, classifier):
+    """A trained network, labelled images, and files that are no such thing."""
+    folder = tmp_path_factory.mktemp("scripts")
+    classifier.save(folder / "model.keras")
+    images = np.random.default_rng(0).normal(size=(40, 8, 8, 3)).astype(np.float32)
+    labels = np.argmax(classifier(images), axis=1)
+    labels[:10] = (labels[:10] + 1) % 7  # 30 of 40 are right.
+    np.savez(folder / "data.npz", x=images, y=labels)
+    np.savez(folder / "images.npz", x=images)
+    np.save(folder / "images.npy", images)
+    np.save(folder / "labels.npy", labels)
+    np.save(folder / "objects.npy", np.array([{}], object), allow_pickle=True)
+    (folder / "text.keras").write_text("no model")
+    (folder / "text.h5").write_text("no model")
+    (folder / "text.tflite").write_text("no model")
+    (folder / "text.npz").write_text("no arrays")
+    (folder / "saved_model").mkdir()
+    return folder
+
+
+def call(name, *arguments):
+    """Runs a script in this process."""
+    script = SCRIPTS[name]
+    script.FLAGS.unparse_flags()
+    for flag in script.FLAGS:
+        script.FLAGS[flag].unparse()
+    return common.status(script.main, script.FLAGS, script.__doc__, [f"tfdwd-{name}", *arguments])
+
+
+def process(name, *arguments, cwd):
+    command = [sys.executable, "-m", f"tfdwd.scripts.{name}", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
+
+
+def test_the_scripts_work_as_processes(folder, tmp_path, monkeypatch, pytestconfig):
+    monkeypatch.setenv("PYTHONPATH", str(pytestconfig.rootpath))
+    monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL", raising=False)
+    data = [f"--images={folder}/data.npz", "--images_key=x"]
+    model = f"--model={folder}/model.keras"
+
+    exported = process("export", model, *data, "--output=model.tflite", cwd=tmp_path)
+    assert exported.returncode == 0, exported.stderr
+    assert "against Keras on 40 images" in exported.stdout
+    assert lite.Model(tmp_path / "model.tflite").outputs[0].name == "scores"
+
+    evaluated = process(
+        "evaluate", "--model=model.tflite", *data, "--labels_key=y", "--json=e.json", cwd=tmp_path
+    )
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert evaluated.stdout.startswith("top-1 0.7500, top-5 ")
+    assert evaluated.stderr == ""
+    assert json.loads((tmp_path / "e.json").read_text())["count"] == 40
+
+    timed = process(
+        "benchmark", "--model=a=model.tflite", model, "--rounds=2", "--json=b.json", cwd=tmp_path
+    )
+    assert timed.returncode == 0, timed.stderr
+    assert [line.split()[0] for line in timed.stdout.splitlines()[2:4]] == ["a", "model"]
+    assert json.loads((tmp_path / "b.json").read_text())["rounds"] == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b.json", "e.json", "model.tflite"]
+
+
+def test_errors_of_a_process_are_one_line_and_status_1(folder, tmp_path, monkeypatch, pytestconfig):
+    monkeypatch.setenv("PYTHONPATH", str(pytestconfig.rootpath))
+    monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL", raising=False)
+    wrong = {
+        "export": ["--output=out.tflite", f"--model={folder}/text.keras"],
+        "evaluate": [f"--model={folder}/none.keras", f"--images={folder}/images.npy"],
+        "benchmark": [f"--model={folder}/text.tflite", "--json=out.json"],
+    }
+    for name, arguments in wrong.items():
+        result = process(name, *arguments, cwd=tmp_path)
+        assert result.returncode == 1
+        assert result.stdout == ""
+        assert len(result.stderr.splitlines()) == 1, result.stderr
+        assert result.stderr.startswith(f"{name}: ")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("export", ["--output=o.tflite"], "--model must have a value"),
+        ("export", ["--modle=x"], "Unknown command line flag 'modle'"),
+        ("export", ["--model=x", "--output=y", "extra"], "got the argument 'extra'; see --help"),
+        ("export", ["--model={}/none.keras", "--output=o.tflite"], "no such file: .*none.keras"),
+        ("export", ["--model={}/saved_model", "--output=o.tflite"], "is a folder, not a .keras"),
+        ("export", ["--model={}/text.h5", "--output=o.tflite"], "text.h5 is no Keras model"),
+        ("export", ["--model={}/text.npz", "--output=o.tflite"], "expected a .keras or .h5 file"),
+        ("export", ["--model={}/model.keras", "--output=o.lite"], r"ends in \.tflite, got o\.lite"),
+        ("export", ["--model={}/model.keras", "--output=n/o.tflite"], "folder does not exist"),
+        (
+            "export",
+            ["--model={}/model.keras", "--output=o.tflite", "--images={}/labels.npy"],
+            r"'image': expected shape \(rows, 8, 8, 3\), got \(40,\)",
+        ),
+        (
+            "evaluate",
+            ["--model={}/model.keras", "--images={}/data.npz"],
+            "arrays x, y; got no --im",
+        ),
+        (
+            "evaluate",
+            ["--model={}/model.keras", "--images={}/data.npz", "--images_key=z"],
+            "arrays x, y; got --images_key=z",
+        ),
+        ("evaluate", ["--model={}/model.keras", "--images={}/none.npz"], "no such file"),
+        ("evaluate", ["--model={}/model.keras", "--images={}/text.npz"], "is no .npy or .npz file"),
+        ("evaluate", ["--model={}/model.keras", "--images={}/objects.npy"], "of plain arrays"),
+        (
+            "evaluate",
+            ["--model={}/model.keras", "--images={}/images.npy", "--images_key=x"],
+            "leave --images_key away",
+        ),
+        ("evaluate", ["--model=m", "--images=i", "--batch_size=0"], "--batch_size=0"),
+        ("benchmark", ["--model={}/none.tflite"], "no such file: .*none.tflite"),
+        ("benchmark", ["--model={}/text.tflite"], "is no .tflite model"),
+        ("benchmark", ["--model=a=x.tflite", "--model=a=y.tflite"], "two models are named 'a'"),
+        ("benchmark", ["--model=x.tflite", "--threads=no"], "--threads=no"),
+    ],
+)
+def test_what_the_user_can_mend_is_one_line(
+    folder, tmp_path, monkeypatch, capsys, name, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    assert call(name, *(argument.replace("{}", str(folder)) for argument in arguments)) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    [line] = err.splitlines()
+    with pytest.raises(Error, match=message):
+        raise Error(line)
+    assert line.startswith(f"tfdwd-{name}: ")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_shows_the_doc_and_every_flag_of_the_script(name, capsys):
+    assert call(name, "--help") == 0
+    text = capsys.readouterr().out
+    assert text.startswith(SCRIPTS[name].__doc__.strip())
+    for flag in SCRIPTS[name].FLAGS:
+        assert f"  --{flag}\n" in text
+    assert "--verbosity" not in text
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_helpfull_shows_the_rest(capsys):
+    assert call("export", "--helpfull") == 0
+    assert "--[no]logtostderr" in capsys.readouterr().out
+
+
+def test_labels_may_come_from_another_file(folder, capsys):
+    arguments = [f"--images={folder}/images.npz", f"--labels={folder}/labels.npy"]
+    assert call("evaluate", f"--model={folder}/model.keras", *arguments) == 0
+    assert capsys.readouterr().out.startswith("top-1 0.7500")
+
+
+def test_a_mistake_in_the_program_is_not_hidden():
+    def broken():
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        common.status(broken, export.FLAGS, "", ["x", "--model=a", "--output=b"])
+
+
+def test_h5_models_load(folder, tmp_path, classifier):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("absl.logging.warning", lambda *_: None)  # Keras advises against .h5.
+        classifier.save(tmp_path / "model.h5")
+    loaded = common.load_model(str(tmp_path / "model.h5"))
+    assert isinstance(loaded, keras.Model)
+    for found, expected in zip(loaded.get_weights(), classifier.get_weights(), strict=True):
+        np.testing.assert_array_equal(found, expected)

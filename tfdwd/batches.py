@@ -1,0 +1,220 @@
+"""Turns every kind of data that users hold into batches for one model."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tfdwd.errors import Error
+
+if TYPE_CHECKING:
+    import keras
+
+    from tfdwd import lite
+
+_KINDS = (
+    "an array, a tuple (inputs, labels), a dict or list of arrays for a model of several inputs, "
+    "a tf.data.Dataset, or an iterable of batches of those kinds"
+)
+
+
+def batches(
+    data: Any, model: "keras.Model | lite.Model", batch_size: int = 32, with_labels: bool = False
+) -> Iterator[tuple[list[np.ndarray], np.ndarray | None]]:
+    """Streams data as checked batches of one size, whatever form it came in.
+
+    At most one batch of the user's and one of the batches given out are held at a time. Arrays keep
+    their own dtype (uint8 images stay uint8): the model casts them when it takes them. Do not write
+    to them: they may be views of the data.
+
+    Args:
+      data: one of
+
+        - an array (images, ...);
+        - a tuple (inputs, labels) or (inputs, labels, weights), as in Keras; weights are ignored;
+        - a dict of arrays by input name, or a list of arrays in the order of ``model.inputs``;
+        - a tf.data.Dataset, batched, of inputs or such tuples;
+        - any iterable of batches, each one of the first three kinds.
+      model: its inputs say which shapes are expected: a Keras model with ``inputs`` (Sequential or
+        Functional), or an opened .tflite model.
+      batch_size: rows of every batch but the last, at least 1.
+      with_labels: whether the labels are wanted.
+
+    Yields:
+      (inputs, labels): a list of arrays (rows, ...) in the order of ``model.inputs``; labels
+      (rows, ...), or None unless `with_labels`.
+
+    Raises:
+      tfdwd.Error: the model has no ``inputs``; the data is empty, or holds no labels though they
+        are wanted; a batch has another shape than the model's inputs, inputs of different lengths,
+        a missing input, no numbers, NaN or infinity.
+
+    Example:
+      >>> import keras
+      >>> model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten()])
+      >>> [inputs[0].shape for inputs, _ in batches(np.zeros((5, 8, 8, 3)), model, batch_size=4)]
+      [(4, 8, 8, 3), (1, 8, 8, 3)]
+    """
+    if batch_size < 1:
+        raise Error(f"expected a batch_size of at least 1, got {batch_size}")
+    if not getattr(model, "inputs", None):
+        raise Error(
+            "expected a Sequential or Functional model, got one without inputs of its own: it is "
+            "subclassed or not built; make it keras.Model(x, model(x)) with x = keras.Input(...)"
+        )
+    pieces: list[list[np.ndarray]] = []
+    rows_held = rows_seen = 0
+    for number, element in enumerate(_elements(data, model)):
+        arrays = _arrays(element, model, with_labels, f"batch {number}")
+        start = 0
+        while start < len(arrays[0]):
+            stop = min(start + batch_size - rows_held, len(arrays[0]))
+            piece = [array[start:stop] for array in arrays]
+            _check_finite(piece, model, f"batch {number}", start)
+            pieces.append(piece)
+            rows_held += stop - start
+            rows_seen += stop - start
+            start = stop
+            if rows_held == batch_size:
+                yield _joined(pieces, with_labels)
+                pieces, rows_held = [], 0
+    if pieces:
+        yield _joined(pieces, with_labels)
+    if not rows_seen:
+        raise Error("the data is empty; a generator can be gone through only once: make it anew")
+
+
+def pack(model: "keras.Model", inputs: list[Any]) -> Any:
+    """Arranges inputs the way that calling a Keras model expects them.
+
+    Args:
+      model: a Sequential or Functional model.
+      inputs: arrays or tensors in the order of ``model.inputs``.
+
+    Returns:
+      What ``model(...)`` takes: one tensor, or the model's own list or dict of them.
+
+    Example:
+      >>> import keras
+      >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+      >>> model(pack(model, [np.zeros((1, 2))])).shape
+      TensorShape([1, 1])
+    """
+    import keras
+
+    if isinstance(model, keras.Sequential):
+        return inputs[0]
+    return keras.tree.pack_sequence_as(model.input, inputs)
+
+
+def _elements(data: Any, model: "keras.Model | lite.Model") -> Iterable[Any]:
+    """The batches as the user holds them: all the data as one, or what an iterable gives."""
+    whole = (
+        isinstance(data, (tuple, Mapping))
+        or hasattr(data, "__array__")
+        or (isinstance(data, list) and _is_list_of_inputs(data, model))
+    )
+    if whole:
+        return [data]
+    if hasattr(data, "as_numpy_iterator"):
+        return data.as_numpy_iterator()
+    if isinstance(data, Iterable) and not isinstance(data, (str, bytes)):
+        return data
+    raise Error(f"expected {_KINDS}; got {type(data).__name__}")
+
+
+def _is_list_of_inputs(data: list[Any], model: "keras.Model | lite.Model") -> bool:
+    """A list of arrays is the inputs of a model of several, but batches for a model of one."""
+    return len(model.inputs) > 1 and all(hasattr(item, "__array__") for item in data)
+
+
+def _arrays(
+    element: Any, model: "keras.Model | lite.Model", with_labels: bool, where: str
+) -> list[np.ndarray]:
+    """One batch of the user's as checked arrays: the inputs, then the labels if wanted."""
+    parts = element if isinstance(element, tuple) else (element,)
+    if len(parts) not in (1, 2, 3):
+        raise Error(f"{where}: expected (inputs, labels), got a tuple of {len(parts)}")
+    arrays = _inputs(parts[0], model, where)
+    for tensor, array in zip(model.inputs, arrays, strict=True):
+        _check_shape(tensor, array, where)
+    if with_labels:
+        if len(parts) == 1 or not hasattr(parts[1], "__array__"):
+            raise Error(f"{where}: no array of labels; give the data as (inputs, labels)")
+        arrays.append(np.asarray(parts[1]))
+    lengths = [len(array) if array.ndim else 0 for array in arrays]
+    if len(set(lengths)) > 1:
+        names = [tensor.name for tensor in model.inputs] + ["labels"] * with_labels
+        counts = ", ".join(f"{name}: {n}" for name, n in zip(names, lengths, strict=True))
+        raise Error(f"{where}: expected the same number of rows in all, got {counts}")
+    return arrays
+
+
+def _inputs(inputs: Any, model: "keras.Model | lite.Model", where: str) -> list[np.ndarray]:
+    """The inputs of one batch as numeric arrays in the order of ``model.inputs``."""
+    names = [tensor.name for tensor in model.inputs]
+    if isinstance(inputs, Mapping):
+        missing = [name for name in names if name not in inputs]
+        if missing:
+            raise Error(f"{where}: expected the inputs {names}, got {list(inputs)}: {missing} lack")
+        inputs = [inputs[name] for name in names]
+    elif not isinstance(inputs, (list, tuple)):
+        inputs = [inputs]
+    if len(inputs) != len(names):
+        raise Error(
+            f"{where}: expected {len(names)} inputs {names}, got {len(inputs)}; "
+            "several inputs are a list or a dict, a tuple is (inputs, labels)"
+        )
+    for name, item in zip(names, inputs, strict=True):
+        if not hasattr(item, "__array__"):
+            raise Error(f"{where}, input {name!r}: expected an array, got {type(item).__name__}")
+    arrays = [np.asarray(item) for item in inputs]
+    for name, array in zip(names, arrays, strict=True):
+        # Of NumPy's kinds b, i, u and f are numbers; ml_dtypes' bfloat16 says V.
+        if array.dtype.kind not in "biuf" and array.dtype.name != "bfloat16":
+            raise Error(f"{where}, input {name!r}: expected numbers, got dtype {array.dtype}")
+    return arrays
+
+
+def _check_shape(tensor: Any, array: np.ndarray, where: str) -> None:
+    """Compares all axes but the first, the batch; an axis of None takes any size."""
+    expected = tuple(tensor.shape[1:])
+    if _fits(array.shape[1:], expected) and array.ndim:
+        return
+    hint = ""
+    if expected[-1:] == (1,) and _fits(array.shape[1:], expected[:-1]):
+        hint = "; the channel axis is missing: give data[..., None]"
+    elif _fits(array.shape, expected):
+        hint = "; the batch axis is missing: batch the data, or give data[None]"
+    wanted = ", ".join("any" if size is None else str(size) for size in ("rows", *expected))
+    raise Error(
+        f"{where}, input {tensor.name!r}: expected shape ({wanted}), got {array.shape}{hint}"
+    )
+
+
+def _fits(shape: tuple[int, ...], expected: tuple[int | None, ...]) -> bool:
+    return len(shape) == len(expected) and all(
+        size in (None, got) for size, got in zip(expected, shape, strict=True)
+    )
+
+
+def _check_finite(
+    piece: list[np.ndarray], model: "keras.Model | lite.Model", where: str, start: int
+) -> None:
+    for tensor, array in zip(model.inputs, piece, strict=False):  # Labels are not looked at.
+        if array.dtype.kind in "biu":
+            continue
+        bad_rows = np.flatnonzero(~np.isfinite(array).all(axis=tuple(range(1, array.ndim))))
+        if len(bad_rows):
+            raise Error(
+                f"{where}, input {tensor.name!r}: NaN or infinity in row {start + bad_rows[0]}; "
+                "clean the data first"
+            )
+
+
+def _joined(
+    pieces: list[list[np.ndarray]], with_labels: bool
+) -> tuple[list[np.ndarray], np.ndarray | None]:
+    columns = zip(*pieces, strict=True)
+    arrays = [column[0] if len(column) == 1 else np.concatenate(column) for column in columns]
+    return (arrays[:-1], arrays[-1]) if with_labels else (arrays, None)

@@ -1,0 +1,233 @@
+"""Times .tflite files on LiteRT, side by side, so that a ratio between them means something.
+
+Needs only NumPy and ai-edge-litert (and TensorFlow where a Keras model is to be timed).
+"""
+
+import datetime
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tfdwd import lite, reporting
+from tfdwd.errors import Error
+
+if TYPE_CHECKING:
+    import keras
+
+# One sample is the mean of as many runs as take this long: a clock tick or a context switch is then
+# small beside it, however small the model.
+_SAMPLE_SECONDS = 0.02
+_RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How long one model takes for one run.
+
+    Attributes:
+      name: as given to `benchmark`.
+      bytes: size of the .tflite file.
+      median_ms: median of the rounds, in milliseconds.
+      p10_ms: tenth percentile of the rounds.
+      p90_ms: ninetieth percentile of the rounds.
+      speed_up: time of the first model over the time of this one: the median of the rounds' ratios.
+      speed_up_low: lower end of the 95 % bootstrap interval of `speed_up`.
+      speed_up_high: upper end of it.
+    """
+
+    name: str
+    bytes: int
+    median_ms: float
+    p10_ms: float
+    p90_ms: float
+    speed_up: float
+    speed_up_low: float
+    speed_up_high: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.p10_ms <= self.median_ms <= self.p90_ms:
+            raise Error(f"timings of {self.name!r} out of order: {self}")
+        if not 0 < self.speed_up_low <= self.speed_up <= self.speed_up_high:
+            raise Error(f"speed-up of {self.name!r} outside of its interval: {self}")
+
+
+@dataclass(frozen=True)
+class BenchmarkReport:
+    """Timings of several models from one run of `benchmark`. Prints as a table.
+
+    Attributes:
+      timings: one per model, in the order given.
+      device: the board or the CPU.
+      threads: that LiteRT was given.
+      rounds: samples of each model.
+      runtime: version of LiteRT.
+      date: when, in UTC, ISO 8601.
+    """
+
+    timings: tuple[Timing, ...]
+    device: str
+    threads: int
+    rounds: int
+    runtime: str
+    date: str
+
+    def __str__(self) -> str:
+        rows = [
+            (
+                timing.name,
+                f"{timing.bytes / 1024:.1f}",
+                f"{timing.median_ms:.3f}",
+                f"{timing.p10_ms:.3f}..{timing.p90_ms:.3f}",
+                f"{timing.speed_up:.2f}x",
+                f"{timing.speed_up_low:.2f}..{timing.speed_up_high:.2f}",
+            )
+            for timing in self.timings
+        ]
+        headers = ["model", "KiB", "median ms", "p10..p90 ms", "speed-up", "95 % interval"]
+        plural = "" if self.threads == 1 else "s"
+        return (
+            f"{reporting.table(headers, rows)}\n{self.device}, {self.threads} thread{plural}, "
+            f"{self.rounds} rounds, LiteRT {self.runtime}, {self.date}"
+        )
+
+    def to_json(self) -> str:
+        """Writes the report as JSON; `tfdwd.reporting.from_json` reads it back."""
+        return reporting.to_json(self)
+
+
+def benchmark(
+    models: Mapping[str, "str | os.PathLike[str] | keras.Model"],
+    *,
+    threads: int = 1,
+    rounds: int = 30,
+    warmup: int = 3,
+) -> BenchmarkReport:
+    """Times models on LiteRT, interleaved.
+
+    The rounds go A B C, C B A, A B C and so on, so that a machine that gets slower or faster
+    meanwhile does so for all; the speed-up is taken within each round. Inputs are random, of a
+    fixed seed. Only the run itself is timed, not the copying of inputs and outputs.
+
+    Args:
+      models: name to .tflite file, or to a Keras model, which is exported first (in float32). The
+        first is the one that the others are compared with.
+      threads: that LiteRT may use.
+      rounds: samples of each model. Each sample is the mean over runs of 20 ms or more.
+      warmup: runs of each model before anything is timed.
+
+    Returns:
+      The timings.
+
+    Raises:
+      tfdwd.Error: no model, a file that LiteRT cannot open, or a number below 1.
+
+    Example:
+      >>> print(benchmark({"original": "model.tflite", "student": "student.tflite"}))
+    """
+    if not models:
+        raise Error("expected at least one model to time, got none")
+    for name, number in (("threads", threads), ("rounds", rounds), ("warmup", warmup)):
+        if number < 1:
+            raise Error(f"expected {name} of at least 1, got {number}")
+    contents = {name: _content(model) for name, model in models.items()}
+    opened = [lite.Model(content, threads) for content in contents.values()]
+    for model in opened:
+        model.load(_random_inputs(model))
+        _seconds_per_run(model, warmup)
+    runs = [_runs_per_sample(model) for model in opened]
+    seconds = np.zeros((rounds, len(opened)))
+    for number in reporting.progress(range(rounds), "timing"):
+        order = range(len(opened))
+        for index in order if number % 2 == 0 else reversed(order):
+            seconds[number, index] = _seconds_per_run(opened[index], runs[index])
+    return BenchmarkReport(
+        timings=tuple(
+            _timing(name, len(content), seconds[:, index], seconds[:, 0])
+            for index, (name, content) in enumerate(contents.items())
+        ),
+        device=_device(),
+        threads=threads,
+        rounds=rounds,
+        runtime=lite.runtime_version(),
+        date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    )
+
+
+def _content(model: "str | os.PathLike[str] | keras.Model") -> bytes:
+    """The .tflite model as bytes."""
+    if isinstance(model, (str, os.PathLike)):
+        if not Path(model).is_file():
+            raise Error(f"no such file: {os.fspath(model)}")
+        return Path(model).read_bytes()
+    from tfdwd.conversion import export
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.tflite"
+        export(model, path)
+        return path.read_bytes()
+
+
+def _random_inputs(model: lite.Model) -> list[np.ndarray]:
+    generator = np.random.default_rng(0)
+    return [_random(generator, tensor.shape, tensor.dtype) for tensor in model.inputs]
+
+
+def _random(generator: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    if dtype in (np.int8, np.uint8, np.int16):  # Quantised: the whole range is in use.
+        limits = np.iinfo(dtype)
+        return generator.integers(limits.min, limits.max, shape, dtype, endpoint=True)
+    if dtype.kind in "biu":  # Indices: 0 and 1 are in every table that is looked up.
+        return generator.integers(0, 2, shape).astype(dtype)
+    return generator.random(shape).astype(dtype)
+
+
+def _seconds_per_run(model: lite.Model, runs: int) -> float:
+    start = time.perf_counter()
+    for _ in range(runs):
+        model.invoke()
+    return (time.perf_counter() - start) / runs
+
+
+def _runs_per_sample(model: lite.Model) -> int:
+    """Doubles the runs until they last long enough."""
+    runs = 1
+    while _seconds_per_run(model, runs) * runs < _SAMPLE_SECONDS:
+        runs *= 2
+    return runs
+
+
+def _timing(name: str, size: int, seconds: np.ndarray, first: np.ndarray) -> Timing:
+    p10, median, p90 = np.percentile(seconds * 1000, (10, 50, 90))
+    ratios = first / seconds
+    drawn = np.random.default_rng(0).choice(ratios, (_RESAMPLES, len(ratios)))
+    low, high = np.percentile(np.median(drawn, axis=1), (2.5, 97.5))
+    speed_up = float(np.median(ratios))
+    return Timing(
+        name=name,
+        bytes=size,
+        median_ms=float(median),
+        p10_ms=float(p10),
+        p90_ms=float(p90),
+        speed_up=speed_up,
+        # The median itself is in the interval but for rounding and very few rounds.
+        speed_up_low=min(float(low), speed_up),
+        speed_up_high=max(float(high), speed_up),
+    )
+
+
+def _device() -> str:
+    """The board where it has a name, else the CPU."""
+    board = Path("/proc/device-tree/model")
+    if board.is_file():
+        return board.read_text().rstrip("\0\n")
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()

@@ -1,0 +1,260 @@
+"""LiteRT: opens, runs and reads .tflite files. The only file that knows `ai_edge_litert`."""
+
+import importlib.metadata
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+from ai_edge_litert.interpreter import Interpreter
+
+from tfdwd.errors import Error
+
+Source = str | os.PathLike[str] | bytes
+
+_BUILTIN_NAMES = {
+    code: name for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)
+}
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An input or output of a model: name in the signature, shape with the batch, dtype."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One operator of a .tflite file.
+
+    `name` is LiteRT's (``"CONV_2D"``), or the custom operator's own (``"FlexErf"``) if `custom`.
+    A missing optional input has the shape None.
+    """
+
+    name: str
+    custom: bool
+    inputs: tuple[tuple[int, ...] | None, ...]
+    outputs: tuple[tuple[int, ...] | None, ...]
+
+
+class Model:
+    """A .tflite model, ready to run on the CPU (XNNPACK where LiteRT uses it).
+
+    Args:
+      source: path of a .tflite file, or its content.
+      threads: at least 1.
+
+    Attributes:
+      inputs: the inputs in the order of the file.
+      outputs: the outputs in the order of the file.
+
+    Raises:
+      tfdwd.Error: no such file, no .tflite model, or one that this runtime cannot run.
+
+    Example:
+      >>> model = Model("resnet8.tflite")
+      >>> [scores] = model.run([np.zeros((1, 32, 32, 3))])
+    """
+
+    def __init__(self, source: Source, threads: int = 1) -> None:
+        content = _content(source)
+        try:
+            self._interpreter = Interpreter(model_content=content, num_threads=threads)
+            self._interpreter.allocate_tensors()
+        except (ValueError, RuntimeError) as error:
+            raise Error(
+                f"LiteRT {runtime_version()} cannot open {_name(source)}: {error}"
+            ) from error
+        names = _signature_names(schema.Model.GetRootAs(content, 0))
+        self._input_details = self._interpreter.get_input_details()
+        self._output_details = self._interpreter.get_output_details()
+        self.inputs = tuple(_tensor(details, names) for details in self._input_details)
+        self.outputs = tuple(_tensor(details, names) for details in self._output_details)
+
+    def load(self, inputs: Sequence[np.ndarray]) -> None:
+        """Sets the inputs for the next `invoke`.
+
+        Args:
+          inputs: one array for each of `Model.inputs`, of its shape; numbers are cast to its dtype.
+
+        Raises:
+          tfdwd.Error: another number of arrays, another shape, or fractions for whole numbers.
+        """
+        if len(inputs) != len(self.inputs):
+            raise Error(f"the model has {len(self.inputs)} inputs, got {len(inputs)} arrays")
+        for tensor, details, array in zip(self.inputs, self._input_details, inputs, strict=True):
+            if array.shape != tensor.shape:
+                raise Error(f"input {tensor.name!r}: expected {tensor.shape}, got {array.shape}")
+            if not np.can_cast(array.dtype, tensor.dtype, "same_kind"):
+                raise Error(f"input {tensor.name!r}: expected {tensor.dtype}, got {array.dtype}")
+            self._interpreter.set_tensor(details["index"], array.astype(tensor.dtype, copy=False))
+
+    def invoke(self) -> None:
+        """Runs the model on the inputs that `load` set: what a benchmark times."""
+        self._interpreter.invoke()
+
+    def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Runs the model.
+
+        Args:
+          inputs: as for `load`.
+
+        Returns:
+          One new array for each of `Model.outputs`.
+
+        Raises:
+          tfdwd.Error: as for `load`.
+        """
+        self.load(inputs)
+        self.invoke()
+        return [self._interpreter.get_tensor(details["index"]) for details in self._output_details]
+
+
+def operators(source: Source) -> list[Operator]:
+    """Lists the operators of a .tflite model as the file holds them, before any delegate.
+
+    Args:
+      source: path of a .tflite file, or its content.
+
+    Returns:
+      The operators of all its subgraphs, in order of execution.
+
+    Raises:
+      tfdwd.Error: no such file, or no .tflite model.
+
+    Example:
+      >>> sorted({operator.name for operator in operators("resnet8.tflite")})
+      ['ADD', 'AVERAGE_POOL_2D', 'CONV_2D', 'FULLY_CONNECTED', 'RESHAPE', 'SOFTMAX']
+    """
+    content = _content(source)
+    try:
+        model = schema.Model.GetRootAs(content, 0)
+        return [
+            _operator(model, graph, graph.Operators(index))
+            for graph in map(model.Subgraphs, range(model.SubgraphsLength()))
+            for index in range(graph.OperatorsLength())
+        ]
+    except Exception as error:  # The generated reader fails in any way where the offsets are wrong.
+        raise Error(f"{_name(source)} is a damaged .tflite model: {error}") from error
+
+
+def needed_runtime(source: Source) -> str:
+    """Tells the oldest TensorFlow Lite version that has every operator of a .tflite model.
+
+    Args:
+      source: path of a .tflite file, or its content.
+
+    Returns:
+      What the converter wrote down, such as ``"1.14.0"``; empty if it wrote nothing.
+
+    Raises:
+      tfdwd.Error: no such file, or no .tflite model.
+
+    Example:
+      >>> needed_runtime("resnet8.tflite")
+      '1.14.0'
+    """
+    model = schema.Model.GetRootAs(_content(source), 0)
+    for entry in map(model.Metadata, range(model.MetadataLength())):
+        if entry.Name() == b"min_runtime_version":
+            return bytes(model.Buffers(entry.Buffer()).DataAsNumpy()).rstrip(b"\0").decode()
+    return ""
+
+
+def runtime_version() -> str:
+    """Tells the version of the LiteRT that runs here, such as ``"2.3.0"``."""
+    return importlib.metadata.version("ai-edge-litert")
+
+
+def in_order(content: bytes, inputs: Sequence[str], outputs: Sequence[str]) -> bytes:
+    """Puts the inputs and outputs of a .tflite model in a given order.
+
+    The converter orders them as it likes; whoever runs the file by position, as most C++ and Java
+    code does, needs them in the order of the model that was converted.
+
+    Args:
+      content: a .tflite model of one signature.
+      inputs: the names of all its inputs, as in the signature, in the order wanted.
+      outputs: the same for its outputs.
+
+    Returns:
+      The model, changed in nothing but the two orders.
+
+    Example:
+      >>> content = in_order(content, ["image", "mask"], ["boxes", "scores"])
+    """
+    changed = bytearray(content)
+    model = schema.Model.GetRootAs(changed, 0)
+    signature = model.SignatureDefs(0)
+    graph = model.Subgraphs(signature.SubgraphIndex())
+    # These arrays are views of `changed`: the indices are rewritten where they lie.
+    index_of = dict(_entries(signature.Inputs, signature.InputsLength()))
+    graph.InputsAsNumpy()[:] = [index_of[name] for name in inputs]
+    index_of = dict(_entries(signature.Outputs, signature.OutputsLength()))
+    graph.OutputsAsNumpy()[:] = [index_of[name] for name in outputs]
+    return bytes(changed)
+
+
+def _content(source: Source) -> bytes:
+    """The bytes of a .tflite model, known by its file identifier."""
+    if isinstance(source, bytes):
+        content = source
+    else:
+        if not Path(source).is_file():
+            raise Error(f"no such file: {_name(source)}")
+        content = Path(source).read_bytes()
+    if content[4:8] != b"TFL3":
+        raise Error(f"{_name(source)} is no .tflite model; make one with tfdwd.export")
+    return content
+
+
+def _name(source: Source) -> str:
+    return "the content given" if isinstance(source, bytes) else os.fspath(source)
+
+
+def _entries(entry: Any, count: int) -> Iterator[tuple[str, int]]:
+    """The (name, tensor index) pairs of one side of a signature."""
+    for item in map(entry, range(count)):
+        yield item.Name().decode(), item.TensorIndex()
+
+
+def _signature_names(model: Any) -> dict[int, str]:
+    """The names that the first signature gives to tensors, by tensor index; empty without one."""
+    if not model.SignatureDefsLength():
+        return {}
+    signature = model.SignatureDefs(0)
+    sides = [
+        *_entries(signature.Inputs, signature.InputsLength()),
+        *_entries(signature.Outputs, signature.OutputsLength()),
+    ]
+    return {index: name for name, index in sides}
+
+
+def _tensor(details: dict[str, Any], names: dict[int, str]) -> Tensor:
+    name = names.get(details["index"], details["name"])
+    return Tensor(name, tuple(map(int, details["shape"])), np.dtype(details["dtype"]))
+
+
+def _operator(model: Any, graph: Any, operator: Any) -> Operator:
+    def shape(index: int) -> tuple[int, ...] | None:
+        if index < 0:
+            return None
+        tensor = graph.Tensors(index)
+        return tuple(tensor.Shape(axis) for axis in range(tensor.ShapeLength()))
+
+    code = model.OperatorCodes(operator.OpcodeIndex())
+    # Files older than 2.4 keep the code in a field of 8 bits.
+    builtin = max(code.BuiltinCode(), code.DeprecatedBuiltinCode())
+    custom = builtin == schema.BuiltinOperator.CUSTOM
+    return Operator(
+        name=code.CustomCode().decode() if custom else _BUILTIN_NAMES[builtin],
+        custom=custom,
+        inputs=tuple(shape(operator.Inputs(i)) for i in range(operator.InputsLength())),
+        outputs=tuple(shape(operator.Outputs(i)) for i in range(operator.OutputsLength())),
+    )

@@ -1,0 +1,147 @@
+"""What the console commands share: the way in and out, and reading models and arrays."""
+
+import faulthandler
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import numpy as np
+from absl import flags, logging
+
+from tfdwd.errors import Error
+
+if TYPE_CHECKING:
+    import keras
+
+
+def run(main: Callable[[], None], own_flags: flags.FlagValues, doc: str | None) -> NoReturn:
+    """Runs a command as a process: `status`, with TensorFlow's chatter kept off the terminal.
+
+    TensorFlow and LiteRT write to file descriptor 2 from C++, some of it whatever the settings.
+    Unless the user set TF_CPP_MIN_LOG_LEVEL, that goes nowhere; Python's own standard error stays.
+
+    Args:
+      main: does the work; its flags are parsed by then.
+      own_flags: the flags of the command.
+      doc: the help text above the flags.
+    """
+    if "TF_CPP_MIN_LOG_LEVEL" not in os.environ:
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+        sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    faulthandler.enable(sys.stderr)
+    sys.exit(status(main, own_flags, doc, sys.argv))
+
+
+def status(
+    main: Callable[[], None], own_flags: flags.FlagValues, doc: str | None, argv: list[str]
+) -> int:
+    """Parses the flags, runs a command and turns what the user can mend into one line.
+
+    Args:
+      main: does the work; its flags are parsed by then.
+      own_flags: the flags of the command.
+      doc: the help text above the flags.
+      argv: the command and its arguments.
+
+    Returns:
+      The exit status: 0, or 1 with one line on standard error.
+    """
+    command = Path(argv[0]).stem
+    try:
+        if {"--help", "-help", "-h", "--helpfull", "-helpfull"} & set(argv):
+            print(_help(own_flags, doc))
+            if any("helpfull" in argument for argument in argv):
+                print(flags.FLAGS.get_help())
+            return 0
+        # absl's own flags (--verbosity and so on) first; what is left must be the command's.
+        left = own_flags(flags.FLAGS(argv, known_only=True))
+        if len(left) > 1:
+            raise Error(f"expected flags only, got the argument {left[1]!r}; see --help")
+        if flags.FLAGS["verbosity"].using_default_value:
+            logging.set_verbosity(logging.INFO)
+        logging.use_absl_handler()
+        main()
+    except (Error, flags.Error, OSError) as error:
+        print(f"{command}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _help(own_flags: flags.FlagValues, doc: str | None) -> str:
+    lines = [(doc or "").strip(), "", "Flags:"]
+    for name in own_flags:
+        flag = own_flags[name]
+        default = flag.default_as_str
+        about = flag.help + (f" (default: {default})" if default is not None else "")
+        lines.append(f"  --{name}")
+        lines.append(flags.text_wrap(about, length=96, indent="      "))
+    return "\n".join([*lines, "", "--helpfull lists the flags of the logging, too."])
+
+
+def load_model(path: str) -> "keras.Model":
+    """Loads a Keras model, uncompiled.
+
+    Args:
+      path: a .keras or .h5 file.
+
+    Returns:
+      The model.
+
+    Raises:
+      tfdwd.Error: no such file, another kind of file, or a model that Keras cannot load.
+    """
+    if Path(path).is_dir():
+        raise Error(
+            f"{path} is a folder, not a .keras or .h5 file: SavedModel folders hold no layers; "
+            "save the model with model.save('model.keras')"
+        )
+    _check_file(path)
+    if Path(path).suffix not in (".keras", ".h5", ".hdf5"):
+        raise Error(f"expected a .keras or .h5 file, got {path}")
+    import keras
+
+    try:
+        return keras.models.load_model(path, compile=False)
+    except Exception as error:  # Keras raises whatever its readers of zip, HDF5 and JSON raise.
+        reason = str(error).strip().partition("\n")[0]
+        raise Error(f"{path} is no Keras model that can be loaded here: {reason}") from error
+
+
+def load_array(path: str, key: str | None, flag: str) -> np.ndarray:
+    """Loads an array.
+
+    Args:
+      path: a .npy file, or a .npz file.
+      key: which array of a .npz file; may be None where it holds only one.
+      flag: the flag that gives `key`, for the error.
+
+    Returns:
+      The array.
+
+    Raises:
+      tfdwd.Error: no such file, another kind of file, or no such array in it.
+    """
+    _check_file(path)
+    try:
+        content = np.load(path)
+    except (ValueError, OSError, EOFError) as error:
+        raise Error(f"{path} is no .npy or .npz file of plain arrays") from error
+    if isinstance(content, np.ndarray):
+        if key is not None:
+            raise Error(f"{path} holds one array without a name: leave --{flag} away")
+        return content
+    with content:
+        if key is None and len(content.files) == 1:
+            return content[content.files[0]]
+        if key not in content.files:
+            got = "no --" + flag if key is None else f"--{flag}={key}"
+            raise Error(f"{path} holds the arrays {', '.join(content.files)}; got {got}")
+        return content[key]
+
+
+def _check_file(path: str) -> None:
+    if not Path(path).is_file():
+        raise Error(f"no such file: {path}")
