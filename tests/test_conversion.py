@@ -98,6 +98,34 @@ def test_a_layer_that_gives_two_outputs_gives_two_names(tmp_path):
     assert [tensor.name for tensor in outputs] == ["shared", "shared_1"]
 
 
+def test_one_tensor_given_out_twice_has_two_names(tmp_path):
+    x = keras.Input((4,), name="same")
+    y = layers.Dense(2, name="y")(x)
+    export(keras.Model(x, [y, x, y]), tmp_path / "model.tflite", data=images(2, 4))
+    outputs = lite.Model(tmp_path / "model.tflite").outputs
+    assert [tensor.name for tensor in outputs] == ["y", "same", "y_1"]
+
+
+def test_names_that_are_no_identifiers_are_mended(tmp_path):
+    inputs = [
+        keras.Input((2,), name=name) for name in ("image-1", "image.1", "1st", "class", "self")
+    ]
+    model = keras.Model(inputs, layers.Concatenate(name="all-1")(inputs))
+    path = tmp_path / "model.tflite"
+    export(model, path, data=[images(2, 2) for _ in inputs])
+    names = [tensor.name for tensor in lite.Model(path).inputs]
+    assert names == ["image_1", "image_1_1", "input_1st", "input_class", "input_self"]
+    assert [tensor.name for tensor in lite.Model(path).outputs] == ["all-1"]
+
+
+def test_nested_outputs_go_by_the_names_of_their_layers(tmp_path):
+    x = keras.Input((4,))
+    first, second = layers.Dense(2, name="first")(x), layers.Dense(3, name="second")(x)
+    export(keras.Model(x, {"both": [first, second]}), tmp_path / "model.tflite")
+    outputs = lite.Model(tmp_path / "model.tflite").outputs
+    assert [(tensor.name, tensor.shape[1]) for tensor in outputs] == [("first", 2), ("second", 3)]
+
+
 def test_weights_are_constants_and_state_is_not_changed(tmp_path):
     model = keras.Sequential(
         [keras.Input((8,)), layers.Dense(16), layers.BatchNormalization(), layers.Dropout(0.5)]

@@ -57,6 +57,8 @@ def test_the_scripts_work_as_processes(folder, tmp_path, monkeypatch, pytestconf
     exported = process("export", model, *data, "--output=model.tflite", cwd=tmp_path)
     assert exported.returncode == 0, exported.stderr
     assert "against Keras on 40 images" in exported.stdout
+    [log] = exported.stderr.splitlines()  # One of ours, and none of TensorFlow's.
+    assert log.endswith(f"wrote model.tflite, {(tmp_path / 'model.tflite').stat().st_size} bytes")
     assert lite.Model(tmp_path / "model.tflite").outputs[0].name == "scores"
 
     evaluated = process(

@@ -1,6 +1,7 @@
 """Keras to .tflite, verified: the file that is written was run and compared with Keras."""
 
 import collections
+import keyword
 import os
 import re
 from collections.abc import Iterator
@@ -102,7 +103,8 @@ def export(model: "keras.Model", path: str | os.PathLike[str], *, data: Any = No
     """Writes a Keras model as a float32 .tflite file for a batch of 1, and checks it.
 
     The names of the signature and the order of the inputs and outputs are the Keras model's (the
-    keys where it takes or gives a dict). The file holds only built-in operators.
+    keys where it takes or gives a dict); only an input name that is no Python identifier changes,
+    ``"image-1"`` to ``"image_1"``. The file holds only built-in operators.
 
     Args:
       model: a Sequential or Functional Keras 3 model of fixed input sizes; not changed.
@@ -141,7 +143,7 @@ def export(model: "keras.Model", path: str | os.PathLike[str], *, data: Any = No
         images=images,
         outputs=outputs,
     )
-    logging.info("exported %s", report)
+    logging.info("wrote %s, %d bytes", path, len(content))
     return report
 
 
@@ -194,24 +196,34 @@ def _convert(model: "keras.Model") -> bytes:
 
 
 def _input_names(model: "keras.Model") -> list[str]:
-    return [tensor.name for tensor in model.inputs]
+    """The names of the inputs, as Python identifiers: TensorFlow makes arguments of them."""
+    names = []
+    for tensor in model.inputs:
+        name = re.sub(r"\W", "_", tensor.name)
+        fine = name.isidentifier() and not keyword.iskeyword(name) and name != "self"
+        names.append(name if fine else f"input_{name}")
+    return _unique(names)
 
 
 def _output_names(model: "keras.Model") -> list[str]:
-    """The keys of a dict of outputs, else the names of the layers that give them, made unique."""
+    """The keys of a flat dict of outputs, else the names of the layers that give them."""
     import keras
 
-    structure = model.outputs if isinstance(model, keras.Sequential) else model.output
-    if isinstance(structure, dict):
-        return sorted(structure)
     if isinstance(model, keras.Sequential):
         return [model.layers[-1].name]
+    if isinstance(model.output, dict) and len(model.output) == len(model.outputs):
+        return sorted(model.output)
+    return _unique(model.output_names)
+
+
+def _unique(names: list[str]) -> list[str]:
+    """Numbers the second and later of equal names."""
     seen: collections.Counter[str] = collections.Counter()
-    names = []
-    for name in model.output_names:
-        names.append(f"{name}_{seen[name]}" if seen[name] else name)
+    result = []
+    for name in names:
+        result.append(f"{name}_{seen[name]}" if seen[name] else name)
         seen[name] += 1
-    return names
+    return result
 
 
 def _conversion_message(model: "keras.Model", error: Exception) -> str:

@@ -1,8 +1,9 @@
 """LiteRT: opens, runs and reads .tflite files. The only file that knows `ai_edge_litert`."""
 
+import collections
 import importlib.metadata
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,11 +72,18 @@ class Model:
             raise Error(
                 f"LiteRT {runtime_version()} cannot open {_name(source)}: {error}"
             ) from error
-        names = _signature_names(schema.Model.GetRootAs(content, 0))
+        model = schema.Model.GetRootAs(content, 0)
+        signature = model.SignatureDefs(0) if model.SignatureDefsLength() else None
         self._input_details = self._interpreter.get_input_details()
         self._output_details = self._interpreter.get_output_details()
-        self.inputs = tuple(_tensor(details, names) for details in self._input_details)
-        self.outputs = tuple(_tensor(details, names) for details in self._output_details)
+        self.inputs = _tensors(
+            self._input_details,
+            _entries(signature.Inputs, signature.InputsLength()) if signature else (),
+        )
+        self.outputs = _tensors(
+            self._output_details,
+            _entries(signature.Outputs, signature.OutputsLength()) if signature else (),
+        )
 
     def load(self, inputs: Sequence[np.ndarray]) -> None:
         """Sets the inputs for the next `invoke`.
@@ -130,7 +138,7 @@ def operators(source: Source) -> list[Operator]:
 
     Example:
       >>> sorted({operator.name for operator in operators("resnet8.tflite")})
-      ['ADD', 'AVERAGE_POOL_2D', 'CONV_2D', 'FULLY_CONNECTED', 'RESHAPE', 'SOFTMAX']
+      ['ADD', 'AVERAGE_POOL_2D', 'CONV_2D', 'FULLY_CONNECTED', 'SOFTMAX']
     """
     content = _content(source)
     try:
@@ -151,14 +159,14 @@ def needed_runtime(source: Source) -> str:
       source: path of a .tflite file, or its content.
 
     Returns:
-      What the converter wrote down, such as ``"1.14.0"``; empty if it wrote nothing.
+      What the converter wrote down, such as ``"1.5.0"``; empty if it wrote nothing.
 
     Raises:
       tfdwd.Error: no such file, or no .tflite model.
 
     Example:
       >>> needed_runtime("resnet8.tflite")
-      '1.14.0'
+      '1.5.0'
     """
     model = schema.Model.GetRootAs(_content(source), 0)
     for entry in map(model.Metadata, range(model.MetadataLength())):
@@ -224,21 +232,22 @@ def _entries(entry: Any, count: int) -> Iterator[tuple[str, int]]:
         yield item.Name().decode(), item.TensorIndex()
 
 
-def _signature_names(model: Any) -> dict[int, str]:
-    """The names that the first signature gives to tensors, by tensor index; empty without one."""
-    if not model.SignatureDefsLength():
-        return {}
-    signature = model.SignatureDefs(0)
-    sides = [
-        *_entries(signature.Inputs, signature.InputsLength()),
-        *_entries(signature.Outputs, signature.OutputsLength()),
-    ]
-    return {index: name for name, index in sides}
-
-
-def _tensor(details: dict[str, Any], names: dict[int, str]) -> Tensor:
-    name = names.get(details["index"], details["name"])
-    return Tensor(name, tuple(map(int, details["shape"])), np.dtype(details["dtype"]))
+def _tensors(
+    details: Sequence[dict[str, Any]], entries: Iterable[tuple[str, int]]
+) -> tuple[Tensor, ...]:
+    """One side of a model, with the names of its signature where it has one."""
+    names = collections.defaultdict(list)
+    for name, index in entries:
+        names[index].append(name)
+    return tuple(
+        Tensor(
+            # A tensor that is given out twice has two names.
+            names[item["index"]].pop(0) if names[item["index"]] else item["name"],
+            tuple(map(int, item["shape"])),
+            np.dtype(item["dtype"]),
+        )
+        for item in details
+    )
 
 
 def _operator(model: Any, graph: Any, operator: Any) -> Operator:

@@ -146,7 +146,8 @@ def save_model(model: "keras.Model", path: str | os.PathLike[str]) -> None:
 
     Example:
       >>> import keras
-      >>> save_model(keras.Sequential([keras.Input((4,))]), "/tmp/empty.keras")
+      >>> model = keras.Sequential([keras.Input((4,)), keras.layers.ReLU()])
+      >>> save_model(model, "/tmp/model.keras")
     """
     path = Path(path)
     if path.suffix != ".keras":

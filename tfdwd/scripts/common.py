@@ -4,6 +4,7 @@ import faulthandler
 import os
 import sys
 from collections.abc import Callable
+from logging import WARNING, LogRecord
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -20,7 +21,8 @@ def run(main: Callable[[], None], own_flags: flags.FlagValues, doc: str | None) 
     """Runs a command as a process: `status`, with TensorFlow's chatter kept off the terminal.
 
     TensorFlow and LiteRT write to file descriptor 2 from C++, some of it whatever the settings.
-    Unless the user set TF_CPP_MIN_LOG_LEVEL, that goes nowhere; Python's own standard error stays.
+    Unless the user set TF_CPP_MIN_LOG_LEVEL, that goes nowhere; Python's own standard error stays,
+    with tfdwd's log and the warnings of the others.
 
     Args:
       main: does the work; its flags are parsed by then.
@@ -30,6 +32,8 @@ def run(main: Callable[[], None], own_flags: flags.FlagValues, doc: str | None) 
     if "TF_CPP_MIN_LOG_LEVEL" not in os.environ:
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
         sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
+        logging.get_absl_handler().python_handler.setStream(sys.stderr)
+        logging.get_absl_handler().addFilter(_is_ours_or_serious)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     faulthandler.enable(sys.stderr)
     sys.exit(status(main, own_flags, doc, sys.argv))
@@ -70,12 +74,18 @@ def status(
     return 0
 
 
+def _is_ours_or_serious(record: LogRecord) -> bool:
+    package = Path(__file__).parent.parent
+    return record.levelno >= WARNING or Path(record.pathname).is_relative_to(package)
+
+
 def _help(own_flags: flags.FlagValues, doc: str | None) -> str:
     lines = [(doc or "").strip(), "", "Flags:"]
     for name in own_flags:
         flag = own_flags[name]
-        default = flag.default_as_str
-        about = flag.help + (f" (default: {default})" if default is not None else "")
+        about = flag.help
+        if flag.default is not None:
+            about += f" (default: {flag.default})"
         lines.append(f"  --{name}")
         lines.append(flags.text_wrap(about, length=96, indent="      "))
     return "\n".join([*lines, "", "--helpfull lists the flags of the logging, too."])
