@@ -173,6 +173,15 @@ class NeedsCustomOperator(layers.Layer):
         return tf.raw_ops.Betainc(a=x * x + 1.0, b=x * x + 1.0, x=tf.sigmoid(x))
 
 
+def test_other_failures_of_the_converter_say_their_first_line(classifier):
+    message = conversion._conversion_message(classifier, RuntimeError("the cause\nand a page more"))
+    assert message == "model 'classifier' cannot be converted: the cause"
+
+
+def test_an_operator_outside_of_any_layer_goes_by_its_scope(classifier):
+    assert conversion._layer_name(classifier, "a/b_1/Erf@__inference_1") == "a/b_1/Erf"
+
+
 @pytest.mark.parametrize("nested", [False, True])
 def test_an_operator_that_litert_lacks_is_named_with_its_layer(tmp_path, nothing_left_in, nested):
     nothing_left_in(tmp_path)

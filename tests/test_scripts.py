@@ -173,6 +173,17 @@ def test_labels_may_come_from_another_file(folder, capsys):
     assert capsys.readouterr().out.startswith("top-1 0.7500")
 
 
+def test_models_are_named_by_their_files_unless_told(folder, tmp_path, capsys):
+    assert call("export", f"--model={folder}/model.keras", f"--output={tmp_path}/small.tflite") == 0
+    capsys.readouterr()
+    models = [f"--model=first={folder}/model.keras", f"--model={tmp_path}/small.tflite"]
+    assert call("benchmark", *models, "--rounds=2", f"--json={tmp_path}/times.json") == 0
+    table = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in table[2:4]] == ["first", "small"]
+    timings = json.loads((tmp_path / "times.json").read_text())["timings"]
+    assert [timing["name"] for timing in timings] == ["first", "small"]
+
+
 def test_a_mistake_in_the_program_is_not_hidden():
     def broken():
         raise ZeroDivisionError
