@@ -23,9 +23,9 @@ def batches(
 ) -> Iterator[tuple[list[np.ndarray], np.ndarray | None]]:
     """Streams data as checked batches of one size, whatever form it came in.
 
-    Nothing is held but the batch given out and the batches of the user's that it is cut from. Arrays
-    keep their own dtype (uint8 images stay uint8): the model casts them when it takes them. Do not
-    write to them: they may be views of the data.
+    Nothing is held but the batch given out and the user's batches that it is cut from. Arrays keep
+    their own dtype (uint8 images stay uint8): the model casts them when it takes them. Do not write
+    to them: they may be views of the data.
 
     Args:
       data: one of
