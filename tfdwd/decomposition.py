@@ -1,0 +1,541 @@
+"""The story: plan -> moments -> factorise -> rebuild -> report."""
+
+import dataclasses
+import fnmatch
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, overload
+
+import keras
+import numpy as np
+from absl import logging
+
+from tfdwd import bridge, costs, factorize, graph, moments, rebuild, reporting
+from tfdwd.batches import batches
+from tfdwd.errors import Error
+
+METHODS = ("svd", "gsvd", "sequential", "joint", "channel")
+STACKS = ("separable", "bottleneck", "auto")
+# How often a layer before a ReLU is fitted again. On the ResNet-8 at rank 1 once brings 9 points
+# of top-1, twice nearly 10, and more nothing (benchmarks/rectify.py).
+RECTIFICATIONS = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerReport:
+    """What became of one convolution.
+
+    Attributes:
+      name: the layer's name, with the names of the nested models around it: "backbone/conv1".
+      replaced: whether a stack took its place.
+      reason: why it was kept; empty if it was replaced.
+      stack: "separable", "bottleneck", "channel", or empty if kept.
+      rank: of a separable stack; 0 otherwise.
+      width: of a bottleneck, or filters of a channel decomposition; 0 otherwise.
+      macs_before, macs_after: of one image, all calls of a shared layer together.
+      parameters_before, parameters_after: kernels and biases.
+      error: part of the response's variance on the calibration data that the stack misses, 0..1
+        (more for a stack that is worse than a constant); None without data.
+      irreducible: the part that no kernel at all could mend, given what the layers before it
+        lost; None without data.
+    """
+
+    name: str
+    replaced: bool
+    reason: str
+    stack: str
+    rank: int
+    width: int
+    macs_before: int
+    macs_after: int
+    parameters_before: int
+    parameters_after: int
+    error: float | None = None
+    irreducible: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.replaced == bool(self.reason) or self.replaced != bool(self.stack):
+            raise Error(f"layer {self.name!r}: a replaced layer has a stack, a kept one a reason")
+        if not self.replaced and self.macs_after != self.macs_before:
+            raise Error(f"layer {self.name!r}: kept, yet its MACs differ")
+
+
+@dataclasses.dataclass(frozen=True)
+class DecompositionReport:
+    """What became of a model.
+
+    Attributes:
+      method: the method that was used.
+      layers: one record per convolution, from the inputs to the outputs.
+      macs_before, macs_after: of one image; 0 where the model leaves the image's size open.
+      parameters_before, parameters_after: of the whole models.
+    """
+
+    method: str
+    layers: tuple[LayerReport, ...]
+    macs_before: int
+    macs_after: int
+    parameters_before: int
+    parameters_after: int
+
+    def __str__(self) -> str:
+        rows = [
+            (
+                layer.name,
+                f"{layer.stack} {layer.rank or layer.width}" if layer.replaced else "kept",
+                f"{layer.macs_before:,}",
+                f"{layer.macs_after:,}",
+                "" if layer.error is None else f"{layer.error:.4f}",
+                "" if layer.irreducible is None else f"{layer.irreducible:.4f}",
+                layer.reason,
+            )
+            for layer in self.layers
+        ]
+        headers = ["layer", "stack", "MACs", "after", "error", "irreducible", "why kept"]
+        return (
+            f"{reporting.table(headers, rows)}\n"
+            f"method {self.method}; MACs {self.macs_before:,} -> {self.macs_after:,}, "
+            f"parameters {self.parameters_before:,} -> {self.parameters_after:,}"
+        )
+
+    def to_json(self) -> str:
+        """The report as JSON; `from_json` reads it back."""
+        return reporting.to_json(self)
+
+    @classmethod
+    def from_json(cls, text: str) -> "DecompositionReport":
+        """Reads what `to_json` wrote."""
+        return reporting.from_json(cls, text)
+
+
+@overload
+def decompose(
+    model: keras.Model, data: Any = None, *, return_report: Literal[False] = False, **options: Any
+) -> keras.Model: ...
+@overload
+def decompose(
+    model: keras.Model, data: Any = None, *, return_report: Literal[True], **options: Any
+) -> tuple[keras.Model, DecompositionReport]: ...
+def decompose(
+    model: keras.Model,
+    data: Any = None,
+    *,
+    rank: int | Mapping[str, int] = 1,
+    stack: str = "separable",
+    include: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] | None = None,
+    method: str | None = None,
+    across_layers: bool = True,
+    recalibrate: bool = True,
+    on_unsupported: str = "skip",
+    return_report: bool = False,
+    seed: int = 0,
+) -> keras.Model | tuple[keras.Model, DecompositionReport]:
+    """Expands a trained network's regular convolutions into depthwise + pointwise stacks.
+
+    Args:
+      model: a Functional or Sequential Keras 3 model (or a tf_keras one); stays as it is.
+      data: calibration images, unlabelled (labels are ignored): an array (images, ...), a
+        tf.data.Dataset or an iterable of batches. 1,000 images are plenty. Without data each
+        kernel is approximated for itself (method "svd"), which loses far more.
+      rank: depthwise filters per channel: 1 is cheapest. One for all layers, or
+        {layer name: rank}, which replaces these layers alone, even where that saves nothing.
+      stack: "separable" (depthwise, pointwise; the paper's), "bottleneck" (pointwise, depthwise,
+        pointwise) at no more MACs than the separable one of that rank, or "auto": for each layer
+        whichever of the two errs less.
+      include, exclude: names or shell patterns of layers; a layer in a nested model answers to
+        its name and to "model/name".
+      method: "svd", "gsvd", "sequential", "joint" (default with data) or "channel" (the baseline
+        of Zhang et al. 2015, at no more MACs than the separable stack).
+      across_layers: fit each layer to what the replaced layers before it really deliver.
+      recalibrate: match each response's mean (and, where that lowers the error, its variance).
+      on_unsupported: "skip" keeps a layer that ``include`` or ``rank`` names and that cannot be
+        replaced, with a reason; "error" raises.
+      return_report: also return a report with one record per convolution.
+      seed: of the positions at which responses are sampled.
+
+    Returns:
+      The student: a Functional model of plain Keras layers that loads without tfdwd, with the
+      inputs, outputs, layer names and dtype policies of ``model``; and the report if asked for.
+
+    Raises:
+      tfdwd.Error: an option, the model or the data is not as described.
+
+    Example:
+      >>> model = keras.Sequential([keras.Input((8, 8, 16)), keras.layers.Conv2D(32, 3)])
+      >>> student = decompose(model, np.random.default_rng(0).normal(size=(32, 8, 8, 16)))
+      >>> [type(layer).__name__ for layer in student.layers][1:]
+      ['DepthwiseConv2D', 'Conv2D']
+
+    Source: He et al., arXiv 1910.09455; "joint" and the bottleneck stack are this project's.
+    """
+    method = method or ("svd" if data is None else "joint")
+    _check_options(method, stack, on_unsupported, data)
+    model = bridge.to_keras3(model)
+    traced = graph.trace(model)
+    wishes = _choose(_find_convolutions(traced), rank, include, exclude, on_unsupported)
+    plan = [(conv, _decide(conv, wish, stack, method)) for conv, wish in wishes]
+    layers = [conv.layer for conv, decision in plan if decision.options]
+    solver = _Solver({id(c.layer): d.options for c, d in plan}, method, recalibrate)
+    if data is None:
+        expansions = {
+            id(layer): rebuild.expand(layer, *solver.without_data(layer)) for layer in layers
+        }
+    else:
+        inputs = (arrays for arrays, _ in batches(data, model))
+        expansions = moments.sweep(
+            traced, inputs, layers, solver, across_layers=across_layers, seed=seed
+        )
+    student = rebuild.rebuild(model, expansions)
+    report = _report(model, student, method, plan, solver, expansions)
+    for record in report.layers:
+        logging.info("%s", record)
+    return (student, report) if return_report else student
+
+
+def _check_options(method: str, stack: str, on_unsupported: str, data: Any) -> None:
+    for option, value, known in (
+        ("method", method, METHODS),
+        ("stack", stack, STACKS),
+        ("on_unsupported", on_unsupported, ("skip", "error")),
+    ):
+        if value not in known:
+            raise Error(f"{option}: expected one of {', '.join(known)}, got {value!r}")
+    if data is None and method != "svd":
+        raise Error(f"method {method!r}: expected calibration data, got none; pass data=images")
+    if stack != "separable" and method not in ("svd", "joint"):
+        raise Error(f"stack={stack!r}: expected method 'joint' or 'svd', got {method!r}")
+
+
+# ---------------------------------------------------------------------- plan
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Conv:
+    """A layer that convolves, with the sizes at which it is called.
+
+    Attributes:
+      layer: the layer.
+      path: "model around it/its name".
+      inputs, outputs: positions that it reads and writes for one image, all calls together.
+    """
+
+    layer: keras.layers.Layer
+    path: str
+    inputs: int
+    outputs: int
+
+    @property
+    def parameters(self) -> int:
+        return sum(int(np.prod(weight.shape)) for weight in self.layer.weights)
+
+    @property
+    def macs(self) -> int:
+        return costs.layer_macs(self.layer, self.inputs, self.outputs) or 0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Option:
+    """One stack that could take a convolution's place; ``size`` is its rank, width or filters."""
+
+    stack: str
+    size: int
+    macs: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Decision:
+    """Either the stacks of which the better one is taken, or why the convolution is kept."""
+
+    options: tuple[_Option, ...] = ()
+    reason: str = ""
+
+
+def _find_convolutions(traced: graph.Graph) -> list[_Conv]:
+    found: dict[int, _Conv] = {}
+    for call in traced.calls:
+        if not costs.is_convolution(call.operation):
+            continue
+        inputs, outputs = (
+            costs.positions(traced.specs[n].shape, call.operation)
+            for n in (call.inputs[0], call.outputs[0])
+        )
+        if inputs is None or outputs is None:  # sizes left open: per output position
+            strides = getattr(call.operation, "strides", (1, 1))
+            inputs, outputs = int(np.prod(strides)), 1
+        known = found.get(id(call.operation), _Conv(call.operation, call.path, 0, 0))
+        found[id(call.operation)] = dataclasses.replace(
+            known, inputs=known.inputs + inputs, outputs=known.outputs + outputs
+        )
+    return list(found.values())
+
+
+def _why_not(layer: Any) -> str:
+    """Why a convolution cannot be replaced at all; empty if it can."""
+    kinds = {kind.__name__ for kind in type(layer).__mro__}
+    for kind, reason in (
+        ("BaseDepthwiseConv", "already depthwise"),
+        ("BaseSeparableConv", "already separable"),
+        ("BaseConvTranspose", "a transposed convolution"),
+    ):
+        if kind in kinds:
+            return reason
+    if type(layer) is not keras.layers.Conv2D:
+        return f"a {type(layer).__name__}, not a plain Conv2D"
+    if layer.data_format != "channels_last":
+        return "channels first, which LiteRT does not run"
+    if layer.groups > 1:
+        return f"grouped ({layer.groups} groups)"
+    if tuple(layer.kernel_size) == (1, 1):
+        return "1x1 already"
+    return ""
+
+
+def _choose(
+    convs: Sequence[_Conv],
+    rank: int | Mapping[str, int],
+    include: str | Sequence[str] | None,
+    exclude: str | Sequence[str] | None,
+    on_unsupported: str,
+) -> list[tuple[_Conv, "_Wish"]]:
+    """What the caller wants of each convolution."""
+    included, excluded = _matches(convs, "include", include), _matches(convs, "exclude", exclude)
+    ranks = {None: rank} if isinstance(rank, int) else dict(rank)
+    named = {} if isinstance(rank, int) else {
+        name: _matches(convs, "rank", name) for name in rank
+    }  # fmt: skip
+    for name, value in ranks.items():
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+            of = "" if name is None else f" of {name!r}"
+            raise Error(f"rank{of}: expected a whole number from 1, got {value!r}")
+    wishes = []
+    for conv in convs:
+        given = [int(ranks[name]) for name, paths in named.items() if conv.path in paths]
+        asked = bool(given) or (include is not None and conv.path in included)
+        reason = _why_not(conv.layer)
+        if reason and asked and on_unsupported == "error":
+            raise Error(
+                f"layer {conv.path!r}: expected a regular convolution, but it is {reason}; leave it "
+                "out or pass on_unsupported='skip'"
+            )
+        if not reason and conv.path in excluded:
+            reason = "excluded"
+        if not reason and include is not None and conv.path not in included:
+            reason = "not included"
+        if not reason and not isinstance(rank, int) and not given:
+            reason = "no rank given for it"
+        size = given[0] if given else (rank if isinstance(rank, int) else 0)
+        wishes.append((conv, _Wish(size, bool(given), reason)))
+    return wishes
+
+
+@dataclasses.dataclass(frozen=True)
+class _Wish:
+    """The rank for a convolution, whether it was given by name, or why it stays."""
+
+    rank: int
+    by_name: bool
+    reason: str
+
+
+def _matches(convs: Sequence[_Conv], option: str, patterns: Any) -> set[str]:
+    """Paths of the convolutions that match any of the patterns; each pattern must match one."""
+    matched = set()
+    for pattern in [patterns] if isinstance(patterns, str) else patterns or ():
+        hits = {
+            conv.path
+            for conv in convs
+            if fnmatch.fnmatchcase(conv.layer.name, pattern)
+            or fnmatch.fnmatchcase(conv.path, pattern)
+        }
+        if not hits:
+            names = ", ".join(conv.path for conv in convs) or "none"
+            raise Error(
+                f"{option}: expected names or patterns of convolutions, but {pattern!r} matches "
+                f"none; the model's convolutions are: {names}"
+            )
+        matched |= hits
+    return matched
+
+
+def _decide(conv: _Conv, wish: _Wish, stack: str, method: str) -> _Decision:
+    if wish.reason:
+        return _Decision(reason=wish.reason)
+    height, width, c, n = conv.layer.kernel.shape
+    q, rank = height * width, wish.rank
+    if wish.by_name and rank > min(q, n):
+        raise Error(
+            f"rank of {conv.path!r}: expected 1..{min(q, n)} for its {height}x{width} taps and {n} "
+            f"outputs, got {rank}"
+        )
+    budget = costs.separable_macs(c, q, n, rank, conv.outputs)
+    bottleneck = costs.bottleneck_macs(c, q, n, 1, conv.outputs, conv.inputs)
+    channel = costs.channel_macs(c, q, n, 1, conv.outputs)
+    options = []
+    if method == "channel":
+        options = [_Option("channel", size := min(n, max(1, budget // channel)), size * channel)]
+    else:
+        if stack != "bottleneck" and rank <= min(q, n):
+            options.append(_Option("separable", rank, budget))
+        if stack != "separable" and budget >= bottleneck:
+            options.append(
+                _Option("bottleneck", size := budget // bottleneck, size * bottleneck)
+            )
+    cheaper = tuple(option for option in options if option.macs < conv.macs)
+    if cheaper:
+        return _Decision(cheaper)
+    if wish.by_name and options:
+        logging.warning("layer %r: rank %d saves nothing", conv.path, rank)
+        return _Decision(tuple(options))
+    return _Decision(
+        reason=f"would not get cheaper: {conv.macs:,} MACs, {budget:,} at rank {rank}"
+    )
+
+
+# ---------------------------------------------------------------------- solve
+
+
+class _Solver:
+    """Finds stacks; keeps for each convolution what it chose and how well that does."""
+
+    def __init__(
+        self, options: Mapping[int, tuple[_Option, ...]], method: str, recalibrate: bool
+    ):
+        self._options = options
+        self._method = method
+        self._recalibrate = recalibrate
+        self.chosen: dict[int, _Option] = {}
+        self.errors: dict[int, tuple[float, float]] = {}  # of the stack; of the best kernel
+
+    def without_data(
+        self, conv: keras.layers.Conv2D
+    ) -> tuple[factorize.Stack, np.ndarray | None]:
+        """Approximates the kernel itself."""
+        kernel = rebuild.kernel_of(conv)
+        flat = kernel.reshape(-1, kernel.shape[2])
+        return self._best(conv, factorize.Target(np.eye(len(flat)), kernel, flat)), _bias_of(conv)
+
+    def __call__(
+        self, conv: keras.layers.Conv2D, collected: moments.Collected
+    ) -> tuple[factorize.Stack, np.ndarray | None]:
+        """Fits the responses; then, where a ReLU follows, again with the freedom it leaves."""
+        kernel, plain = rebuild.kernel_of(conv), collected.moments
+        inputs = factorize.gram(plain.xx)
+        target = factorize.target(inputs, plain.xy, kernel)
+        best = target.kernel.reshape(plain.xy.shape)
+        irreducible = _missed(best, np.sum(best * (target.product - inputs.ridge * best)), plain)
+        if self._method == "svd":
+            stack, bias = self.without_data(conv)
+            if self._recalibrate:
+                stack, bias = _recalibrated(stack, plain, inputs.matrix)
+        else:
+            stack, bias = self._fit(conv, target, plain, inputs)
+            for _ in range(RECTIFICATIONS * collected.can_rectify):
+                wanted = collected.rectified(stack, bias)
+                target = factorize.target(inputs, wanted.xy, kernel)
+                stack, bias = self._fit(conv, target, wanted, inputs)
+        variance = float(factorize.variances(stack, inputs.matrix).sum())
+        error = _missed(stack.kernel().reshape(best.shape), variance, plain)
+        self.errors[id(conv)] = error, irreducible
+        return stack, bias
+
+    def _fit(
+        self,
+        conv: keras.layers.Conv2D,
+        target: factorize.Target,
+        wanted: moments.Moments,
+        inputs: factorize.Gram,
+    ) -> tuple[factorize.Stack, np.ndarray | None]:
+        stack = self._best(conv, target)
+        if not self._recalibrate:
+            return stack, _bias_of(conv)
+        return _recalibrated(stack, wanted, inputs.matrix)
+
+    def _best(self, conv: keras.layers.Conv2D, target: factorize.Target) -> factorize.Stack:
+        """The stack of least error among the options; the first time it decides for good."""
+        known = self.chosen.get(id(conv))
+        answers = [
+            (self._factorize(option, target), option)
+            for option in ([known] if known else self._options[id(conv)])
+        ]
+        if len(answers) == 1:
+            stack, option = answers[0]
+        else:
+            stack, option = min(answers, key=lambda answer: target.error(answer[0].kernel()))
+        self.chosen[id(conv)] = option
+        return stack
+
+    def _factorize(self, option: _Option, target: factorize.Target) -> factorize.Stack:
+        if option.stack == "bottleneck":
+            return factorize.bottleneck(target, option.size)
+        if option.stack == "channel":
+            return factorize.channel(target, option.size)
+        solve = {
+            "svd": factorize.gsvd,  # the metric is the identity then
+            "gsvd": factorize.gsvd,
+            "sequential": factorize.sequential,
+            "joint": factorize.joint,
+        }
+        return solve[self._method](target, option.size)
+
+
+def _bias_of(conv: keras.layers.Conv2D) -> np.ndarray | None:
+    return None if conv.bias is None else keras.ops.convert_to_numpy(conv.bias)
+
+
+def _missed(kernel: np.ndarray, variance: float, moments: moments.Moments) -> float:
+    """Part of the response's variance that a kernel (c * q, n) misses; its own is ``variance``."""
+    total = float(np.trace(moments.yy)) or 1.0
+    return float(total - 2 * np.vdot(kernel, moments.xy) + variance) / total
+
+
+def _recalibrated(
+    stack: factorize.Stack, wanted: moments.Moments, matrix: np.ndarray
+) -> tuple[factorize.Stack, np.ndarray]:
+    """The stack with each output's gain and bias fitted to the wanted responses.
+
+    This is the re-estimation of the batch norm behind the layer, folded into the stack; the gain
+    is the one of least error, so it is 1 where the last factor came from least squares.
+    """
+    kernel = stack.kernel().reshape(wanted.xy.shape)
+    variances = factorize.variances(stack, matrix)
+    gain = np.sum(kernel * wanted.xy, axis=0) / np.where(variances > 0, variances, 1)
+    gain = np.where(gain > 0, gain, 1)
+    return stack.scaled(gain), wanted.mean_y - gain * (wanted.mean_x @ kernel)
+
+
+# ---------------------------------------------------------------------- report
+
+
+def _report(
+    model: keras.Model,
+    student: keras.Model,
+    method: str,
+    plan: Sequence[tuple[_Conv, _Decision]],
+    solver: _Solver,
+    expansions: Mapping[int, rebuild.Expansion],
+) -> DecompositionReport:
+    layers = []
+    for conv, decision in plan:
+        key = id(conv.layer)
+        if key not in expansions:
+            layers.append(
+                LayerReport(
+                    conv.path, False, decision.reason, "", 0, 0,
+                    conv.macs, conv.macs, conv.parameters, conv.parameters,
+                )  # fmt: skip
+            )
+            continue
+        option = solver.chosen[key]
+        parameters = sum(layer.count_params() for layer in expansions[key].layers)
+        size = (option.size, 0) if option.stack == "separable" else (0, option.size)
+        layers.append(
+            LayerReport(
+                conv.path, True, "", option.stack, *size,
+                conv.macs, option.macs, conv.parameters, parameters,
+                *solver.errors.get(key, (None, None)),
+            )  # fmt: skip
+        )
+    before, after = costs.count(model), costs.count(student)
+    return DecompositionReport(
+        method, tuple(layers), before.macs, after.macs, before.parameters, after.parameters
+    )

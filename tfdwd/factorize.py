@@ -1,0 +1,595 @@
+"""Solvers: from the second moments of a convolution to the factors of its stack.
+
+Names and shapes. A convolution reads c channels through q = kh * kw taps and writes n channels;
+its kernel is an array (c, q, n) here, "channel-major" where it is flattened to (c * q, n). With
+x the (c * q,) inputs under one output position, y the (n,) response wanted there, and both
+centred, the error of a kernel E is
+
+    E|y - x E|^2 = E|y - x M|^2 + |A^(1/2) (M - E)|^2,     A = E[x x^T],   M = A^-1 E[x^T y]
+
+The first term is what no kernel can mend. Everything here minimises the second, so every method
+is one pure function of a `Target` (A, M) and a rank. NumPy and SciPy alone.
+
+Source: He et al. 2019, "Depth-wise Decomposition for Accelerating Separable Convolutions in
+Efficient Convolutional Neural Networks", arXiv 1910.09455, section 3, for `svd`, `gsvd` and
+`sequential`; Zhang et al. 2015, arXiv 1505.06798, section 3.1, for `channel`. `joint` and
+`bottleneck` are this project's.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import scipy.linalg
+
+from tfdwd.errors import Error
+
+# The depthwise step of `joint` and the first step of `bottleneck` have c * q * m and c * r
+# unknowns; at c = 512 their normal matrices take up to 1.5 and 140 GB. Conjugate gradients never
+# form them, and from the last round's answer this many steps end where an exact solve ends.
+_CG_STEPS = 12
+_JITTER = 1e-10  # relative to a diagonal of ones
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Target:
+    """What a stack shall imitate: the kernel M, and the metric A in which its error counts.
+
+    Attributes:
+      gram: A, (c * q, c * q) float64, symmetric and positive definite.
+      kernel: M, (c, q, n) float64.
+      product: A M, (c * q, n) float64.
+    """
+
+    gram: np.ndarray
+    kernel: np.ndarray
+    product: np.ndarray
+
+    def error(self, kernel: np.ndarray) -> float:
+        """|A^(1/2) (M - E)|^2 of a kernel E, (c, q, n), in units of the response's variance."""
+        gap = (self.kernel - kernel).reshape(self.product.shape)
+        return float(np.vdot(gap, self.gram @ gap))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Separable:
+    """Depthwise (c, q, m) then pointwise (c, m, n); rank m."""
+
+    depthwise: np.ndarray
+    pointwise: np.ndarray
+
+    def kernel(self) -> np.ndarray:
+        """The regular kernel that the stack equals, (c, q, n)."""
+        return self.depthwise @ self.pointwise
+
+    def scaled(self, gain: np.ndarray) -> "Separable":
+        """The stack with its outputs multiplied by ``gain``, (n,)."""
+        return dataclasses.replace(self, pointwise=self.pointwise * gain)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Bottleneck:
+    """Pointwise (c, r), depthwise (q, r), pointwise (r, n); width r."""
+
+    reduce: np.ndarray
+    depthwise: np.ndarray
+    expand: np.ndarray
+
+    def kernel(self) -> np.ndarray:
+        """The regular kernel that the stack equals, (c, q, n)."""
+        return _columns(self.reduce, self.depthwise) @ self.expand
+
+    def scaled(self, gain: np.ndarray) -> "Bottleneck":
+        """The stack with its outputs multiplied by ``gain``, (n,)."""
+        return dataclasses.replace(self, expand=self.expand * gain)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Channel:
+    """A regular convolution to d channels, (c, q, d), then pointwise (d, n)."""
+
+    filters: np.ndarray
+    expand: np.ndarray
+
+    def kernel(self) -> np.ndarray:
+        """The regular kernel that the stack equals, (c, q, n)."""
+        return self.filters @ self.expand
+
+    def scaled(self, gain: np.ndarray) -> "Channel":
+        """The stack with its outputs multiplied by ``gain``, (n,)."""
+        return dataclasses.replace(self, expand=self.expand * gain)
+
+
+Stack = Separable | Bottleneck | Channel
+
+
+def variances(stack: Stack, xx: np.ndarray) -> np.ndarray:
+    """Variances (n,) of a stack's outputs for inputs of covariance xx, (c * q, c * q).
+
+    The first factors are contracted with xx before the last one joins: with the dense kernel it
+    would cost as much as a Cholesky factorisation of xx.
+    """
+    if isinstance(stack, Separable):
+        c, _, m = stack.depthwise.shape
+        filtered = _between_columns(xx, stack.depthwise)
+        expand = stack.pointwise.reshape(c * m, -1)
+    else:
+        bottleneck = isinstance(stack, Bottleneck)
+        first = _columns(stack.reduce, stack.depthwise) if bottleneck else stack.filters
+        columns = first.reshape(len(xx), -1)
+        filtered, expand = columns.T @ (xx @ columns), stack.expand
+    return np.sum(expand * (filtered @ expand), axis=0)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Gram:
+    """The inputs' second moments, factored once for any number of targets.
+
+    Attributes:
+      matrix: A, (c * q, c * q) float64: the covariance plus ``ridge`` on the diagonal.
+      lower: its Cholesky factor; what is above the diagonal is not to be read.
+      ridge: what was added.
+    """
+
+    matrix: np.ndarray
+    lower: np.ndarray
+    ridge: float
+
+
+def gram(xx: np.ndarray, ridge: float = 1e-4) -> Gram:
+    """Factors the covariance of the inputs.
+
+    Args:
+      xx: (c * q, c * q), symmetric; may be singular.
+      ridge: added to the diagonal, relative to the diagonal's mean; raised where rounding left
+        xx too indefinite for it.
+    """
+    absolute = ridge * (float(np.mean(np.diagonal(xx))) or 1.0)
+    while True:
+        matrix = np.array(xx, np.float64)
+        matrix[np.diag_indices_from(matrix)] += absolute
+        try:
+            lower, _ = scipy.linalg.cho_factor(matrix, lower=True, check_finite=False)
+            return Gram(matrix, lower, absolute)
+        except np.linalg.LinAlgError:
+            absolute *= 10
+
+
+def target(inputs: Gram, xy: np.ndarray, kernel: np.ndarray) -> Target:
+    """Finds the best regular kernel for the given moments.
+
+    Where the inputs do not determine the kernel (a channel that never fires, fewer rows than
+    unknowns), the answer stays with the kernel given: M minimises the response's error plus
+    the inputs' ridge times |M - kernel|^2.
+
+    Args:
+      inputs: from `gram`.
+      xy: (c * q, n) covariance of the inputs with the response wanted.
+      kernel: (c, q, n), the kernel to stay near.
+
+    Example:
+      >>> x = np.random.default_rng(0).normal(size=(1000, 4 * 9))
+      >>> w = np.ones((4, 9, 5))
+      >>> t = target(gram(x.T @ x), x.T @ x @ w.reshape(36, 5), w)
+      >>> bool(np.allclose(t.kernel, w))
+      True
+    """
+    product = xy + inputs.ridge * kernel.reshape(xy.shape)
+    solved = scipy.linalg.cho_solve((inputs.lower, True), product, check_finite=False)
+    return Target(inputs.matrix, solved.reshape(kernel.shape), product)
+
+
+def svd(kernel: np.ndarray, rank: int) -> Separable:
+    """Truncated SVD of each channel's (q, n) kernel; needs no data. The paper's first form.
+
+    Args:
+      kernel: (c, q, n).
+      rank: 1..min(q, n).
+
+    Example:
+      >>> w = np.random.default_rng(0).normal(size=(4, 9, 8))
+      >>> bool(np.allclose(svd(w, 8).kernel(), w))
+      True
+    """
+    c, q, n = kernel.shape
+    _check_rank(rank, q, n)
+    identity = np.broadcast_to(np.eye(q), (c, q, q))
+    return _best_per_channel(identity, np.asarray(kernel, np.float64), rank)
+
+
+def gsvd(target: Target, rank: int) -> Separable:
+    """Each channel on its own, in the metric of its own inputs: a generalised SVD.
+
+    Args:
+      target: what to imitate.
+      rank: 1..min(q, n).
+
+    Source: He et al., arXiv 1910.09455, section 3.2.
+    """
+    c, q, n = target.kernel.shape
+    _check_rank(rank, q, n)
+    return _best_per_channel(_cholesky_per_channel(target), target.kernel, rank)
+
+
+def sequential(target: Target, rank: int) -> Separable:
+    """Channel by channel; each also mends the error that the channels before it left.
+
+    The greedy sweep of the paper can end above `gsvd` when its later channels cannot mend what
+    the earlier ones left. Then a sweep that starts from `gsvd` is returned: it never rises.
+
+    Args:
+      target: what to imitate.
+      rank: 1..min(q, n).
+
+    Source: He et al., arXiv 1910.09455, section 3.3.
+    """
+    apart = gsvd(target, rank)
+    greedy = _sweep(target, target.kernel, rank)
+    if target.error(greedy.kernel()) <= target.error(apart.kernel()):
+        return greedy
+    return _sweep(target, apart.kernel(), rank)
+
+
+def joint(
+    target: Target, rank: int, metric: np.ndarray | None = None, rounds: int = 5
+) -> Separable:
+    """All channels at once: least squares for the pointwise and the depthwise part in turn.
+
+    Starts from `sequential`; no step raises the error.
+
+    Args:
+      target: what to imitate.
+      rank: 1..min(q, n).
+      metric: (n, n) positive definite weight of the response's error; the identity if None.
+      rounds: pairs of least squares.
+    """
+    target, unweight = _in_metric(target, metric)
+    *_, last = joint_steps(target, sequential(target, rank), rounds)
+    return _balanced(Separable(last.depthwise, unweight(last.pointwise)))
+
+
+def joint_steps(target: Target, start: Separable, rounds: int) -> Iterator[Separable]:
+    """Yields the stack after each least squares of `joint`."""
+    depthwise, pointwise = start.depthwise, start.pointwise
+    for _ in range(rounds):
+        depthwise, pointwise = _unit_columns(target, depthwise, pointwise)
+        pointwise = _solve_pointwise(target, depthwise, pointwise)
+        yield Separable(depthwise, pointwise)
+        depthwise = _solve_depthwise(target, depthwise, pointwise)
+        yield Separable(depthwise, pointwise)
+    yield Separable(depthwise, _solve_pointwise(target, depthwise, pointwise))
+
+
+def bottleneck(
+    target: Target, width: int, metric: np.ndarray | None = None, rounds: int = 25
+) -> Bottleneck:
+    """Pointwise to ``width`` channels, depthwise, pointwise: three least squares in turn.
+
+    A CP decomposition of the kernel in the metric A. Starts from the SVDs of the filters whose
+    responses are the principal components of the response; no step raises the error.
+
+    Args:
+      target: what to imitate.
+      width: 1 or more; exact from n * min(c, q) on.
+      metric: (n, n) positive definite weight of the response's error; the identity if None.
+      rounds: triples of least squares.
+    """
+    if width < 1:
+        raise Error(f"width of a bottleneck: expected 1 or more, got {width}")
+    target, unweight = _in_metric(target, metric)
+    *_, last = bottleneck_steps(target, _principal_start(target, width), rounds)
+    return Bottleneck(last.reduce, last.depthwise, unweight(last.expand))
+
+
+def bottleneck_steps(target: Target, start: Bottleneck, rounds: int) -> Iterator[Bottleneck]:
+    """Yields the stack after each least squares of `bottleneck`."""
+    reduce, depthwise, expand = start.reduce, start.depthwise, start.expand
+    yield start
+    for _ in range(rounds):
+        expand = _solve_expand(target, reduce, depthwise, expand)
+        yield Bottleneck(reduce, depthwise, expand)
+        reduce = _solve_reduce(target, reduce, depthwise, expand)
+        yield Bottleneck(reduce, depthwise, expand)
+        depthwise = _solve_shared_depthwise(target, reduce, depthwise, expand)
+        yield Bottleneck(reduce, depthwise, expand)
+        # A component's three factors are free up to two scales.
+        for_reduce = np.linalg.norm(reduce, axis=0) + 1e-300
+        for_depthwise = np.linalg.norm(depthwise, axis=0) + 1e-300
+        reduce, depthwise = reduce / for_reduce, depthwise / for_depthwise
+        expand = expand * (for_reduce * for_depthwise)[:, None]
+    yield Bottleneck(reduce, depthwise, _solve_expand(target, reduce, depthwise, expand))
+
+
+def channel(target: Target, filters: int) -> Channel:
+    """A k x k convolution to ``filters`` channels and a 1x1: principal components of the response.
+
+    Args:
+      target: what to imitate.
+      filters: 1..n.
+
+    Source: Zhang et al. 2015, arXiv 1505.06798, section 3.1 (linear case).
+    """
+    n = target.kernel.shape[2]
+    if not 1 <= filters <= n:
+        raise Error(f"filters of a channel decomposition: expected 1..{n}, got {filters}")
+    basis = _principal_responses(target)[1][:, :filters]
+    return Channel(target.kernel @ basis, basis.T)
+
+
+# ---------------------------------------------------------------------- one channel at a time
+
+
+def _check_rank(rank: int, q: int, n: int) -> None:
+    if not 1 <= rank <= min(q, n):
+        raise Error(f"rank: expected 1..{min(q, n)} for {q} taps and {n} outputs, got {rank}")
+
+
+def _cholesky_per_channel(target: Target) -> np.ndarray:
+    """Lower factors of the diagonal blocks of A, (c, q, q)."""
+    return np.linalg.cholesky(_own_blocks(target))
+
+
+def _own_blocks(target: Target) -> np.ndarray:
+    c, q, _ = target.kernel.shape
+    own = np.arange(c)
+    return target.gram.reshape(c, q, c, q)[own, :, own, :]
+
+
+def _best_per_channel(factor: np.ndarray, kernel: np.ndarray, rank: int) -> Separable:
+    """Best rank-m answer of each (q, n) kernel in the metric L L^T; works on stacks of channels.
+
+    The left singular vectors of H = L^T M come from the small H H^T; all of them together are a
+    basis of the q taps, so the full rank is exact whatever the rounding.
+    """
+    transposed = np.swapaxes(factor, -1, -2)
+    weighted = transposed @ kernel
+    basis = np.linalg.eigh(weighted @ np.swapaxes(weighted, -1, -2))[1][..., ::-1][..., :rank]
+    return _balanced(
+        Separable(np.linalg.solve(transposed, basis), np.swapaxes(basis, -1, -2) @ weighted)
+    )
+
+
+def _balanced(stack: Separable) -> Separable:
+    """The same product with both factors of each (channel, multiplier) of equal norm."""
+    left = np.linalg.norm(stack.depthwise, axis=-2) + 1e-300
+    right = np.linalg.norm(stack.pointwise, axis=-1) + 1e-300
+    scale = np.sqrt(right / left)
+    return Separable(stack.depthwise * scale[..., None, :], stack.pointwise / scale[..., None])
+
+
+def _sweep(target: Target, start: np.ndarray, rank: int, block: int = 16) -> Separable:
+    """One pass of best rank-m updates, each channel given all others; ``start`` is (c, q, n)."""
+    c, q, n = start.shape
+    factors = _cholesky_per_channel(target)
+    gap = (target.kernel - start).reshape(c * q, n)  # M - E, with E the current kernel
+    depthwise, pointwise = np.empty((c, q, rank)), np.empty((c, rank, n))
+    for first in range(0, c, block):
+        rows = slice(first * q, min(first + block, c) * q)
+        response = target.gram[rows] @ gap  # for a block at once: one large product
+        for i in range(first, min(first + block, c)):
+            own = slice(i * q, (i + 1) * q)
+            local = slice((i - first) * q, (i - first + 1) * q)
+            current = target.kernel[i] - gap[own]
+            wanted = current + scipy.linalg.cho_solve(
+                (factors[i], True), response[local], check_finite=False
+            )
+            best = _best_per_channel(factors[i], wanted, rank)
+            depthwise[i], pointwise[i] = best.depthwise, best.pointwise
+            update = target.kernel[i] - best.kernel() - gap[own]
+            gap[own] += update
+            response += target.gram[rows, own] @ update
+    return Separable(depthwise, pointwise)
+
+
+# ---------------------------------------------------------------------- all channels at once
+
+
+def _in_metric(
+    target: Target, metric: np.ndarray | None
+) -> tuple[Target, Callable[[np.ndarray], np.ndarray]]:
+    """The same problem with the response's error weighted by ``metric``, and the way back.
+
+    With metric = L L^T the error of E is that of E L against M L.
+    """
+    if metric is None:
+        return target, lambda expand: expand
+    n = target.kernel.shape[2]
+    if metric.shape != (n, n):
+        raise Error(f"metric: expected shape {(n, n)}, got {metric.shape}")
+    try:
+        lower = np.linalg.cholesky(metric)
+    except np.linalg.LinAlgError as error:
+        raise Error("metric: expected a positive definite matrix, got one that is not") from error
+    weighted = Target(target.gram, target.kernel @ lower, target.product @ lower)
+    return weighted, lambda expand: np.linalg.solve(
+        lower.T, expand.reshape(-1, n).T
+    ).T.reshape(expand.shape)
+
+
+def _times_columns(gram: np.ndarray, depthwise: np.ndarray) -> np.ndarray:
+    """(A Z)^T, (c * m, c * q): Z is block diagonal with the (q, m) blocks of ``depthwise``."""
+    c, q, m = depthwise.shape
+    blocks = gram.reshape(c, q, c * q)
+    return (np.swapaxes(depthwise, 1, 2) @ blocks).reshape(c * m, c * q)
+
+
+def _between_columns(gram: np.ndarray, depthwise: np.ndarray) -> np.ndarray:
+    """Z^T A Z, (c * m, c * m)."""
+    c, q, m = depthwise.shape
+    filtered = _times_columns(gram, depthwise).reshape(c * m, c, q)
+    return np.swapaxes(np.swapaxes(filtered, 0, 1) @ depthwise, 0, 1).reshape(c * m, c * m)
+
+
+def _unit_columns(
+    target: Target, depthwise: np.ndarray, pointwise: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The same product, each depthwise filter with a response of variance one."""
+    filtered = _own_blocks(target) @ depthwise
+    scale = np.sqrt(np.einsum("cqm,cqm->cm", depthwise, filtered)) + 1e-300
+    return depthwise / scale[:, None, :], pointwise * scale[..., None]
+
+
+def _solve_pointwise(target: Target, depthwise: np.ndarray, pointwise: np.ndarray) -> np.ndarray:
+    """The best pointwise part for the depthwise part given, (c, m, n)."""
+    c, q, m = depthwise.shape
+    normal = _between_columns(target.gram, depthwise)
+    wanted = np.swapaxes(depthwise, 1, 2) @ target.product.reshape(c, q, -1)
+    solved = _least_squares(normal, wanted.reshape(c * m, -1), pointwise.reshape(c * m, -1))
+    return solved.reshape(pointwise.shape)
+
+
+def _solve_depthwise(target: Target, depthwise: np.ndarray, pointwise: np.ndarray) -> np.ndarray:
+    """The best depthwise part for the pointwise part given, (c, q, m)."""
+    c, q, m = depthwise.shape
+    n = pointwise.shape[2]
+    rows = pointwise.reshape(c * m, n)
+    weights = rows @ rows.T
+    wanted = target.product.reshape(c, q, n) @ np.swapaxes(pointwise, 1, 2)
+
+    def apply(factor: np.ndarray) -> np.ndarray:
+        filtered = _times_columns(target.gram, factor).reshape(c * m, c, q)
+        return filtered.transpose(1, 2, 0) @ np.swapaxes(weights.reshape(c, m, c * m), 1, 2)
+
+    own = np.arange(c)
+    inverse = np.linalg.inv(_own_blocks(target))
+    own_weights = weights.reshape(c, m, c, m)[own, :, own, :]
+    floor = np.trace(own_weights, axis1=1, axis2=2).max() * _JITTER * np.eye(m)
+    inverse_weights = np.linalg.inv(own_weights + floor)
+    return _conjugate_gradients(
+        apply, wanted, depthwise, lambda residual: inverse @ residual @ inverse_weights
+    )
+
+
+def _least_squares(normal: np.ndarray, wanted: np.ndarray, start: np.ndarray) -> np.ndarray:
+    """Solves normal @ x = wanted, staying with ``start`` where normal is singular.
+
+    The proximal term (a little of |x - start|^2, in units of normal's diagonal) makes every
+    step safe and, since it vanishes at ``start``, can not raise the error.
+    """
+    diagonal = np.diagonal(normal).copy()
+    scale = 1 / np.sqrt(np.maximum(diagonal, diagonal.max() * 1e-30 + 1e-300))
+    scaled = normal * scale[:, None] * scale
+    jitter = _JITTER
+    gap = wanted - normal @ start
+    while True:
+        scaled[np.diag_indices_from(scaled)] += jitter
+        try:
+            factor = scipy.linalg.cho_factor(scaled, lower=True, check_finite=False)
+            break
+        except np.linalg.LinAlgError:
+            jitter *= 100
+    step = scipy.linalg.cho_solve(factor, gap * scale[:, None], check_finite=False)
+    return start + step * scale[:, None]
+
+
+def _conjugate_gradients(
+    apply: Callable[[np.ndarray], np.ndarray],
+    wanted: np.ndarray,
+    start: np.ndarray,
+    precondition: Callable[[np.ndarray], np.ndarray],
+    steps: int = _CG_STEPS,
+) -> np.ndarray:
+    """Some steps from ``start`` towards apply(x) = wanted; each lowers the quadratic's value."""
+    x, residual = start, wanted - apply(start)
+    towards = precondition(residual)
+    direction, size = towards, np.vdot(residual, towards)
+    first = size
+    for _ in range(steps):
+        if not size > 1e-10 * first:
+            break
+        along = apply(direction)
+        curvature = np.vdot(direction, along)
+        if not curvature > 0:
+            break
+        x = x + size / curvature * direction
+        residual = residual - size / curvature * along
+        towards = precondition(residual)
+        previous, size = size, np.vdot(residual, towards)
+        direction = towards + size / previous * direction
+    return x
+
+
+# ---------------------------------------------------------------------- bottleneck
+
+
+def _columns(reduce: np.ndarray, depthwise: np.ndarray) -> np.ndarray:
+    """Rank-one filters reduce[:, r] x depthwise[:, r], (c, q, r)."""
+    return reduce[:, None, :] * depthwise[None]
+
+
+def _principal_responses(target: Target) -> tuple[np.ndarray, np.ndarray]:
+    """Variances (n,), falling, and directions (n, n) of the response's principal components."""
+    n = target.kernel.shape[2]
+    covariance = target.kernel.reshape(-1, n).T @ target.product
+    variances, directions = np.linalg.eigh((covariance + covariance.T) / 2)
+    return variances[::-1], directions[:, ::-1]
+
+
+def _principal_start(target: Target, width: int) -> Bottleneck:
+    """The ``width`` strongest rank-one parts of the filters behind the principal responses."""
+    c, q, n = target.kernel.shape
+    variances, directions = _principal_responses(target)
+    filters = np.moveaxis(target.kernel @ directions, 2, 0)  # (n, c, q)
+    left, sizes, right = np.linalg.svd(filters, full_matrices=False)
+    share = sizes**2 / (np.sum(sizes**2, axis=1, keepdims=True) + 1e-300)
+    strength = (np.maximum(variances, 0)[:, None] * share).ravel()
+    chosen = np.argsort(-strength, kind="stable")[:width]
+    component, part = np.divmod(chosen, sizes.shape[1])
+    start = Bottleneck(
+        left[component, :, part].T,
+        right[component, part, :].T,
+        sizes[component, part][:, None] * directions[:, component].T,
+    )
+    spare = width - len(chosen)  # more components than the kernel has: they start at nothing
+    return Bottleneck(
+        np.pad(start.reduce, ((0, 0), (0, spare)), constant_values=1 / np.sqrt(c)),
+        np.pad(start.depthwise, ((0, 0), (0, spare)), constant_values=1 / np.sqrt(q)),
+        np.pad(start.expand, ((0, spare), (0, 0))),
+    )
+
+
+def _solve_expand(
+    target: Target, reduce: np.ndarray, depthwise: np.ndarray, expand: np.ndarray
+) -> np.ndarray:
+    columns = _columns(reduce, depthwise).reshape(len(target.gram), -1)
+    return _least_squares(
+        columns.T @ (target.gram @ columns), columns.T @ target.product, expand
+    )
+
+
+def _solve_reduce(
+    target: Target, reduce: np.ndarray, depthwise: np.ndarray, expand: np.ndarray
+) -> np.ndarray:
+    (c, width), q = reduce.shape, len(depthwise)
+    weights = expand @ expand.T
+    wanted = np.einsum(
+        "cqr,qr->cr", (target.product @ expand.T).reshape(c, q, width), depthwise
+    )
+
+    def apply(factor: np.ndarray) -> np.ndarray:
+        filtered = target.gram @ _columns(factor, depthwise).reshape(c * q, width)
+        return np.einsum("cqr,qr->cr", (filtered @ weights).reshape(c, q, width), depthwise)
+
+    # One (r, r) block per channel: couples the components, which overlap far more than channels.
+    blocks = np.swapaxes(depthwise, 0, 1) @ _own_blocks(target) @ depthwise * weights
+    return _conjugate_gradients(apply, wanted, reduce, _block_inverse(blocks))
+
+
+def _solve_shared_depthwise(
+    target: Target, reduce: np.ndarray, depthwise: np.ndarray, expand: np.ndarray
+) -> np.ndarray:
+    (c, width), q = reduce.shape, len(depthwise)
+    size = q * width
+    filtered = np.tensordot(target.gram.reshape(c, q, c, q), reduce, axes=(2, 0))
+    normal = reduce.T @ filtered.transpose(1, 2, 0, 3)  # (tap, tap, component, component)
+    normal = (normal * (expand @ expand.T)).transpose(0, 2, 1, 3).reshape(size, size)
+    wanted = np.einsum("cqr,cr->qr", (target.product @ expand.T).reshape(c, q, width), reduce)
+    solved = _least_squares(normal, wanted.reshape(size, 1), depthwise.reshape(size, 1))
+    return solved.reshape(q, width)
+
+
+def _block_inverse(blocks: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """Solves with each (r, r) block of (c, r, r) for the rows of a (c, r)."""
+    scale = np.trace(blocks, axis1=1, axis2=2)[:, None, None] / blocks.shape[1]
+    inverse = np.linalg.inv(blocks + (1e-8 * scale + 1e-300) * np.eye(blocks.shape[1]))
+    return lambda residual: (inverse @ residual[..., None])[..., 0]

@@ -1,0 +1,649 @@
+"""Second moments of convolutions, streamed through the original and the student side by side.
+
+A *sweep* walks both networks from the inputs to the outputs. It stops at each level of
+convolutions that have no unsolved convolution before them, collects their moments over all
+images, has them solved, and carries the activations at this frontier on to the next level. Each
+layer of each network so runs once per image, however deep the network is; the frontier is kept
+in memory while it is small and on disk when it is not.
+"""
+
+import dataclasses
+import math
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfdwd.errors import Error
+from tfdwd.graph import Call, Graph, infer_specs
+from tfdwd.factorize import Stack
+from tfdwd.rebuild import Expansion, expand, kernel_of
+from tfdwd.reporting import progress
+
+# Rows of moments per unknown (c * q) of a layer's kernel. A student's accuracy stops rising at
+# about 8 (benchmarks/rows.py); shallow layers get more since their rows cost nothing.
+ROWS_PER_UNKNOWN = 16
+MIN_ROWS = 65536
+_IN_MEMORY = 48 * 2**20  # bytes of one spool that stay in memory
+
+
+@dataclasses.dataclass(eq=False)
+class Moments:
+    """Sums from which means and covariances of (x, y) rows follow; they add up.
+
+    Attributes:
+      shift_x, shift_y: subtracted from all rows, so that large means cost no precision.
+      count: number of rows.
+      sum_x, sum_y: (d,), (n,) sums of shifted rows.
+      sum_xx, sum_xy, sum_yy: (d, d), (d, n), (n, n) sums of products of shifted rows. All float64.
+    """
+
+    shift_x: np.ndarray
+    shift_y: np.ndarray
+    count: int
+    sum_x: np.ndarray
+    sum_y: np.ndarray
+    sum_xx: np.ndarray
+    sum_xy: np.ndarray
+    sum_yy: np.ndarray
+
+    @classmethod
+    def empty(cls, shift_x: np.ndarray, shift_y: np.ndarray) -> "Moments":
+        """No rows yet; the shifts (d,) and (n,) are best near the means."""
+        d, n = len(shift_x), len(shift_y)
+        zeros = (np.zeros(shape) for shape in (d, n, (d, d), (d, n), (n, n)))
+        return cls(shift_x.astype(np.float64), shift_y.astype(np.float64), 0, *zeros)
+
+    def add_rows(self, x: np.ndarray, y: np.ndarray) -> None:
+        """Adds rows x (rows, d) and y (rows, n), float32."""
+        x, y = x - self.shift_x.astype(x.dtype), y - self.shift_y.astype(y.dtype)
+        self.count += len(x)
+        self.sum_x += x.sum(axis=0, dtype=np.float64)
+        self.sum_y += y.sum(axis=0, dtype=np.float64)
+        self.sum_xx += x.T @ x  # numpy calls the symmetric product, half the work
+        self.sum_xy += x.T @ y
+        self.sum_yy += y.T @ y
+
+    def change_responses(self, x: np.ndarray, y: np.ndarray, change: np.ndarray) -> None:
+        """Replaces y by y + change for rows (x, y) that were added before."""
+        x, y = x - self.shift_x.astype(x.dtype), y - self.shift_y.astype(y.dtype)
+        cross = change.T @ y
+        self.sum_y += change.sum(axis=0, dtype=np.float64)
+        self.sum_xy += x.T @ change
+        self.sum_yy += cross + cross.T + change.T @ change
+
+    def __add__(self, other: "Moments") -> "Moments":
+        """The moments of both sets of rows, whichever machines they were collected on."""
+        dx, dy = other.shift_x - self.shift_x, other.shift_y - self.shift_y
+        moved_x, moved_y = other.sum_x + other.count * dx, other.sum_y + other.count * dy
+        return Moments(
+            self.shift_x,
+            self.shift_y,
+            self.count + other.count,
+            self.sum_x + moved_x,
+            self.sum_y + moved_y,
+            self.sum_xx + other.sum_xx + np.outer(dx, other.sum_x) + np.outer(moved_x, dx),
+            self.sum_xy + other.sum_xy + np.outer(dx, other.sum_y) + np.outer(moved_x, dy),
+            self.sum_yy + other.sum_yy + np.outer(dy, other.sum_y) + np.outer(moved_y, dy),
+        )
+
+    @property
+    def mean_x(self) -> np.ndarray:
+        return self.shift_x + self.sum_x / self.count
+
+    @property
+    def mean_y(self) -> np.ndarray:
+        return self.shift_y + self.sum_y / self.count
+
+    @property
+    def xx(self) -> np.ndarray:
+        """Covariance of x, (d, d)."""
+        mean = self.sum_x / self.count
+        return self.sum_xx / self.count - np.outer(mean, mean)
+
+    @property
+    def xy(self) -> np.ndarray:
+        """Covariance of x with y, (d, n)."""
+        return self.sum_xy / self.count - np.outer(self.sum_x, self.sum_y) / self.count**2
+
+    @property
+    def yy(self) -> np.ndarray:
+        """Covariance of y, (n, n)."""
+        mean = self.sum_y / self.count
+        return self.sum_yy / self.count - np.outer(mean, mean)
+
+
+def sweep(
+    graph: Graph,
+    batches: Iterable[Sequence[np.ndarray]],
+    convs: Sequence[keras.layers.Conv2D],
+    solve: Callable[[keras.layers.Conv2D, "Collected"], tuple[Stack, np.ndarray | None]],
+    *,
+    across_layers: bool = True,
+    seed: int = 0,
+) -> dict[int, Expansion]:
+    """Collects each convolution's moments and has it solved, from the inputs to the outputs.
+
+    Args:
+      graph: the original network, `tfdwd.graph.trace`.
+      batches: the images; each item has one array per input, batch axis first. Read once.
+      convs: the convolutions to replace.
+      solve: makes a convolution's stack and bias (n,) from what was collected of it. x is what
+        the student feeds the convolution, (c * q,) channel-major; y the original's response
+        before the activation and, where the layer ends a residual branch, what the shortcut lost
+        before it.
+      across_layers: x comes from the student (whose earlier layers are replaced) if True, from
+        the original otherwise; then y is the original's response alone.
+      seed: of the random positions at which rows are taken, the same in both networks.
+
+    Returns:
+      {id(convolution): expansion}.
+
+    Raises:
+      tfdwd.Error: no images, or a response that is not finite (names the layer).
+    """
+    schedule = _Schedule(graph, convs, across_layers)
+    frontier, images, shapes = _Spool(), 0, None
+    for arrays in batches:
+        tensors = [
+            tf.cast(array, graph.specs[n].dtype).numpy()
+            for array, n in zip(arrays, graph.inputs, strict=True)
+        ]
+        shapes = [(None, *tensor.shape[1:]) for tensor in tensors]
+        frontier.append(tensors)
+        images += len(tensors[0])
+    if shapes is None:
+        raise Error("calibration data: expected at least one image, got an empty data set")
+    specs = _shaped_specs(graph, shapes)
+
+    solved: dict[int, Expansion] = {}
+    collected = {id(conv): Collected(conv) for conv in convs}
+    live: tuple[Sequence[int], Sequence[int]] = (graph.inputs, ())
+    with progress(len(frontier) * schedule.stages, "calibrating") as bar:
+        for stage in range(schedule.stages):
+            following, sites = schedule.live_after(stage), schedule.measured[stage]
+            run = _compile(schedule, stage, solved, specs, live, following)
+            after = _Spool()
+            for index, tensors in enumerate(frontier):
+                positions = [
+                    _positions(site, specs[site.output].shape[1:3], len(tensors[0]), images,
+                               np.random.default_rng((seed, site.number, index)))
+                    for site in sites
+                ]  # fmt: skip
+                results, kept = run(tensors, positions)
+                for site, xyz in zip(sites, results, strict=True):
+                    collected[id(site.conv)].add(site, *(tensor.numpy() for tensor in xyz))
+                after.append([tensor.numpy() for tensor in kept])
+                bar.update()
+            frontier.close()
+            frontier, live = after, following
+            for conv in schedule.solvable[stage]:
+                rows = collected.pop(id(conv))
+                solved[id(conv)] = expand(conv, *solve(conv, rows))
+                rows.close()
+    frontier.close()
+    return solved
+
+
+class Collected:
+    """What a sweep collected of one convolution: moments, and the rows where a ReLU follows.
+
+    Attributes:
+      moments: of (x, y).
+    """
+
+    def __init__(self, conv: keras.layers.Conv2D):
+        c, q, n = kernel_of(conv).shape
+        self.moments = Moments.empty(np.zeros(c * q), np.zeros(n))
+        self._name = conv.name
+        self._rows = _Spool()
+        self._sites: list[_Site] = []
+
+    @property
+    def can_rectify(self) -> bool:
+        """Whether an activation with a flat part follows."""
+        return bool(self._sites)
+
+    def add(self, site: "_Site", x: np.ndarray, y: np.ndarray, z: np.ndarray) -> None:
+        """Adds rows: inputs (rows, d), responses (rows, n), what the activation gets (rows, n)."""
+        for what, values in ("input", x), ("response", y):
+            if not np.isfinite(values).all():
+                raise Error(
+                    f"layer {self._name!r}: expected finite numbers, but on the calibration data "
+                    f"its {what} has NaN or infinity; check the weights before it and the scale "
+                    "of the images"
+                )
+        if not self.moments.count:
+            self.moments = Moments.empty(x.mean(axis=0), y.mean(axis=0))
+        self.moments.add_rows(x, y)
+        if site.flat is not None:
+            self._rows.append([x, y, z])
+            self._sites.append(site)
+
+    def rectified(self, stack: Stack, bias: np.ndarray | None) -> Moments:
+        """Moments of (x, what the stack is to give), after a first answer.
+
+        Where the original's response falls in a flat part of the activation behind the layer (for
+        a ReLU: below zero), the student's may fall anywhere in it. So there the first answer's
+        own response, cut off at the edge of the flat part, is as good, and is wanted instead.
+
+        Args:
+          stack, bias: the first answer; the bias is (n,) or None.
+
+        Source: this project's; the freedom that the ReLU leaves is used for the channel
+        decomposition in Zhang et al. 2015, arXiv 1505.06798, section 3.2.
+        """
+        kernel = stack.kernel().reshape(len(self.moments.sum_x), -1).astype(np.float32)
+        moments = dataclasses.replace(
+            self.moments,
+            sum_y=self.moments.sum_y.copy(),
+            sum_xy=self.moments.sum_xy.copy(),
+            sum_yy=self.moments.sum_yy.copy(),
+        )
+        addend = 0 if bias is None else bias.astype(np.float32)
+        for site, (x, y, z) in zip(self._sites, self._rows, strict=True):
+            change = _free_change(site, y, z, x @ kernel + addend)
+            moments.change_responses(x, y, change)
+        return moments
+
+    def close(self) -> None:
+        """Lets go of the rows."""
+        self._rows.close()
+
+
+def _free_change(
+    site: "_Site", response: np.ndarray, before: np.ndarray, fitted: np.ndarray
+) -> np.ndarray:
+    """By how much the wanted responses may move towards the fitted ones at no loss, (rows, n).
+
+    ``before`` is what the original's activation gets; the student's gets ``moved``. Where both
+    are in the same flat part of the activation, the two agree already.
+    """
+    low, high = site.flat
+    moved = before + site.gain.astype(np.float32) * (fitted - response)
+    wanted = np.where(before <= low, np.minimum(moved, low), before)
+    wanted = np.where(before >= high, np.maximum(moved, high), wanted)
+    return (wanted - before) * _inverse(site.gain)
+
+
+# ---------------------------------------------------------------------- what runs when
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Site:
+    """A use of a convolution at which moments are taken.
+
+    Attributes:
+      number: tells the sites apart; seeds the positions.
+      conv: the convolution.
+      input, output: tensor numbers.
+      shortcut: tensors that are added to the layer's output, if it ends a residual branch.
+      gain, offset: (n,), what the batch norms behind the layer multiply with and add.
+      flat: (low, high), if an activation follows that is constant below and above; None if not.
+      unknowns: c * q.
+    """
+
+    number: int
+    conv: keras.layers.Conv2D
+    input: int
+    output: int
+    shortcut: tuple[int, ...]
+    gain: np.ndarray
+    offset: np.ndarray
+    flat: tuple[float, float] | None
+    unknowns: int
+
+
+class _Schedule:
+    """Which call runs in which stage, in the original and in the student.
+
+    A convolution's *level* is the number of replaced convolutions on the longest path before it.
+    All of one level are measured in one stage and solved after it, so the student's tensors
+    behind them exist from the next stage on. The original runs no further ahead, which bounds the
+    frontier. A shared layer is solved when all its calls have been measured; a call whose input
+    depends on the layer itself, or on one first called later, can have no student input by then
+    and is left out of the moments.
+
+    Attributes:
+      stages: how many there are.
+      replaced: for each call of the graph, whether it is one of a convolution to replace.
+      measured: for each stage its sites.
+      solvable: for each stage the convolutions whose moments are complete after it.
+      last_use: of the original's tensors and of the student's, {tensor: last stage that reads it}.
+    """
+
+    def __init__(self, graph: Graph, convs: Sequence[keras.layers.Conv2D], across_layers: bool):
+        self.graph = graph
+        wanted = {id(conv) for conv in convs}
+        place: dict[int, int] = {}  # id(conv): order of its first call
+        before_calls: dict[int, list[frozenset[int]]] = {}  # place: what is before each such call
+        upstream: dict[int, frozenset[int]] = {n: frozenset() for n in graph.inputs}
+        measurable = []
+        self.replaced = [id(call.operation) in wanted for call in graph.calls]
+        for call, replaced in zip(graph.calls, self.replaced, strict=True):
+            before = frozenset[int]().union(*(upstream[n] for n in call.inputs))
+            after, first = before, False
+            if replaced:
+                own = place.setdefault(id(call.operation), len(place))
+                first = all(other < own for other in before)
+                if first:
+                    before_calls.setdefault(own, []).append(before)
+                if across_layers:
+                    after = before | {own}
+            measurable.append(first)
+            upstream.update(dict.fromkeys(call.outputs, after))
+
+        level: dict[int, int] = {}
+        for own, befores in sorted(before_calls.items()):
+            level[own] = max((level[other] + 1 for b in befores for other in b), default=0)
+        self._stage = {
+            n: max((level[own] + 1 for own in before), default=0) for n, before in upstream.items()
+        }
+        self._diverged = {n for n, before in upstream.items() if before}
+        self.stages = max(level.values(), default=-1) + 1
+        self.solvable: list[list[keras.layers.Conv2D]] = [[] for _ in range(self.stages)]
+        for conv in convs:
+            self.solvable[level[place[id(conv)]]].append(conv)
+
+        self.measured: list[list[_Site]] = [[] for _ in range(self.stages)]
+        readers = _readers(graph)
+        for number, call in enumerate(graph.calls):
+            if measurable[number]:
+                stage = self._original_stage(number)
+                site = _site(number, call, graph, readers)
+                if any(self._stage[n] > stage for n in site.shortcut):  # not yet there
+                    site = dataclasses.replace(site, shortcut=(), flat=None)
+                self.measured[stage].append(site)
+        self.last_use = self._last_uses()
+
+    def _original_stage(self, number: int) -> int:
+        """When a call runs in the original: a replaced one when it is measured."""
+        return max(self._stage[n] for n in self.graph.calls[number].inputs)
+
+    def _student_stage(self, number: int) -> int | None:
+        """When a call runs in the student; None where both networks still agree."""
+        output = self.graph.calls[number].outputs[0]
+        return self._stage[output] if output in self._diverged else None
+
+    def _last_uses(self) -> tuple[dict[int, int], dict[int, int]]:
+        last_use: tuple[dict[int, int], dict[int, int]] = ({}, {})
+
+        def use(tensor: int, stage: int, by_student: bool) -> None:
+            uses = last_use[by_student and tensor in self._diverged]
+            uses[tensor] = max(stage, uses.get(tensor, 0))
+
+        for stage, sites in enumerate(self.measured):
+            for site in sites:
+                use(site.output, stage, False)
+                use(site.input, stage, True)
+                for tensor in site.shortcut:
+                    use(tensor, stage, False)
+                    use(tensor, stage, True)
+        for number, call in reversed(list(enumerate(self.graph.calls))):
+            student_stage = self._student_stage(number)
+            if student_stage is not None and any(n in last_use[1] for n in call.outputs):
+                for tensor in call.inputs:
+                    use(tensor, student_stage, True)
+            if any(n in last_use[0] for n in call.outputs):
+                for tensor in call.inputs:
+                    use(tensor, self._original_stage(number), False)
+        return last_use
+
+    def runs_in_original(self, number: int, stage: int) -> bool:
+        """Whether a call runs in the original in this stage and is read at all."""
+        outputs = self.graph.calls[number].outputs
+        return self._original_stage(number) == stage and any(n in self.last_use[0] for n in outputs)
+
+    def runs_in_student(self, number: int, stage: int) -> bool:
+        """Whether a call runs in the student in this stage and is read at all."""
+        outputs = self.graph.calls[number].outputs
+        return self._student_stage(number) == stage and any(n in self.last_use[1] for n in outputs)
+
+    def live_after(self, stage: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Tensors of the original and of the student that exist by ``stage`` and are read later."""
+        produced: tuple[set[int], set[int]] = (set(self.graph.inputs), set())
+        for number, call in enumerate(self.graph.calls):
+            if self._original_stage(number) <= stage:
+                produced[0].update(call.outputs)
+            student_stage = self._student_stage(number)
+            if student_stage is not None and student_stage <= stage:
+                produced[1].update(call.outputs)
+        original, student = (
+            tuple(sorted(n for n in made if last.get(n, -1) > stage))
+            for made, last in zip(produced, self.last_use, strict=True)
+        )
+        return original, student
+
+
+def _readers(graph: Graph) -> dict[int, list[Call]]:
+    readers: dict[int, list[Call]] = {}
+    for call in graph.calls:
+        for n in call.inputs:
+            readers.setdefault(n, []).append(call)
+    return readers
+
+
+def _site(number: int, call: Call, graph: Graph, readers: dict[int, list[Call]]) -> _Site:
+    """A convolution's call with what follows it: batch norms, an addition, an activation."""
+    conv, tensor = call.operation, call.outputs[0]
+    c, q, n = kernel_of(conv).shape
+    gain, offset = np.ones(n), np.zeros(n)
+    shortcut: tuple[int, ...] = ()
+    flat = _flat_parts(conv.activation)
+    while conv.activation is keras.activations.linear:
+        if tensor in graph.outputs or len(readers.get(tensor, [])) != 1:
+            break
+        (reader,) = readers[tensor]
+        operation = reader.operation
+        if isinstance(operation, keras.layers.BatchNormalization) and not shortcut:
+            factor, addend = _affine(operation)
+            gain, offset = gain * factor, offset * factor + addend
+        elif type(operation).__name__ == "Add" and not shortcut:  # the layer, or that behind a + b
+            shapes = {graph.specs[other].shape for other in reader.inputs}
+            if len(shapes) > 1 or reader.inputs.count(tensor) > 1:
+                break
+            shortcut = tuple(other for other in reader.inputs if other != tensor)
+        else:
+            flat = _flat_parts(operation)
+            break
+        tensor = reader.outputs[0]
+    return _Site(
+        number, conv, call.inputs[0], call.outputs[0], shortcut, gain, offset, flat, c * q
+    )
+
+
+def _affine(norm: keras.layers.BatchNormalization) -> tuple[np.ndarray, np.ndarray]:
+    """The factor and the addend, (n,) each, of a batch norm at inference."""
+    mean, variance = (
+        keras.ops.convert_to_numpy(v).astype(np.float64)
+        for v in (norm.moving_mean, norm.moving_variance)
+    )
+    factor = 1 / np.sqrt(variance + norm.epsilon)
+    if norm.scale:
+        factor = factor * keras.ops.convert_to_numpy(norm.gamma)
+    addend = -mean * factor
+    if norm.center:
+        addend = addend + keras.ops.convert_to_numpy(norm.beta)
+    return factor, addend
+
+
+def _flat_parts(activation: Any) -> tuple[float, float] | None:
+    """Below and above which values an activation (a function or a layer) is constant."""
+    if isinstance(activation, keras.layers.Activation):
+        activation = activation.activation
+    if isinstance(activation, keras.layers.ReLU):
+        if activation.negative_slope or activation.threshold:
+            return None
+        return 0.0, np.inf if activation.max_value is None else float(activation.max_value)
+    if activation is keras.activations.relu:
+        return 0.0, np.inf
+    if activation is keras.activations.relu6:
+        return 0.0, 6.0
+    return None
+
+
+# ---------------------------------------------------------------------- one stage
+
+
+def _compile(
+    schedule: _Schedule,
+    stage: int,
+    solved: dict[int, Expansion],
+    specs: dict[int, keras.KerasTensor],
+    live: tuple[Sequence[int], Sequence[int]],
+    following: tuple[Sequence[int], Sequence[int]],
+) -> Callable[..., Any]:
+    """One compiled function for all of a stage: frontier -> rows of its sites, next frontier.
+
+    `model.predict` for each layer would trace and dispatch anew for each.
+    """
+    graph, sites = schedule.graph, schedule.measured[stage]
+    split = len(live[0])
+
+    def run(tensors: Sequence[Any], positions: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+        original = dict(zip(live[0], tensors[:split], strict=True))
+        student = dict(zip(live[1], tensors[split:], strict=True))
+        responses = {}
+        for number, call in enumerate(graph.calls):
+            if schedule.runs_in_student(number, stage):
+                operation = solved.get(id(call.operation), call.operation)
+                student.update(_outputs(call, operation, {**original, **student}))
+            if schedule.runs_in_original(number, stage):
+                if not schedule.replaced[number]:
+                    original.update(_outputs(call, call.operation, original))
+                    continue
+                conv, (output,) = call.operation, call.outputs
+                responses[output] = _response(conv, original[call.inputs[0]])
+                original[output] = tf.cast(
+                    conv.activation(responses[output]), specs[output].dtype
+                )
+        rows = []  # after all else, since a shortcut may be computed after the branch it belongs to
+        for site, at in zip(sites, positions, strict=True):
+            x = student[site.input] if site.input in student else original[site.input]
+            y = _at(responses[site.output], at)
+            z = y * site.gain.astype(np.float32) + site.offset.astype(np.float32)
+            for n in site.shortcut:
+                z += _at(original[n], at)
+                if n in student:
+                    y += (_at(original[n], at) - _at(student[n], at)) * _inverse(site.gain)
+            rows.append((_patches(site.conv, x, at), y, z))
+        return rows, [original[n] for n in following[0]] + [student[n] for n in following[1]]
+
+    signature = [tf.TensorSpec(specs[n].shape, specs[n].dtype) for n in (*live[0], *live[1])]
+    return tf.function(
+        run,
+        input_signature=[signature, [tf.TensorSpec((None, None, 2), tf.int32) for _ in sites]],
+        autograph=False,
+    )
+
+
+def _at(x: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:
+    """Rows (batch * positions, n), float32, of (batch, h, w, n)."""
+    return tf.reshape(
+        tf.gather_nd(tf.cast(x, tf.float32), positions, batch_dims=1), (-1, x.shape[-1])
+    )
+
+
+def _outputs(call: Call, operation: Any, values: dict[int, Any]) -> dict[int, Any]:
+    args, kwargs = call.fill(values)
+    return dict(zip(call.outputs, keras.tree.flatten(operation(*args, **kwargs)), strict=True))
+
+
+def _response(conv: keras.layers.Conv2D, x: tf.Tensor) -> tf.Tensor:
+    """The convolution before its activation, in float32."""
+    y = conv.convolution_op(tf.cast(x, tf.float32), tf.cast(conv.kernel, tf.float32))
+    return y if conv.bias is None else y + tf.cast(conv.bias, tf.float32)
+
+
+def _inverse(gain: np.ndarray) -> np.ndarray:
+    """1 / gain, fading to nothing where the batch norm all but shuts a channel off.
+
+    Without that a channel that does not matter would ask for an enormous response.
+    """
+    floor = 1e-2 * np.mean(gain**2) + 1e-30
+    return (gain / (gain**2 + floor)).astype(np.float32)
+
+
+def _patches(conv: keras.layers.Conv2D, x: tf.Tensor, at: tf.Tensor) -> tf.Tensor:
+    """im2col at some output positions only.
+
+    Args:
+      conv: gives taps, strides, padding and dilation.
+      x: (batch, h, w, c).
+      at: (batch, positions, 2) int32, rows and columns of outputs.
+
+    Returns:
+      (batch * positions, c * q) float32, channel-major.
+    """
+    x = tf.cast(x, tf.float32)
+    if conv.padding == "same":
+        pads = []
+        for size, taps, stride, dilation in zip(
+            x.shape[1:3], conv.kernel_size, conv.strides, conv.dilation_rate, strict=True
+        ):
+            total = max((-(-size // stride) - 1) * stride + (taps - 1) * dilation + 1 - size, 0)
+            pads.append((total // 2, total - total // 2))
+        x = tf.pad(x, [(0, 0), *pads, (0, 0)])
+    taps = np.stack(np.indices(conv.kernel_size), axis=-1).reshape(-1, 2) * conv.dilation_rate
+    where = at[:, :, None, :] * np.array(conv.strides, np.int32) + taps.astype(np.int32)
+    patches = tf.gather_nd(x, where, batch_dims=1)  # (batch, positions, q, c)
+    channels, q = x.shape[3], len(taps)
+    return tf.reshape(tf.transpose(patches, (0, 1, 3, 2)), (-1, channels * q))
+
+
+def _positions(
+    site: _Site, size: tuple[int, int], batch: int, images: int, source: np.random.Generator
+) -> np.ndarray:
+    """Random output positions for each image of a batch, (batch, positions, 2) int32.
+
+    All of them where about as many are needed as there are.
+    """
+    height, width = size
+    rows = max(MIN_ROWS, ROWS_PER_UNKNOWN * site.unknowns)
+    each = math.ceil(rows / images)
+    if 2 * each >= height * width:
+        flat = np.broadcast_to(np.arange(height * width), (batch, height * width))
+    else:
+        flat = source.integers(height * width, size=(batch, each))
+    return np.stack(np.divmod(flat, width), axis=-1).astype(np.int32)
+
+
+def _shaped_specs(
+    graph: Graph, shapes: list[tuple[int | None, ...]]
+) -> dict[int, keras.KerasTensor]:
+    """Symbolic tensors of the graph for inputs of these shapes."""
+    if all(graph.specs[n].shape[1:] == s[1:] for n, s in zip(graph.inputs, shapes, strict=True)):
+        return graph.specs
+    return infer_specs(graph, shapes)
+
+
+class _Spool:
+    """A queue of lists of arrays that moves to disk when it gets large."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115
+        self._batches: list[list[tuple[tuple[int, ...], np.dtype]]] = []
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def append(self, arrays: Sequence[np.ndarray]) -> None:
+        self._batches.append([(array.shape, array.dtype) for array in arrays])
+        for array in arrays:
+            self._file.write(np.ascontiguousarray(array).data.cast("B"))
+
+    def __iter__(self) -> Iterator[list[np.ndarray]]:
+        self._file.seek(0)
+        for batch in self._batches:
+            yield [
+                np.frombuffer(self._file.read(math.prod(shape) * dtype.itemsize), dtype).reshape(
+                    shape
+                )
+                for shape, dtype in batch
+            ]
+
+    def close(self) -> None:
+        self._file.close()

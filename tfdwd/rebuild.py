@@ -1,0 +1,252 @@
+"""Graph surgery: the same network with some convolutions expanded into stacks of layers."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfdwd import graph
+from tfdwd.errors import Error
+from tfdwd.factorize import Bottleneck, Channel, Separable, Stack
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Expansion:
+    """The Keras layers of one stack, with their weights; call it where the convolution was called.
+
+    Only multiplier-1 depthwise layers are made: LiteRT runs larger multipliers on a slow path, so
+    rank m is m depthwise layers side by side, concatenated.
+
+    Attributes:
+      branches: for each path from the input to the concatenation (or to ``last``) its layers.
+      concatenate: joins the branches; None where there is only one.
+      last: the pointwise convolution, which keeps the convolution's name, bias and activation.
+    """
+
+    branches: tuple[tuple[keras.layers.Layer, ...], ...]
+    concatenate: keras.layers.Layer | None
+    last: keras.layers.Layer
+
+    def __call__(self, x: Any, *, activate: bool = True) -> Any:
+        """Runs the stack on a tensor (batch, h, w, c); ``activate=False`` stops before the
+        activation (not for symbolic tensors)."""
+        parts = []
+        for branch in self.branches:
+            part = x
+            for layer in branch:
+                part = layer(part)
+            parts.append(part)
+        x = parts[0] if self.concatenate is None else self.concatenate(parts)
+        if activate:
+            return self.last(x)
+        x = self.last.convolution_op(x, self.last.kernel)
+        return x if self.last.bias is None else x + self.last.bias
+
+    @property
+    def layers(self) -> list[keras.layers.Layer]:
+        """All layers, in the order in which they run."""
+        flat = [layer for branch in self.branches for layer in branch]
+        return [*flat, *([self.concatenate] if self.concatenate else []), self.last]
+
+
+def kernel_of(conv: keras.layers.Conv2D) -> np.ndarray:
+    """The kernel of a Conv2D in the channel-major form of `tfdwd.factorize`, (c, q, n) float64."""
+    kernel = keras.ops.convert_to_numpy(conv.kernel).astype(np.float64)
+    height, width, channels, outputs = kernel.shape
+    return np.moveaxis(kernel.reshape(height * width, channels, outputs), 0, 1)
+
+
+def expand(conv: keras.layers.Conv2D, stack: Stack, bias: np.ndarray | None) -> Expansion:
+    """Makes the layers that take the place of a convolution.
+
+    The regulariser of the kernel goes to every factor; a constraint on the kernel is dropped,
+    since it says nothing of the factors.
+
+    Args:
+      conv: the convolution; stays as it is.
+      stack: its factors.
+      bias: (n,), or None for a stack without a bias.
+
+    Returns:
+      Built layers with weights.
+    """
+    config = conv.get_config()
+    height, width = conv.kernel_size
+    common = {key: config[key] for key in ("trainable", "dtype", "data_format")}
+    spatial = {key: config[key] for key in ("strides", "padding", "dilation_rate")}
+    channels = conv.kernel.shape[2]
+
+    def conv2d(name: str, kernel: np.ndarray, **options: Any) -> keras.layers.Layer:
+        layer = keras.layers.Conv2D(
+            kernel.shape[3], kernel.shape[:2], name=name, use_bias=False,
+            kernel_regularizer=config["kernel_regularizer"], **common, **options,
+        )  # fmt: skip
+        return _with_weights(layer, kernel.shape[2], kernel)
+
+    def depthwise(name: str, taps: np.ndarray) -> keras.layers.Layer:  # taps (q, channels)
+        layer = keras.layers.DepthwiseConv2D(
+            (height, width), name=name, use_bias=False,
+            depthwise_regularizer=config["kernel_regularizer"], **common, **spatial,
+        )  # fmt: skip
+        return _with_weights(layer, taps.shape[1], taps.reshape(height, width, -1, 1))
+
+    def last(kernel: np.ndarray) -> keras.layers.Layer:  # kernel (inputs, n)
+        options = config | {
+            "kernel_size": (1, 1), "strides": (1, 1), "dilation_rate": (1, 1), "padding": "valid",
+            "kernel_constraint": None, "use_bias": bias is not None,
+        }  # fmt: skip
+        layer = keras.layers.Conv2D.from_config(options)
+        weights = [kernel[None, None]] + ([] if bias is None else [bias])
+        return _with_weights(layer, len(kernel), *weights)
+
+    match stack:
+        case Separable(taps, pointwise):
+            rank = taps.shape[2]
+            names = [f"{conv.name}_depthwise"] if rank == 1 else [
+                f"{conv.name}_depthwise_{k + 1}" for k in range(rank)
+            ]  # fmt: skip
+            branches = tuple((depthwise(name, taps[:, :, k].T),) for k, name in enumerate(names))
+            concatenate = None
+            if rank > 1:
+                concatenate = keras.layers.Concatenate(
+                    name=f"{conv.name}_concat", dtype=config["dtype"]
+                )
+            # Concatenated channel k * c + i is depthwise filter k of channel i.
+            kernel = np.moveaxis(pointwise, 0, 1).reshape(rank * channels, -1)
+            return Expansion(branches, concatenate, last(kernel))
+        case Bottleneck(reduce, taps, pointwise):
+            branch = (
+                conv2d(f"{conv.name}_reduce", reduce[None, None]),
+                depthwise(f"{conv.name}_depthwise", taps),
+            )
+            return Expansion((branch,), None, last(pointwise))
+        case Channel(filters, pointwise):
+            kernel = np.moveaxis(filters, 0, 1).reshape(height, width, channels, -1)
+            return Expansion(
+                ((conv2d(f"{conv.name}_reduce", kernel, **spatial),),), None, last(pointwise)
+            )
+
+
+def _with_weights(
+    layer: keras.layers.Layer, channels: int, *weights: np.ndarray
+) -> keras.layers.Layer:
+    layer.build((None, None, None, channels))
+    layer.set_weights(list(weights))
+    return layer
+
+
+def rebuild(model: keras.Model, expansions: Mapping[int, Expansion]) -> keras.Model:
+    """Copies a model, with some of its convolutions expanded; nested models stay nested.
+
+    Args:
+      model: Functional or Sequential; stays as it is.
+      expansions: {id(convolution): its expansion}.
+
+    Returns:
+      A new Functional model with the original's inputs, outputs, names, weights and
+      ``trainable`` flags. A shared layer stays shared. It is not compiled.
+    """
+    return _Copier(expansions).copy_whole(model)
+
+
+def flatten(model: keras.Model) -> keras.Model:
+    """Copies a model into one flat graph without nested models.
+
+    A layer of a nested model keeps its name unless it is taken; then the names of the models
+    around it are put before it.
+
+    Args:
+      model: Functional or Sequential; stays as it is.
+
+    Returns:
+      A new Functional model with the same outputs.
+
+    Example:
+      >>> inner = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="a")], name="b")
+      >>> outer = keras.Sequential([keras.Input((4,)), inner])
+      >>> [layer.name for layer in flatten(outer).layers][1:]
+      ['a']
+    """
+    return _Copier({}, flat=True).copy_whole(model)
+
+
+class _Copier:
+    """One copy for each original layer: what keeps shared layers shared."""
+
+    def __init__(self, expansions: Mapping[int, Expansion], flat: bool = False):
+        self.expansions = expansions
+        self.flat = flat
+        self.pairs: dict[int, tuple[Any, Any]] = {}  # id(original): (original, copy)
+        self.names: set[str] = set()
+
+    def copy_whole(self, model: Any) -> keras.Model:
+        copy = self.copy_model(model)
+        copy.trainable = model.trainable
+        # Setting a model's flag sets those of all its layers, so models go before what is in them.
+        for original, new in reversed(self.pairs.values()):
+            if isinstance(new, Expansion):
+                for layer in new.layers:
+                    layer.trainable = original.trainable
+            elif isinstance(new, keras.layers.Layer):
+                if not graph.is_nested(original):
+                    new.set_weights(original.get_weights())
+                new.trainable = original.trainable
+        return copy
+
+    def copy_model(self, model: Any) -> keras.Model:
+        function = graph.functional(model)
+        inputs = keras.tree.map_structure(
+            lambda spec: keras.Input(batch_shape=spec.shape, dtype=spec.dtype, name=spec.name),
+            function._inputs_struct,
+        )
+        flat_inputs = keras.tree.flatten(inputs)
+        self.names.update(spec.name for spec in flat_inputs)
+        outputs = self.replay(function, flat_inputs, ())
+        structured = keras.tree.pack_sequence_as(function._outputs_struct, outputs)
+        return keras.Model(inputs, structured, name=model.name)
+
+    def replay(
+        self, function: keras.Function, inputs: list[Any], path: tuple[str, ...]
+    ) -> list[Any]:
+        """Calls the copies on new symbolic tensors; returns the outputs as a flat list."""
+        values = {id(spec): x for spec, x in zip(function.inputs, inputs, strict=True)}
+        for node in graph.nodes(function):
+            args, kwargs = node.arguments.fill_in(values)
+            operation = node.operation
+            if self.flat and graph.is_nested(operation):
+                inner = graph.functional(operation)
+                results = self.replay(
+                    inner, keras.tree.flatten((args, kwargs)), (*path, operation.name)
+                )
+            else:
+                results = keras.tree.flatten(self.copy_of(operation, path)(*args, **kwargs))
+            values.update({id(spec): x for spec, x in zip(node.outputs, results, strict=True)})
+        return [values[id(spec)] for spec in function.outputs]
+
+    def copy_of(self, operation: Any, path: tuple[str, ...]) -> Any:
+        if id(operation) not in self.pairs:
+            copy: Any
+            if id(operation) in self.expansions:
+                copy = self.expansions[id(operation)]
+            elif graph.is_nested(operation):
+                copy = self.copy_model(operation)
+            else:
+                copy = self.copy_layer(operation, path)
+            self.pairs[id(operation)] = operation, copy
+        return self.pairs[id(operation)][1]
+
+    def copy_layer(self, operation: Any, path: tuple[str, ...]) -> Any:
+        try:
+            config = operation.get_config()
+            if self.flat and operation.name in self.names:
+                config["name"] = "_".join((*path, operation.name))
+            copy = type(operation).from_config(config)
+        except Exception as error:
+            raise Error(
+                f"layer {operation.name!r} ({type(operation).__name__}): expected one that can be "
+                f"copied through get_config and from_config, which failed: {error}"
+            ) from error
+        self.names.add(copy.name)
+        return copy
