@@ -6,6 +6,7 @@ are none. Importing this needs NumPy alone.
 
 import dataclasses
 import math
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -86,7 +87,8 @@ def count(model: "keras.Model", input_shapes: Sequence[Sequence[int]] | None = N
     specs = traced.specs
     if input_shapes is not None:
         specs = graph.infer_specs(traced, [(None, *shape) for shape in input_shapes])
-    macs, uncounted = 0, {}
+    macs = 0
+    uncounted: dict[str, None] = {}
     for call in traced.calls:
         layer = call.operation
         shapes = [specs[n].shape for n in (call.inputs[0], call.outputs[0])]
@@ -125,7 +127,7 @@ def is_convolution(layer: Any) -> bool:
 
 
 def positions(shape: Sequence[int | None], layer: Any) -> int | None:
-    """At how many positions of a (batch, ..., channels) tensor a kernel is applied; None if open."""
+    """At how many positions of a (batch, ..., channels) tensor a kernel acts; None if open."""
     first = getattr(layer, "data_format", None) == "channels_first"
     spatial = shape[2:] if first else shape[1:-1]
     sizes = [size for size in spatial if size is not None]
@@ -150,5 +152,5 @@ def _kernels(layer: Any) -> list[Any] | None:
 
 
 def _item_bytes(dtype: str) -> int:
-    bits = "".join(character for character in str(dtype) if character.isdigit())
-    return max(int(bits or 8) // 8, 1)
+    bits = re.search(r"\d+", str(dtype))  # the first number: float8_e4m3fn has several
+    return max(int(bits[0]) // 8, 1) if bits else 1

@@ -82,6 +82,16 @@ def nodes(model: Any) -> Iterator[Any]:
                 yield node
 
 
+def nested_inputs(node: Any) -> list[keras.KerasTensor]:
+    """What a node feeds the nested model that it calls, in the order of that model's inputs."""
+    args, kwargs = node.arguments.args, node.arguments.kwargs
+    given = args[0] if args else kwargs["inputs"]
+    function = functional(node.operation)
+    if isinstance(given, dict) and not isinstance(function._inputs_struct, dict):
+        given = [given[spec.name] for spec in function.inputs]  # as Functional.call does
+    return keras.tree.flatten(given)
+
+
 def trace(model: Any) -> Graph:
     """Flattens a model, nested models included, into calls.
 
@@ -98,6 +108,7 @@ def trace(model: Any) -> Graph:
     """
     calls: list[Call] = []
     specs: dict[int, keras.KerasTensor] = {}
+    resized: list[int] = []  # what a nested model is called with in another shape than its own
 
     def number(spec: keras.KerasTensor) -> int:
         specs[len(specs)] = spec
@@ -106,12 +117,18 @@ def trace(model: Any) -> Graph:
     def open_up(model: Any, inputs: tuple[int, ...], prefix: str) -> tuple[int, ...]:
         function = functional(model)
         scope = {id(spec): n for spec, n in zip(function.inputs, inputs, strict=True)}
+        resized.extend(
+            n
+            for spec, n in zip(function.inputs, inputs, strict=True)
+            if specs[n].shape != spec.shape
+        )
         for node in nodes(function):
-            reads = tuple(scope[id(spec)] for spec in node.input_tensors)
             path = prefix + node.operation.name
             if is_nested(node.operation):
+                reads = tuple(scope[id(spec)] for spec in nested_inputs(node))
                 writes = open_up(node.operation, reads, path + "/")
             else:
+                reads = tuple(scope[id(spec)] for spec in node.input_tensors)
                 writes = tuple(number(spec) for spec in node.outputs)
                 calls.append(Call(node.operation, path, reads, writes, _filler(node, reads)))
             scope.update({id(s): n for s, n in zip(node.outputs, writes, strict=True)})
@@ -119,7 +136,12 @@ def trace(model: Any) -> Graph:
 
     inputs = tuple(number(spec) for spec in functional(model).inputs)
     outputs = open_up(model, inputs, "")
-    return Graph(tuple(calls), inputs, outputs, specs)
+    graph = Graph(tuple(calls), inputs, outputs, specs)
+    if resized:  # the symbolic tensors inside that model have the shapes of its own inputs
+        graph = dataclasses.replace(
+            graph, specs=infer_specs(graph, [specs[n].shape for n in inputs])
+        )
+    return graph
 
 
 def _filler(

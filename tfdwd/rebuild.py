@@ -29,20 +29,15 @@ class Expansion:
     concatenate: keras.layers.Layer | None
     last: keras.layers.Layer
 
-    def __call__(self, x: Any, *, activate: bool = True) -> Any:
-        """Runs the stack on a tensor (batch, h, w, c); ``activate=False`` stops before the
-        activation (not for symbolic tensors)."""
+    def __call__(self, x: Any) -> Any:
+        """Runs the stack on a tensor (batch, h, w, c)."""
         parts = []
         for branch in self.branches:
             part = x
             for layer in branch:
                 part = layer(part)
             parts.append(part)
-        x = parts[0] if self.concatenate is None else self.concatenate(parts)
-        if activate:
-            return self.last(x)
-        x = self.last.convolution_op(x, self.last.kernel)
-        return x if self.last.bias is None else x + self.last.bias
+        return self.last(parts[0] if self.concatenate is None else self.concatenate(parts))
 
     @property
     def layers(self) -> list[keras.layers.Layer]:
@@ -123,9 +118,9 @@ def expand(conv: keras.layers.Conv2D, stack: Stack, bias: np.ndarray | None) -> 
             )
             return Expansion((branch,), None, last(pointwise))
         case Channel(filters, pointwise):
-            kernel = np.moveaxis(filters, 0, 1).reshape(height, width, channels, -1)
+            taps = np.moveaxis(filters, 0, 1).reshape(height, width, channels, -1)
             return Expansion(
-                ((conv2d(f"{conv.name}_reduce", kernel, **spatial),),), None, last(pointwise)
+                ((conv2d(f"{conv.name}_reduce", taps, **spatial),),), None, last(pointwise)
             )
 
 
@@ -179,46 +174,56 @@ class _Copier:
         self.expansions = expansions
         self.flat = flat
         self.pairs: dict[int, tuple[Any, Any]] = {}  # id(original): (original, copy)
-        self.names: set[str] = set()
+        self.names: set[str] = set()  # taken ones
 
     def copy_whole(self, model: Any) -> keras.Model:
+        self.names = {operation.name for operation in graph.functional(model).operations}
+        if not self.flat:  # then a name may come again in each nested model
+            self.names.update(call.operation.name for call in graph.trace(model).calls)
         copy = self.copy_model(model)
         copy.trainable = model.trainable
-        # Setting a model's flag sets those of all its layers, so models go before what is in them.
+        # Setting a flag sets those of all layers inside, so what is outside goes first.
         for original, new in reversed(self.pairs.values()):
             if isinstance(new, Expansion):
                 for layer in new.layers:
                     layer.trainable = original.trainable
-            elif isinstance(new, keras.layers.Layer):
-                if not graph.is_nested(original):
-                    new.set_weights(original.get_weights())
+            elif graph.is_nested(original):
                 new.trainable = original.trainable
+            elif isinstance(new, keras.layers.Layer):
+                _copy_state(original, new)
         return copy
 
     def copy_model(self, model: Any) -> keras.Model:
         function = graph.functional(model)
-        inputs = keras.tree.map_structure(
-            lambda spec: keras.Input(batch_shape=spec.shape, dtype=spec.dtype, name=spec.name),
-            function._inputs_struct,
-        )
-        flat_inputs = keras.tree.flatten(inputs)
-        self.names.update(spec.name for spec in flat_inputs)
-        outputs = self.replay(function, flat_inputs, ())
+        inputs = keras.tree.map_structure(_copy_input, function._inputs_struct)
+        outputs = self.replay(function, keras.tree.flatten(inputs), (), {})
         structured = keras.tree.pack_sequence_as(function._outputs_struct, outputs)
         return keras.Model(inputs, structured, name=model.name)
 
     def replay(
-        self, function: keras.Function, inputs: list[Any], path: tuple[str, ...]
+        self,
+        function: keras.Function,
+        inputs: list[Any],
+        path: tuple[str, ...],
+        context: Mapping[str, Any],
     ) -> list[Any]:
-        """Calls the copies on new symbolic tensors; returns the outputs as a flat list."""
+        """Calls the copies on new symbolic tensors; returns the outputs as a flat list.
+
+        ``path`` names the models around that are flattened, ``context`` holds the arguments that
+        reach each of their layers: a backbone called with ``training=False`` stays so.
+        """
         values = {id(spec): x for spec, x in zip(function.inputs, inputs, strict=True)}
         for node in graph.nodes(function):
-            args, kwargs = node.arguments.fill_in(values)
             operation = node.operation
+            args, kwargs = node.arguments.fill_in(values)
+            reach = getattr(operation, "_call_context_args", ())
+            kwargs = kwargs | {name: value for name, value in context.items() if name in reach}
             if self.flat and graph.is_nested(operation):
-                inner = graph.functional(operation)
                 results = self.replay(
-                    inner, keras.tree.flatten((args, kwargs)), (*path, operation.name)
+                    graph.functional(operation),
+                    [values[id(spec)] for spec in graph.nested_inputs(node)],
+                    (*path, operation.name),
+                    {name: kwargs[name] for name in reach if kwargs.get(name) is not None},
                 )
             else:
                 results = keras.tree.flatten(self.copy_of(operation, path)(*args, **kwargs))
@@ -230,6 +235,8 @@ class _Copier:
             copy: Any
             if id(operation) in self.expansions:
                 copy = self.expansions[id(operation)]
+                for layer in copy.layers[:-1]:  # the last has the convolution's own name
+                    layer.name = self.free_name(layer.name)
             elif graph.is_nested(operation):
                 copy = self.copy_model(operation)
             else:
@@ -240,13 +247,34 @@ class _Copier:
     def copy_layer(self, operation: Any, path: tuple[str, ...]) -> Any:
         try:
             config = operation.get_config()
-            if self.flat and operation.name in self.names:
-                config["name"] = "_".join((*path, operation.name))
-            copy = type(operation).from_config(config)
+            if path:
+                name = operation.name
+                config["name"] = self.free_name(
+                    "_".join((*path, name)) if name in self.names else name
+                )
+                self.names.add(config["name"])
+            return type(operation).from_config(config)
         except Exception as error:
             raise Error(
                 f"layer {operation.name!r} ({type(operation).__name__}): expected one that can be "
                 f"copied through get_config and from_config, which failed: {error}"
             ) from error
-        self.names.add(copy.name)
-        return copy
+
+    def free_name(self, name: str) -> str:
+        while name in self.names:
+            name += "_"
+        return name
+
+
+def _copy_input(spec: keras.KerasTensor) -> keras.KerasTensor:
+    layer = spec._keras_history.operation
+    return type(layer).from_config(layer.get_config()).output
+
+
+def _copy_state(original: keras.layers.Layer, new: keras.layers.Layer) -> None:
+    """Copies weights, and the ``trainable`` flags of a layer and of those inside it."""
+    new.set_weights(original.get_weights())
+    for old_part, part in zip(original._flatten_layers(), new._flatten_layers(), strict=True):
+        part.trainable = old_part.trainable
+        if isinstance(part, keras.layers.Normalization):
+            part.finalize_state()  # what it computes with is derived from its weights

@@ -53,7 +53,10 @@ def main(argv: list[str]) -> None:
     x_train, y_train, x_test, y_test = (
         read_idx(data / f"{part}-ubyte.gz")
         for part in (
-            "train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1",
+            "train-images-idx3",
+            "train-labels-idx1",
+            "t10k-images-idx3",
+            "t10k-labels-idx1",
         )
     )
     x_train, x_test = x_train[..., None], x_test[..., None]

@@ -1,6 +1,7 @@
 """ShuffleNet V2 and its twin with regular convolutions."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 from keras import layers
@@ -82,7 +83,7 @@ def ShuffleNetV2(  # noqa: N802 - a network is named like a class, as in keras.a
     return keras.Model(inputs, outputs, name=name)
 
 
-def _unit(x, channels: int, stride: int, conv: str, name: str):
+def _unit(x: Any, channels: int, stride: int, conv: str, name: str) -> Any:
     """One unit: half of the channels pass by (stride 1) or are pooled by a convolution."""
     half = channels // 2
     if stride == 1:
@@ -95,23 +96,21 @@ def _unit(x, channels: int, stride: int, conv: str, name: str):
     return _channel_shuffle(x, name)
 
 
-def _spatial_conv(x, channels: int, stride: int, conv: str, name: str):
+def _spatial_conv(x: Any, channels: int, stride: int, conv: str, name: str) -> Any:
     if conv == "regular":
         return _conv_bn_relu(x, channels, 3, stride, name)
-    x = layers.DepthwiseConv2D(
-        3, stride, "same", use_bias=False, name=f"{name}_depthwise"
-    )(x)
+    x = layers.DepthwiseConv2D(3, stride, "same", use_bias=False, name=f"{name}_depthwise")(x)
     x = layers.BatchNormalization(name=f"{name}_depthwise_bn")(x)
     return _conv_bn_relu(x, channels, 1, 1, name)
 
 
-def _conv_bn_relu(x, channels: int, kernel: int, stride: int, name: str):
+def _conv_bn_relu(x: Any, channels: int, kernel: int, stride: int, name: str) -> Any:
     x = layers.Conv2D(channels, kernel, stride, "same", use_bias=False, name=f"{name}_conv")(x)
     x = layers.BatchNormalization(name=f"{name}_bn")(x)
     return layers.ReLU(name=f"{name}_relu")(x)
 
 
-def _channel_shuffle(x, name: str):
+def _channel_shuffle(x: Any, name: str) -> Any:
     """Interleaves the two halves; in four dimensions, since LiteRT transposes no more quickly."""
     _, height, width, channels = x.shape
     x = layers.Reshape((height * width, 2, channels // 2), name=f"{name}_split")(x)
