@@ -17,7 +17,8 @@ class Expansion:
     """The Keras layers of one stack, with their weights; call it where the convolution was called.
 
     Only multiplier-1 depthwise layers are made: LiteRT runs larger multipliers on a slow path, so
-    rank m is m depthwise layers side by side, concatenated.
+    rank m is m depthwise layers side by side, concatenated. With unequal strides they are grouped
+    Conv2D layers: Keras has DepthwiseConv2D with such strides, but TensorFlow does not run it.
 
     Attributes:
       branches: for each path from the input to the concatenation (or to ``last``) its layers.
@@ -73,19 +74,22 @@ def expand(conv: keras.layers.Conv2D, stack: Stack, bias: np.ndarray | None) -> 
     spatial = {key: config[key] for key in ("strides", "padding", "dilation_rate")}
     channels = conv.kernel.shape[2]
 
-    def conv2d(name: str, kernel: np.ndarray, **options: Any) -> keras.layers.Layer:
+    def conv2d(name: str, kernel: np.ndarray, groups: int = 1, **options: Any) -> Any:
         layer = keras.layers.Conv2D(
-            kernel.shape[3], kernel.shape[:2], name=name, use_bias=False,
+            kernel.shape[3], kernel.shape[:2], name=name, use_bias=False, groups=groups,
             kernel_regularizer=config["kernel_regularizer"], **common, **options,
         )  # fmt: skip
-        return _with_weights(layer, kernel.shape[2], kernel)
+        return _with_weights(layer, groups * kernel.shape[2], kernel)
 
     def depthwise(name: str, taps: np.ndarray) -> keras.layers.Layer:  # taps (q, channels)
+        kernel = taps.reshape(height, width, -1, 1)
+        if len(set(conv.strides)) > 1:  # TensorFlow runs these as a grouped convolution only
+            return conv2d(name, kernel.swapaxes(2, 3), groups=taps.shape[1], **spatial)
         layer = keras.layers.DepthwiseConv2D(
             (height, width), name=name, use_bias=False,
             depthwise_regularizer=config["kernel_regularizer"], **common, **spatial,
         )  # fmt: skip
-        return _with_weights(layer, taps.shape[1], taps.reshape(height, width, -1, 1))
+        return _with_weights(layer, taps.shape[1], kernel)
 
     def last(kernel: np.ndarray) -> keras.layers.Layer:  # kernel (inputs, n)
         options = config | {
@@ -268,7 +272,9 @@ class _Copier:
 
 def _copy_input(spec: keras.KerasTensor) -> keras.KerasTensor:
     layer = spec._keras_history.operation
-    return type(layer).from_config(layer.get_config()).output
+    copy = type(layer).from_config(layer.get_config()).output
+    copy.name = spec.name  # where the user gave none, it is not the layer's
+    return copy
 
 
 def _copy_state(original: keras.layers.Layer, new: keras.layers.Layer) -> None:

@@ -1,0 +1,382 @@
+import collections
+import json
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from cases import (
+    CONVS,
+    NETWORKS,
+    Holder,
+    convolutions,
+    difference,
+    full_ranks,
+    inputs_of,
+    network,
+    outputs_of,
+)
+from keras import layers
+
+import tfdwd
+from tfdwd import factorize, graph, rebuild
+from tfdwd.errors import Error
+
+# A stack multiplies factors of about the kernel's size where the convolution multiplies once, in
+# float32 (eps 1.2e-7): over some hundred additions the two differ by a few 1e-6 of the scale.
+CLOSE = 1e-4
+
+
+def full_rank(kernel):
+    return factorize.svd(kernel, min(kernel.shape[1:]))
+
+
+def as_bottleneck(kernel):
+    """An exact bottleneck: one component per (channel, tap)."""
+    c, q, n = kernel.shape
+    reduce, taps = np.repeat(np.eye(c), q, axis=1), np.tile(np.eye(q), c)
+    return factorize.Bottleneck(reduce, taps, kernel.reshape(c * q, n))
+
+
+def as_channel(kernel):
+    return factorize.Channel(kernel, np.eye(kernel.shape[2]))
+
+
+STACKS = {"separable": full_rank, "bottleneck": as_bottleneck, "channel": as_channel}
+
+
+def expansions_of(model, stack=full_rank):
+    return {
+        id(conv): rebuild.expand(
+            conv,
+            stack(rebuild.kernel_of(conv)),
+            None if conv.bias is None else np.asarray(conv.bias),
+        )
+        for conv in convolutions(model)
+    }
+
+
+def fingerprint(model):
+    """Everything of a model that a function with side effects could change."""
+    operations = [op for m in (model, *nested(model)) for op in graph.functional(m).operations]
+    return (
+        [array.tobytes() for array in model.get_weights()],
+        json.dumps(model.get_config(), default=str),
+        [(op.name, len(op._inbound_nodes), len(op._outbound_nodes)) for op in operations],
+        [(layer.name, layer.trainable) for layer in model._flatten_layers()],
+        [variable.path for variable in model.variables],
+    )
+
+
+def input_names(model):
+    return [(x.name, x._keras_history.operation.name) for x in model.inputs]
+
+
+def called_names(model):
+    """How often each name comes among what the model and its nested models call."""
+    parts = [graph.functional(part) for part in (model, *nested(model))]
+    return collections.Counter(op.name for part in parts for op in part.operations)
+
+
+def nested(model):
+    return [part for part in model._flatten_layers() if part is not model and graph.is_nested(part)]
+
+
+@pytest.mark.parametrize("stack", STACKS)
+@pytest.mark.parametrize("case", CONVS)
+def test_an_exact_stack_equals_the_convolution(case, stack):
+    model = CONVS[case].model()
+    student = rebuild.rebuild(model, expansions_of(model, STACKS[stack]))
+    inputs = inputs_of(model)
+    assert difference(outputs_of(student, inputs), outputs_of(model, inputs)) < CLOSE
+    kept = student.get_layer("conv")
+    assert kept.kernel_size == (1, 1)
+    assert kept.activation is model.get_layer("conv").activation
+
+
+@pytest.mark.parametrize("case", CONVS)
+def test_decompose_at_full_rank_equals_the_original(case):
+    model = CONVS[case].model()
+    student = tfdwd.decompose(model, rank={"conv": CONVS[case].full_rank})
+    inputs = inputs_of(model)
+    assert len(student.layers) > len(model.layers)
+    assert difference(outputs_of(student, inputs), outputs_of(model, inputs)) < CLOSE
+
+
+@pytest.mark.parametrize("case", ["same", "more outputs than taps"])
+def test_the_layers_of_a_stack_have_multiplier_one_and_compute_what_its_kernel_says(case):
+    model = CONVS[case].model()
+    conv = model.get_layer("conv")
+    stack = factorize.svd(rebuild.kernel_of(conv), 2)
+    expansion = rebuild.expand(conv, stack, np.arange(conv.filters))
+    kinds = [type(layer).__name__ for layer in expansion.layers]
+    assert kinds == ["DepthwiseConv2D", "DepthwiseConv2D", "Concatenate", "Conv2D"]
+    names = [layer.name for layer in expansion.layers]
+    assert names == ["conv_depthwise_1", "conv_depthwise_2", "conv_concat", "conv"]
+    assert all(layer.depth_multiplier == 1 for layer in expansion.layers[:2])
+    x = inputs_of(model)
+    kernel = np.moveaxis(stack.kernel(), 1, 0).reshape(conv.kernel.shape)
+    expected = keras.ops.conv(x, kernel.astype(np.float32), padding="same") + np.arange(
+        conv.filters, dtype=np.float32
+    )
+    np.testing.assert_allclose(expansion(x), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("strides", [(1, 2), (2, 1)])
+def test_unequal_strides_make_grouped_layers_which_tensorflow_runs(strides):
+    conv = layers.Conv2D(5, 3, strides=strides, kernel_regularizer="l2", name="conv")
+    model = keras.Sequential([keras.Input((9, 8, 4)), conv])
+    first, *_ = rebuild.expand(conv, factorize.svd(rebuild.kernel_of(conv), 1), None).layers
+    assert isinstance(first, layers.Conv2D) and first.groups == 4
+    assert first.kernel.shape == (3, 3, 1, 4)
+    assert isinstance(first.kernel_regularizer, keras.regularizers.L2)
+    assert first(inputs_of(model)).shape[1:3] == model.output_shape[1:3]
+
+
+def test_kernel_of_is_channel_major():
+    conv = layers.Conv2D(4, (2, 3))
+    conv.build((None, 8, 8, 5))
+    kernel = rebuild.kernel_of(conv)
+    assert kernel.shape == (5, 6, 4) and kernel.dtype == np.float64
+    assert kernel[3, 1 * 3 + 2, 1] == conv.kernel.numpy()[1, 2, 3, 1]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_at_full_rank(name):
+    """Equal outputs, the same structure, nothing shared twice, and the original as it was."""
+    model = network(name)
+    before = fingerprint(model)
+    student = tfdwd.decompose(model, rank=full_ranks(model))
+    assert fingerprint(model) == before
+
+    inputs = inputs_of(model)
+    # In half precision (eps 1e-3) each layer of the stack rounds its output.
+    tolerance = 1e-2 if name == "mixed precision" else CLOSE
+    assert difference(outputs_of(student, inputs), outputs_of(model, inputs)) < tolerance
+
+    assert not convolutions(student)
+    for layer in student._flatten_layers():
+        assert getattr(layer, "depth_multiplier", 1) == 1
+    assert student.name == model.name
+    assert input_names(student) == input_names(model)
+    assert [x.dtype for x in student.outputs] == [x.dtype for x in model.outputs]
+    if not isinstance(model, keras.Sequential):
+        keras.tree.assert_same_structure(student.input, model.input)
+        keras.tree.assert_same_structure(student.output, model.output)
+    assert sorted(part.name for part in nested(student)) == sorted(p.name for p in nested(model))
+    assert not called_names(model) - called_names(student)
+
+    # Shared stays shared: exactly the kernels' numbers are exchanged for those of their stacks.
+    change = 0
+    for conv in convolutions(model):
+        c, q, n = rebuild.kernel_of(conv).shape
+        change += c * min(q, n) * (q + n) - c * q * n
+    assert student.count_params() == model.count_params() + change
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_flatten_leaves_one_graph_with_the_same_outputs(name):
+    model = network(name)
+    before = fingerprint(model)
+    flat = rebuild.flatten(model)
+    assert fingerprint(model) == before
+    assert not nested(flat)
+    inputs = inputs_of(model)
+    assert difference(outputs_of(flat, inputs), outputs_of(model, inputs)) < 1e-6
+    assert flat.count_params() == model.count_params()
+    assert input_names(flat) == input_names(model)
+    assert len(flat.trainable_weights) == len(model.trainable_weights)
+
+
+def test_flatten_after_decompose_and_again():
+    model = network("nested twice")
+    flat = rebuild.flatten(rebuild.flatten(tfdwd.decompose(model, rank=full_ranks(model))))
+    inputs = inputs_of(model)
+    assert difference(outputs_of(flat, inputs), outputs_of(model, inputs)) < CLOSE
+
+
+def test_flatten_puts_the_models_name_before_a_name_that_is_taken():
+    flat = rebuild.flatten(network("nested sequential"))
+    names = [layer.name for layer in flat.layers]
+    assert {"stem", "backbone_one", "one"} <= set(names)
+    assert flat.get_layer("one").filters == 4  # the outer one keeps its name
+
+
+def test_flatten_keeps_training_false_for_the_layers_of_a_nested_model():
+    model = network("nested sequential")  # calls its backbone with training=False
+    flat = rebuild.flatten(model)
+    inputs = inputs_of(model, images=8)
+    expected = np.asarray(model(inputs, training=True))
+    np.testing.assert_allclose(flat(inputs, training=True), expected, atol=1e-5)
+    statistics = model.get_layer("backbone").layers[1].moving_mean
+    [norm] = [layer for layer in flat.layers if isinstance(layer, layers.BatchNormalization)]
+    np.testing.assert_array_equal(norm.moving_mean, statistics)
+
+
+def test_flags_regularisers_and_constraints():
+    model = network("decorated")
+    student = tfdwd.decompose(model, rank=full_ranks(model))
+    backbone = student.get_layer("backbone")
+    assert not backbone.trainable
+    assert not any(layer.trainable for layer in backbone._flatten_layers())
+    for name in ("frozen", "frozen_concat", "frozen_depthwise_1"):
+        assert not student.get_layer(name).trainable
+    assert student.get_layer("bounded").trainable
+    holder = student.get_layer("holder")
+    assert isinstance(holder, Holder)
+    assert [holder.trainable, holder.first.trainable, holder.second.trainable] == [
+        True,
+        False,
+        True,
+    ]
+
+    l2 = student.get_layer("regular")
+    assert isinstance(l2.kernel_regularizer, keras.regularizers.L2)
+    assert isinstance(l2.bias_regularizer, keras.regularizers.L1)
+    taps = student.get_layer("regular_depthwise_1")
+    assert isinstance(taps.depthwise_regularizer, keras.regularizers.L2)
+    bounded = student.get_layer("bounded")
+    assert bounded.kernel_constraint is None
+    assert isinstance(bounded.bias_constraint, keras.constraints.NonNeg)
+
+
+def test_a_frozen_model_stays_frozen_and_its_layers_keep_their_flags():
+    model = network("functional")
+    model.trainable = False
+    model.get_layer("conv1").trainable = True
+    copy = rebuild.rebuild(model, {})
+    assert not copy.trainable
+    assert [layer.trainable for layer in copy.layers] == [layer.trainable for layer in model.layers]
+    assert copy.get_layer("conv1").trainable
+
+
+def test_dtype_policies_are_kept():
+    model = network("mixed precision")
+    student = tfdwd.decompose(model, rank=full_ranks(model))
+    for name in ("first", "first_concat", "first_depthwise_1", "second"):
+        assert student.get_layer(name).dtype_policy.name == "mixed_float16"
+    assert student.get_layer("first").kernel.dtype == "float32"
+
+
+def test_a_shared_layer_stays_shared():
+    student = tfdwd.decompose(network("siamese"), rank=1)
+    assert len(student.get_layer("shared_depthwise")._inbound_nodes) == 2
+    before = outputs_of(student, inputs_of(student))[0]
+    left, right = inputs_of(student)
+    np.testing.assert_allclose(outputs_of(student, [right, left])[0], -before, atol=1e-6)
+
+
+def test_names_that_are_taken_get_a_mark():
+    for rank in (1, 2):
+        student = tfdwd.decompose(network("names taken"), rank={"a": rank})
+        names = [layer.name for layer in student.layers]
+        assert len(set(names)) == len(names)
+        assert isinstance(student.get_layer("a_depthwise"), layers.DepthwiseConv2D)
+        np.testing.assert_array_equal(
+            student.get_layer("a_depthwise").get_weights()[0],
+            network("names taken").get_layer("a_depthwise").get_weights()[0],
+        )
+
+
+def test_an_input_can_be_an_output_and_an_output_can_come_twice():
+    x = keras.Input((8, 8, 4))
+    y = layers.Conv2D(6, 3, name="conv")(x)
+    student = tfdwd.decompose(keras.Model(x, [x, y, y]), rank={"conv": 6})
+    inputs = np.ones((1, 8, 8, 4), np.float32)
+    first, second, third = outputs_of(student, inputs)
+    np.testing.assert_array_equal(first, inputs)
+    np.testing.assert_array_equal(second, third)
+
+
+def test_kinds_of_inputs_are_kept():
+    x = keras.Input((8,), sparse=True, name="words", dtype="float64")
+    copy = rebuild.rebuild(keras.Model(x, layers.Dense(2)(x)), {})
+    assert copy.inputs[0].sparse and copy.inputs[0].dtype == "float64"
+
+
+class Stubborn(layers.Layer):
+    def call(self, x):
+        return x
+
+    def get_config(self):
+        raise NotImplementedError("no config")
+
+
+def test_a_layer_that_cannot_be_copied_is_named():
+    model = keras.Sequential([keras.Input((4,)), Stubborn(name="mule")])
+    with pytest.raises(Error, match=r"'mule' \(Stubborn\): .* failed: no config"):
+        rebuild.rebuild(model, {})
+
+
+def test_students_load_where_tfdwd_is_not(tmp_path):
+    plain = [name for name in NETWORKS if name != "custom layer" and name != "decorated"]
+    for index, name in enumerate(plain):
+        model = network(name)
+        student = tfdwd.decompose(model, rank=full_ranks(model))
+        student.save(tmp_path / f"{index}.keras")
+        inputs = keras.tree.flatten(inputs_of(student))
+        outputs = keras.tree.flatten(student(inputs_of(student)))
+        np.savez(tmp_path / f"{index}.npz", *inputs, *outputs)
+    program = f"""
+import sys
+sys.modules["tfdwd"] = None  # importing it raises
+import keras, numpy as np
+for index in range({len(plain)}):
+    model = keras.models.load_model(f"{{index}}.keras", safe_mode=True)
+    with np.load(f"{{index}}.npz") as content:
+        arrays = [content[name] for name in content.files]
+    count = len(model.inputs)
+    inputs = keras.tree.pack_sequence_as(model.input, arrays[:count])
+    found = keras.tree.flatten(model(inputs))
+    for a, b in zip(found, arrays[count:], strict=True):
+        np.testing.assert_allclose(np.asarray(a, np.float32), b, atol=2e-3)
+print("loaded", index + 1)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert result.stdout == f"loaded {len(plain)}\n", result.stderr
+
+
+def test_models_of_keras_2(tmp_path):
+    tf_keras = pytest.importorskip("tf_keras")
+    x = image = tf_keras.Input((8, 8, 3), name="image")
+    x = tf_keras.layers.Conv2D(6, 3, padding="same", name="one")(x)
+    x = tf_keras.layers.BatchNormalization(name="norm")(x)
+    x = tf_keras.layers.Add(name="add")([x, tf_keras.layers.Conv2D(6, 1, name="side")(image)])
+    x = tf_keras.layers.Conv2D(8, 3, strides=2, activation="relu", name="two")(x)
+    model = tf_keras.Model(image, tf_keras.layers.Dense(3, name="head")(x))
+    with pytest.warns(UserWarning, match="HDF5"):
+        model.save(tmp_path / "model.h5", include_optimizer=False)
+    loaded = keras.models.load_model(tmp_path / "model.h5", compile=False)
+    student = tfdwd.decompose(loaded, rank={"one": 6, "two": 8})
+    inputs = inputs_of(loaded)
+    expected = [model(inputs).numpy()]
+    assert difference(outputs_of(student, inputs), expected) < CLOSE
+
+
+APPLICATIONS = """
+    ConvNeXtTiny DenseNet121 DenseNet169 DenseNet201 EfficientNetB0 EfficientNetB1 EfficientNetB2
+    EfficientNetB3 EfficientNetV2B0 EfficientNetV2B1 EfficientNetV2B2 EfficientNetV2B3
+    EfficientNetV2S InceptionResNetV2 InceptionV3 MobileNet MobileNetV2 MobileNetV3Large
+    MobileNetV3Small NASNetMobile ResNet50 ResNet101 ResNet152 ResNet50V2 ResNet101V2 ResNet152V2
+    VGG16 VGG19 Xception EfficientNetB4 ConvNeXtSmall
+""".split()
+SMALLEST = {"InceptionResNetV2": 75, "InceptionV3": 75, "Xception": 71}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", APPLICATIONS)
+def test_networks_of_keras_applications_at_full_rank(name):
+    keras.backend.clear_session()
+    keras.utils.set_random_seed(0)
+    size = SMALLEST.get(name, 32)
+    model = getattr(keras.applications, name)(
+        weights=None, input_shape=(size, size, 3), classes=10, classifier_activation=None
+    )
+    student = tfdwd.decompose(model, rank=full_ranks(model)) if full_ranks(model) else None
+    if student is None:
+        student = tfdwd.decompose(model)
+    images = np.random.default_rng(0).uniform(0, 255, (2, size, size, 3)).astype(np.float32)
+    assert difference(outputs_of(student, images), outputs_of(model, images)) < CLOSE
