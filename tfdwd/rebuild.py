@@ -249,20 +249,19 @@ class _Copier:
         return self.pairs[id(operation)][1]
 
     def copy_layer(self, operation: Any, path: tuple[str, ...]) -> Any:
+        name = operation.name
+        if path:
+            name = self.free_name("_".join((*path, name)) if name in self.names else name)
+            self.names.add(name)
         try:
-            config = operation.get_config()
-            if path:
-                name = operation.name
-                config["name"] = self.free_name(
-                    "_".join((*path, name)) if name in self.names else name
-                )
-                self.names.add(config["name"])
-            return type(operation).from_config(config)
+            copy = type(operation).from_config(operation.get_config())
         except Exception as error:
             raise Error(
                 f"layer {operation.name!r} ({type(operation).__name__}): expected one that can be "
                 f"copied through get_config and from_config, which failed: {error}"
             ) from error
+        copy.name = name  # the configs of many users' own layers lack it
+        return copy
 
     def free_name(self, name: str) -> str:
         while name in self.names:
