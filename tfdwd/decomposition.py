@@ -183,8 +183,9 @@ def decompose(
     else:
         inputs = (arrays for arrays, _ in batches(data, model))
         expansions = moments.sweep(
-            traced, inputs, layers, solver, across_layers=across_layers, seed=seed
-        )
+            traced, inputs, layers, solver,
+            across_layers=across_layers, weigh=method == "joint", seed=seed,
+        )  # fmt: skip
     student = rebuild.rebuild(model, expansions)
     report = _report(model, student, method, plan, solver, expansions)
     for record in report.layers:
@@ -428,11 +429,11 @@ class _Solver:
             if self._recalibrate:
                 stack, bias = _recalibrated(stack, plain, inputs.matrix)
         else:
-            stack, bias = self._fit(conv, target, plain, inputs)
+            stack, bias = self._fit(conv, target, plain, inputs, collected.metric, None)
             for _ in range(RECTIFICATIONS * collected.can_rectify):
                 wanted = collected.rectified(stack, bias)
                 target = factorize.target(inputs, wanted.xy, kernel)
-                stack, bias = self._fit(conv, target, wanted, inputs)
+                stack, bias = self._fit(conv, target, wanted, inputs, collected.metric, stack)
         variance = float(factorize.variances(stack, inputs.matrix).sum())
         error = _missed(stack.kernel().reshape(best.shape), variance, plain)
         self.errors[id(conv)] = error, irreducible
@@ -444,38 +445,52 @@ class _Solver:
         target: factorize.Target,
         wanted: moments.Moments,
         inputs: factorize.Gram,
+        metric: np.ndarray | None,
+        start: factorize.Stack | None,
     ) -> tuple[factorize.Stack, np.ndarray | None]:
-        stack = self._best(conv, target)
+        stack = self._best(conv, target, metric, start)
         if not self._recalibrate:
             return stack, _bias_of(conv)
         return _recalibrated(stack, wanted, inputs.matrix)
 
-    def _best(self, conv: keras.layers.Conv2D, target: factorize.Target) -> factorize.Stack:
+    def _best(
+        self,
+        conv: keras.layers.Conv2D,
+        target: factorize.Target,
+        metric: np.ndarray | None = None,
+        start: factorize.Stack | None = None,
+    ) -> factorize.Stack:
         """The stack of least error among the options; the first time it decides for good."""
         known = self.chosen.get(id(conv))
         answers = [
-            (self._factorize(option, target), option)
+            (self._factorize(option, target, metric, start), option)
             for option in ([known] if known else self._options[id(conv)])
         ]
         if len(answers) == 1:
             stack, option = answers[0]
         else:
-            stack, option = min(answers, key=lambda answer: target.error(answer[0].kernel()))
+            stack, option = min(
+                answers, key=lambda answer: target.error(answer[0].kernel(), metric)
+            )
         self.chosen[id(conv)] = option
         return stack
 
-    def _factorize(self, option: _Option, target: factorize.Target) -> factorize.Stack:
+    def _factorize(
+        self,
+        option: _Option,
+        target: factorize.Target,
+        metric: np.ndarray | None,
+        start: Any,
+    ) -> factorize.Stack:
         if option.stack == "bottleneck":
-            return factorize.bottleneck(target, option.size)
+            return factorize.bottleneck(target, option.size, metric, start=start)
         if option.stack == "channel":
             return factorize.channel(target, option.size)
-        solve = {
-            "svd": factorize.gsvd,  # the metric is the identity then
-            "gsvd": factorize.gsvd,
-            "sequential": factorize.sequential,
-            "joint": factorize.joint,
-        }
-        return solve[self._method](target, option.size)
+        if self._method == "sequential":
+            return factorize.sequential(target, option.size)
+        if self._method == "joint":
+            return factorize.joint(target, option.size, metric, start=start)
+        return factorize.gsvd(target, option.size)  # "svd" too: its metric is the identity
 
 
 def _bias_of(conv: keras.layers.Conv2D) -> np.ndarray | None:

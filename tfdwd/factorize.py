@@ -28,6 +28,7 @@ from tfdwd.errors import Error
 # unknowns; at c = 512 their normal matrices take up to 1.5 and 140 GB. Conjugate gradients never
 # form them, and from the last round's answer this many steps end where an exact solve ends.
 _CG_STEPS = 12
+_ENOUGH = 2e-3  # a round that lowers the error by less than this part of it is the last
 _JITTER = 1e-10  # relative to a diagonal of ones
 
 
@@ -45,10 +46,14 @@ class Target:
     kernel: np.ndarray
     product: np.ndarray
 
-    def error(self, kernel: np.ndarray) -> float:
-        """|A^(1/2) (M - E)|^2 of a kernel E, (c, q, n), in units of the response's variance."""
+    def error(self, kernel: np.ndarray, metric: np.ndarray | None = None) -> float:
+        """|A^(1/2) (M - E)|^2 of a kernel E, (c, q, n), in units of the response's variance.
+
+        With a metric, (n, n), the trace of metric (M - E)^T A (M - E).
+        """
         gap = (self.kernel - kernel).reshape(self.product.shape)
-        return float(np.vdot(gap, self.gram @ gap))
+        weighted = gap if metric is None else gap @ metric
+        return float(np.vdot(weighted, self.gram @ gap))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -231,63 +236,87 @@ def sequential(target: Target, rank: int) -> Separable:
 
 
 def joint(
-    target: Target, rank: int, metric: np.ndarray | None = None, rounds: int = 5
+    target: Target,
+    rank: int,
+    metric: np.ndarray | None = None,
+    rounds: int = 5,
+    start: Separable | None = None,
 ) -> Separable:
     """All channels at once: least squares for the pointwise and the depthwise part in turn.
 
-    Starts from `sequential`; no step raises the error.
+    No step raises the error.
 
     Args:
       target: what to imitate.
       rank: 1..min(q, n).
       metric: (n, n) positive definite weight of the response's error; the identity if None.
-      rounds: pairs of least squares.
+      rounds: pairs of least squares, at most.
+      start: the answer to a target much like this one; `sequential` if None.
     """
-    target, unweight = _in_metric(target, metric)
-    *_, last = joint_steps(target, sequential(target, rank), rounds)
+    weighted, weight, unweight = _in_metric(target, metric)
+    if start is None:
+        first = sequential(weighted, rank)
+    else:
+        first = Separable(start.depthwise, weight(start.pointwise))
+    *_, last = joint_steps(weighted, first, rounds)
     return _balanced(Separable(last.depthwise, unweight(last.pointwise)))
 
 
 def joint_steps(target: Target, start: Separable, rounds: int) -> Iterator[Separable]:
     """Yields the stack after each least squares of `joint`."""
-    depthwise, pointwise = start.depthwise, start.pointwise
+    depthwise, pointwise, left = start.depthwise, start.pointwise, np.inf
     for _ in range(rounds):
         depthwise, pointwise = _unit_columns(target, depthwise, pointwise)
         pointwise = _solve_pointwise(target, depthwise, pointwise)
-        yield Separable(depthwise, pointwise)
+        yield (stack := Separable(depthwise, pointwise))
+        before, left = left, _error_after_least_squares(target, stack)
+        if not before - left > _ENOUGH * left:
+            return
         depthwise = _solve_depthwise(target, depthwise, pointwise)
         yield Separable(depthwise, pointwise)
     yield Separable(depthwise, _solve_pointwise(target, depthwise, pointwise))
 
 
 def bottleneck(
-    target: Target, width: int, metric: np.ndarray | None = None, rounds: int = 25
+    target: Target,
+    width: int,
+    metric: np.ndarray | None = None,
+    rounds: int = 25,
+    start: Bottleneck | None = None,
 ) -> Bottleneck:
     """Pointwise to ``width`` channels, depthwise, pointwise: three least squares in turn.
 
-    A CP decomposition of the kernel in the metric A. Starts from the SVDs of the filters whose
-    responses are the principal components of the response; no step raises the error.
+    A CP decomposition of the kernel in the metric A. No step raises the error.
 
     Args:
       target: what to imitate.
       width: 1 or more; exact from n * min(c, q) on.
       metric: (n, n) positive definite weight of the response's error; the identity if None.
-      rounds: triples of least squares.
+      rounds: triples of least squares, at most.
+      start: the answer to a target much like this one; if None, the SVDs of the filters whose
+        responses are the principal components of the response.
     """
     if width < 1:
         raise Error(f"width of a bottleneck: expected 1 or more, got {width}")
-    target, unweight = _in_metric(target, metric)
-    *_, last = bottleneck_steps(target, _principal_start(target, width), rounds)
+    weighted, weight, unweight = _in_metric(target, metric)
+    if start is None:
+        first = _principal_start(weighted, width)
+    else:
+        first = dataclasses.replace(start, expand=weight(start.expand))
+    *_, last = bottleneck_steps(weighted, first, rounds)
     return Bottleneck(last.reduce, last.depthwise, unweight(last.expand))
 
 
 def bottleneck_steps(target: Target, start: Bottleneck, rounds: int) -> Iterator[Bottleneck]:
     """Yields the stack after each least squares of `bottleneck`."""
     reduce, depthwise, expand = start.reduce, start.depthwise, start.expand
-    yield start
+    left = np.inf
     for _ in range(rounds):
         expand = _solve_expand(target, reduce, depthwise, expand)
-        yield Bottleneck(reduce, depthwise, expand)
+        yield (stack := Bottleneck(reduce, depthwise, expand))
+        before, left = left, _error_after_least_squares(target, stack)
+        if not before - left > _ENOUGH * left:
+            return
         reduce = _solve_reduce(target, reduce, depthwise, expand)
         yield Bottleneck(reduce, depthwise, expand)
         depthwise = _solve_shared_depthwise(target, reduce, depthwise, expand)
@@ -386,13 +415,13 @@ def _sweep(target: Target, start: np.ndarray, rank: int, block: int = 16) -> Sep
 
 def _in_metric(
     target: Target, metric: np.ndarray | None
-) -> tuple[Target, Callable[[np.ndarray], np.ndarray]]:
-    """The same problem with the response's error weighted by ``metric``, and the way back.
+) -> tuple[Target, Callable[[np.ndarray], np.ndarray], Callable[[np.ndarray], np.ndarray]]:
+    """The same problem with the response's error weighted by ``metric``; the ways there and back.
 
     With metric = L L^T the error of E is that of E L against M L.
     """
     if metric is None:
-        return target, lambda expand: expand
+        return target, lambda expand: expand, lambda expand: expand
     n = target.kernel.shape[2]
     if metric.shape != (n, n):
         raise Error(f"metric: expected shape {(n, n)}, got {metric.shape}")
@@ -401,9 +430,8 @@ def _in_metric(
     except np.linalg.LinAlgError as error:
         raise Error("metric: expected a positive definite matrix, got one that is not") from error
     weighted = Target(target.gram, target.kernel @ lower, target.product @ lower)
-    return weighted, lambda expand: np.linalg.solve(
-        lower.T, expand.reshape(-1, n).T
-    ).T.reshape(expand.shape)
+    back = np.linalg.inv(lower)
+    return weighted, lambda expand: expand @ lower, lambda expand: expand @ back
 
 
 def _times_columns(gram: np.ndarray, depthwise: np.ndarray) -> np.ndarray:
@@ -458,6 +486,15 @@ def _solve_depthwise(target: Target, depthwise: np.ndarray, pointwise: np.ndarra
     return _conjugate_gradients(
         apply, wanted, depthwise, lambda residual: inverse @ residual @ inverse_weights
     )
+
+
+def _error_after_least_squares(target: Target, stack: Stack) -> float:
+    """`Target.error` of a stack whose last factor is the best for its others, at little cost.
+
+    There the gap M - E is at right angles to E in the metric A.
+    """
+    gap = (target.kernel - stack.kernel()).reshape(target.product.shape)
+    return float(np.vdot(gap, target.product))
 
 
 def _least_squares(normal: np.ndarray, wanted: np.ndarray, start: np.ndarray) -> np.ndarray:

@@ -18,6 +18,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfdwd.errors import Error
+from tfdwd.execution import response, run_call
+from tfdwd.fisher import fisher_metrics
 from tfdwd.graph import Call, Graph, infer_specs
 from tfdwd.factorize import Stack
 from tfdwd.rebuild import Expansion, expand, kernel_of
@@ -27,7 +29,7 @@ from tfdwd.reporting import progress
 # about 8 (benchmarks/rows.py); shallow layers get more since their rows cost nothing.
 ROWS_PER_UNKNOWN = 16
 MIN_ROWS = 65536
-_IN_MEMORY = 48 * 2**20  # bytes of one spool that stay in memory
+_IN_MEMORY = 160 * 2**20  # bytes of one spool that stay in memory
 
 
 @dataclasses.dataclass(eq=False)
@@ -123,6 +125,7 @@ def sweep(
     solve: Callable[[keras.layers.Conv2D, "Collected"], tuple[Stack, np.ndarray | None]],
     *,
     across_layers: bool = True,
+    weigh: bool = False,
     seed: int = 0,
 ) -> dict[int, Expansion]:
     """Collects each convolution's moments and has it solved, from the inputs to the outputs.
@@ -137,6 +140,8 @@ def sweep(
         before it.
       across_layers: x comes from the student (whose earlier layers are replaced) if True, from
         the original otherwise; then y is the original's response alone.
+      weigh: whether to give ``solve`` also how much each direction of the response matters
+        (`tfdwd.fisher`), found on the first images.
       seed: of the random positions at which rows are taken, the same in both networks.
 
     Returns:
@@ -160,7 +165,8 @@ def sweep(
     specs = _shaped_specs(graph, shapes)
 
     solved: dict[int, Expansion] = {}
-    collected = {id(conv): Collected(conv) for conv in convs}
+    metrics = fisher_metrics(graph, frontier, convs, seed) if weigh else {}
+    collected = {id(conv): Collected(conv, metrics.get(id(conv))) for conv in convs}
     live: tuple[Sequence[int], Sequence[int]] = (graph.inputs, ())
     with progress(len(frontier) * schedule.stages, "calibrating") as bar:
         for stage in range(schedule.stages):
@@ -193,11 +199,13 @@ class Collected:
 
     Attributes:
       moments: of (x, y).
+      metric: (n, n) weight of the response's error, or None.
     """
 
-    def __init__(self, conv: keras.layers.Conv2D):
+    def __init__(self, conv: keras.layers.Conv2D, metric: np.ndarray | None = None):
         c, q, n = kernel_of(conv).shape
         self.moments = Moments.empty(np.zeros(c * q), np.zeros(n))
+        self.metric = metric
         self._name = conv.name
         self._rows = _Spool()
         self._sites: list[_Site] = []
@@ -510,13 +518,13 @@ def _compile(
         for number, call in enumerate(graph.calls):
             if schedule.runs_in_student(number, stage):
                 operation = solved.get(id(call.operation), call.operation)
-                student.update(_outputs(call, operation, {**original, **student}))
+                student.update(run_call(call, operation, {**original, **student}))
             if schedule.runs_in_original(number, stage):
                 if not schedule.replaced[number]:
-                    original.update(_outputs(call, call.operation, original))
+                    original.update(run_call(call, call.operation, original))
                     continue
                 conv, (output,) = call.operation, call.outputs
-                responses[output] = _response(conv, original[call.inputs[0]])
+                responses[output] = response(conv, original[call.inputs[0]])
                 original[output] = tf.cast(
                     conv.activation(responses[output]), specs[output].dtype
                 )
@@ -545,17 +553,6 @@ def _at(x: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:
     return tf.reshape(
         tf.gather_nd(tf.cast(x, tf.float32), positions, batch_dims=1), (-1, x.shape[-1])
     )
-
-
-def _outputs(call: Call, operation: Any, values: dict[int, Any]) -> dict[int, Any]:
-    args, kwargs = call.fill(values)
-    return dict(zip(call.outputs, keras.tree.flatten(operation(*args, **kwargs)), strict=True))
-
-
-def _response(conv: keras.layers.Conv2D, x: tf.Tensor) -> tf.Tensor:
-    """The convolution before its activation, in float32."""
-    y = conv.convolution_op(tf.cast(x, tf.float32), tf.cast(conv.kernel, tf.float32))
-    return y if conv.bias is None else y + tf.cast(conv.bias, tf.float32)
 
 
 def _inverse(gain: np.ndarray) -> np.ndarray:

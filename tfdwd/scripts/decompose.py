@@ -1,0 +1,94 @@
+"""Expands a trained network's regular convolutions into depthwise + pointwise stacks.
+
+Example:
+  tfdwd-decompose --model=resnet8.keras --output=student.keras --images=train.npz \
+      --images_key=x_train --rank=1
+"""
+
+from absl import flags
+
+import tfdwd
+from tfdwd import reporting
+from tfdwd.scripts import common
+
+FLAGS = flags.FlagValues()
+_MODEL = flags.DEFINE_string(
+    "model", None, "the Keras model, a .keras or .h5 file", required=True, flag_values=FLAGS
+)
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "the .keras file to write", required=True, flag_values=FLAGS
+)
+_IMAGES = flags.DEFINE_string(
+    "images",
+    None,
+    "calibration images, a .npy or .npz file; 1,000 are plenty and labels are not needed. Without "
+    "them each kernel is approximated for itself, which loses far more",
+    flag_values=FLAGS,
+)
+_IMAGES_KEY = flags.DEFINE_string(
+    "images_key", None, "which array of a .npz file holds the images", flag_values=FLAGS
+)
+_MAX_IMAGES = flags.DEFINE_integer(
+    "max_images", 1024, "how many of the images to use, from the first", 1, flag_values=FLAGS
+)
+_RANK = flags.DEFINE_integer(
+    "rank", 1, "depthwise filters per channel; 1 is the cheapest", 1, flag_values=FLAGS
+)
+_STACK = flags.DEFINE_enum(
+    "stack",
+    "separable",
+    ["separable", "bottleneck", "auto"],
+    "separable: depthwise, pointwise; bottleneck: pointwise, depthwise, pointwise at no more "
+    "MACs; auto: for each layer the better of the two",
+    flag_values=FLAGS,
+)
+_METHOD = flags.DEFINE_enum(
+    "method",
+    None,
+    ["svd", "gsvd", "sequential", "joint", "channel"],
+    "how the stacks are fitted: joint if there are images, svd if not",
+    flag_values=FLAGS,
+)
+_INCLUDE = flags.DEFINE_list(
+    "include", None, "names or patterns of the only layers to replace", flag_values=FLAGS
+)
+_EXCLUDE = flags.DEFINE_list(
+    "exclude", None, "names or patterns of layers to keep", flag_values=FLAGS
+)
+_REPORT = flags.DEFINE_string(
+    "report", None, "a .json file for one record per convolution", flag_values=FLAGS
+)
+_SEED = flags.DEFINE_integer("seed", 0, "of the sampled positions", flag_values=FLAGS)
+
+
+def main() -> None:
+    """Loads, decomposes, writes, prints the report."""
+    data = None
+    if _IMAGES.value is not None:
+        data = common.load_array(_IMAGES.value, _IMAGES_KEY.value, "images_key")
+        data = data[: _MAX_IMAGES.value]
+    model = common.load_model(_MODEL.value)
+    student, report = tfdwd.decompose(
+        model,
+        data,
+        rank=_RANK.value,
+        stack=_STACK.value,
+        method=_METHOD.value,
+        include=_INCLUDE.value,
+        exclude=_EXCLUDE.value,
+        seed=_SEED.value,
+        return_report=True,
+    )
+    reporting.save_model(student, _OUTPUT.value)
+    if _REPORT.value is not None:
+        reporting.write_whole(_REPORT.value, report.to_json())
+    print(report)
+
+
+def run() -> None:
+    """The console command."""
+    common.run(main, FLAGS, __doc__)
+
+
+if __name__ == "__main__":
+    run()
