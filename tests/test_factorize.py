@@ -1,0 +1,399 @@
+"""The solvers against brute force over explicit rows."""
+
+import functools
+import itertools
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tfdwd import factorize
+from tfdwd.errors import Error
+
+# (c, q, n): more outputs than taps, fewer, one channel, one output, 1x3 taps, one tap.
+SHAPES = [(4, 9, 12), (5, 9, 6), (1, 9, 5), (6, 9, 1), (5, 3, 8), (1, 3, 1), (3, 25, 4), (4, 1, 3)]
+
+
+def correlated_rows(c, q, rows=800, seed=0):
+    """Rows (rows, c * q) that overlap between channels and between taps, as images' do."""
+    source = np.random.default_rng(seed)
+    return source.normal(size=(rows, c * q)) @ source.normal(size=(c * q, c * q)) ** 3
+
+
+def problem(shape, seed=0, spoil=None):
+    """(X, Y, kernel): responses of a random kernel, after `spoil` has had its way with the rows."""
+    c, q, n = shape
+    x = correlated_rows(c, q, seed=seed)
+    if spoil:
+        x = spoil(x, c, q)
+    x = x - x.mean(axis=0)
+    kernel = np.random.default_rng(seed + 1).normal(size=shape)
+    return x, x @ kernel.reshape(c * q, n), kernel
+
+
+def target_of(x, y, kernel, ridge=1e-10):
+    return factorize.target(factorize.gram(x.T @ x, ridge), x.T @ y, kernel)
+
+
+def dead_channels(x, c, q):
+    x = x.copy().reshape(-1, c, q)
+    x[:, ::2] = 0
+    return x.reshape(-1, c * q)
+
+
+def dead_taps(x, c, q):
+    x = x.copy().reshape(-1, c, q)
+    x[:, :, 0] = 0
+    return x.reshape(-1, c * q)
+
+
+def ill_conditioned(x, c, q):
+    """Condition number of the moments 1e12."""
+    left, _, right = np.linalg.svd(x, full_matrices=False)
+    return left * np.geomspace(1, 1e-6, c * q) @ right
+
+
+SPOILED = {
+    "few rows": lambda x, c, q: x[: max(2, c * q // 3)],  # singular moments
+    "ill-conditioned": ill_conditioned,
+    "dead channels": dead_channels,
+    "dead taps": dead_taps,
+    "copies": lambda x, c, q: np.tile(x.reshape(-1, c, q)[:, :1], (1, c, 1)).reshape(-1, c * q),
+    "all zero": lambda x, c, q: 0 * x,
+    "one row": lambda x, c, q: x[:1],
+}
+
+METHODS = {
+    "svd": lambda target, rank: factorize.svd(target.kernel, rank),
+    "gsvd": factorize.gsvd,
+    "sequential": factorize.sequential,
+    "joint": factorize.joint,
+}
+
+
+def missed(x, y, stack):
+    """The error by its definition: sum of squares of the response minus the stack's."""
+    return np.sum((y - x @ stack.kernel().reshape(x.shape[1], -1)) ** 2)
+
+
+def finite(stack):
+    return all(np.isfinite(array).all() for array in vars(stack).values())
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_error_is_the_sum_of_squares_of_what_is_missed(shape):
+    x, y, kernel = problem(shape)
+    target = target_of(x, y, kernel)
+    stack = factorize.svd(kernel, 1)
+    assert target.error(stack.kernel()) == pytest.approx(missed(x, y, stack), rel=1e-6, abs=1e-6)
+
+
+def test_the_error_splits_into_what_no_kernel_mends_and_the_rest():
+    """|y - xE|^2 = |y - xM|^2 + |A^(1/2)(M - E)|^2."""
+    x, y, kernel = problem((3, 9, 4))
+    y = y + np.random.default_rng(5).normal(size=y.shape)
+    target = target_of(x, y, kernel, ridge=1e-13)
+    best = np.linalg.lstsq(x, y, rcond=None)[0]
+    np.testing.assert_allclose(target.kernel.reshape(best.shape), best, atol=1e-4)
+    stack = factorize.gsvd(target, 1)
+    total = np.sum((y - x @ best) ** 2) + target.error(stack.kernel())
+    assert missed(x, y, stack) == pytest.approx(total, rel=1e-8)
+
+
+def test_target_stays_with_the_kernel_where_the_inputs_say_nothing():
+    x, y, kernel = problem((4, 9, 5), spoil=dead_channels)
+    target = target_of(x, y, 3 * kernel, ridge=1e-6)
+    np.testing.assert_allclose(target.kernel[::2], 3 * kernel[::2], rtol=1e-6)
+    np.testing.assert_allclose(target.kernel[1::2], kernel[1::2], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_svd_is_numpys_truncated_one_per_channel(shape):
+    kernel = np.random.default_rng(0).normal(size=shape)
+    for rank in range(1, min(shape[1:]) + 1):
+        left, sizes, right = np.linalg.svd(kernel, full_matrices=False)
+        expected = (left[..., :rank] * sizes[:, None, :rank]) @ right[:, :rank]
+        np.testing.assert_allclose(factorize.svd(kernel, rank).kernel(), expected, atol=1e-10)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_gsvd_is_the_svd_of_the_kernel_under_the_root_of_the_channels_own_moments(shape):
+    c, q, n = shape
+    x, y, kernel = problem(shape)
+    target = target_of(x, y, kernel)
+    for rank in range(1, min(q, n) + 1):
+        found = factorize.gsvd(target, rank).kernel()
+        for i in range(c):
+            own = slice(i * q, (i + 1) * q)
+            values, vectors = np.linalg.eigh(target.gram[own, own])
+            root = vectors * np.sqrt(values) @ vectors.T
+            left, sizes, right = np.linalg.svd(root @ target.kernel[i], full_matrices=False)
+            best = np.linalg.solve(root, left[:, :rank] * sizes[:rank] @ right[:rank])
+            np.testing.assert_allclose(root @ found[i], root @ best, atol=1e-6 * sizes[0])
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_rank_works_and_the_full_one_is_exact(method, shape):
+    c, q, n = shape
+    x, y, kernel = problem(shape)
+    target = target_of(x, y, kernel)
+    scale = np.sum(y**2)
+    errors = []
+    for rank in range(1, min(q, n) + 1):
+        stack = METHODS[method](target, rank)
+        assert stack.depthwise.shape == (c, q, rank)
+        assert stack.pointwise.shape == (c, rank, n)
+        errors.append(missed(x, y, stack) / scale)
+    # Squares of float64 rounding over kernels whose moments have condition numbers up to 1e9.
+    assert errors[-1] < 1e-9
+    if method == "svd":
+        gaps = [np.sum((kernel - factorize.svd(kernel, r).kernel()) ** 2) for r in (1, min(q, n))]
+        assert gaps[1] <= gaps[0]
+    else:
+        assert errors[0] <= 1
+    if method == "gsvd" and c == 1:  # alone in its layer, each channel's best is the best
+        assert errors == sorted(errors, reverse=True)
+
+
+@pytest.mark.parametrize("spoil", SPOILED)
+@pytest.mark.parametrize("method", METHODS)
+def test_moments_that_determine_little_or_nothing(method, spoil):
+    for shape in [(4, 9, 6), (5, 3, 8), (1, 9, 5), (6, 9, 1)]:
+        x, y, kernel = problem(shape, spoil=SPOILED[spoil])
+        target = target_of(x, y, kernel, ridge=1e-4)  # the default
+        for rank in (1, min(shape[1:])):
+            stack = METHODS[method](target, rank)
+            assert finite(stack)
+            if method != "svd":
+                total = target.error(0 * kernel)
+                assert target.error(stack.kernel()) <= total * (1 + 1e-9)
+        # At full rank the stack is the target's kernel, also where the inputs say nothing.
+        np.testing.assert_allclose(
+            stack.kernel(), target.kernel, atol=1e-5 * max(1, np.abs(target.kernel).max())
+        )
+
+
+@pytest.mark.parametrize("spoil", SPOILED)
+def test_bottleneck_and_channel_on_such_moments(spoil):
+    for shape in [(4, 9, 6), (5, 3, 8), (1, 9, 5), (6, 9, 1)]:
+        c, q, n = shape
+        x, y, kernel = problem(shape, spoil=SPOILED[spoil])
+        target = target_of(x, y, kernel, ridge=1e-4)
+        total = target.error(0 * kernel)
+        for width in (1, 5, n * min(c, q) + 3):
+            stack = factorize.bottleneck(target, width)
+            assert finite(stack)
+            assert stack.kernel().shape == shape
+            assert target.error(stack.kernel()) <= total * (1 + 1e-9)
+        for filters in {1, n}:
+            assert finite(factorize.channel(target, filters))
+
+
+def slack(target):
+    """What rounding may add to an error: it is a difference of terms as large as the response's,
+    each with relative rounding of float64 times the number of terms."""
+    return 1e-10 * target.error(0 * target.kernel)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("spoil", [None, *SPOILED])
+def test_no_step_raises_the_error(spoil, seed):
+    shape = [(6, 9, 8), (5, 3, 4), (8, 9, 3)][seed]
+    x, y, kernel = problem(shape, seed, SPOILED.get(spoil))
+    target = target_of(x, y, kernel, ridge=1e-6)
+    for rank in {1, 2, min(shape[1:])}:
+        start = factorize.sequential(target, rank)
+        steps = [start, *factorize.joint_steps(target, start, 4)]
+        errors = [target.error(step.kernel()) for step in steps]
+        for before, after in itertools.pairwise(errors):
+            assert after <= before + slack(target)
+    for width in (1, 7, shape[2] * min(shape[:2])):
+        start = factorize._principal_start(target, width)
+        errors = [
+            target.error(step.kernel()) for step in factorize.bottleneck_steps(target, start, 6)
+        ]
+        for before, after in itertools.pairwise(errors):
+            assert after <= before + slack(target)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_joint_is_never_above_sequential_nor_that_above_gsvd(seed):
+    source = np.random.default_rng(seed)
+    shape = tuple(int(size) for size in source.integers([1, 1, 1], [9, 10, 12]))
+    x, y, kernel = problem(shape, seed, [None, *SPOILED.values()][seed % 8])
+    y = y + seed % 3 * y.std() * source.normal(size=y.shape)
+    target = target_of(x, y, kernel, ridge=1e-6)
+    rank = int(source.integers(1, min(shape[1:]) + 1))
+    root = source.normal(size=(shape[2], shape[2]))
+    metric = root @ root.T + 0.01 * np.eye(shape[2])
+    for weight in (None, metric):
+        lower = np.eye(shape[2]) if weight is None else np.linalg.cholesky(weight)
+        weighted = factorize.Target(target.gram, target.kernel @ lower, target.product @ lower)
+        error = {
+            "gsvd": weighted.error(factorize.gsvd(weighted, rank).kernel()),
+            "sequential": weighted.error(factorize.sequential(weighted, rank).kernel()),
+            "joint": weighted.error(factorize.joint(target, rank, weight).kernel() @ lower),
+        }
+        assert error["sequential"] <= error["gsvd"] + slack(weighted)
+        assert error["joint"] <= error["sequential"] + slack(weighted)
+
+
+def test_joint_is_far_better_on_correlated_inputs_and_a_little_on_white_ones():
+    shape = (16, 9, 16)
+    kernel = np.random.default_rng(1).normal(size=shape)
+    source = np.random.default_rng(0)
+    white = source.normal(size=(4000, 16 * 9))
+    smooth = white @ np.exp(-np.abs(np.subtract.outer(np.arange(144), np.arange(144))) / 30)
+    for x, low, high in ((white, 0.9, 1.0), (smooth, 0.0, 0.5)):
+        target = target_of(x, x @ kernel.reshape(-1, 16), kernel, 1e-6)
+        ratio = target.error(factorize.joint(target, 1).kernel()) / target.error(
+            factorize.sequential(target, 1).kernel()
+        )
+        assert low < ratio < high
+
+
+@pytest.mark.parametrize("solve", [factorize.joint, factorize.bottleneck])
+def test_the_metric(solve):
+    x, y, kernel = problem((6, 9, 8), seed=3)
+    target = target_of(x, y, kernel, 1e-6)
+    plain = solve(target, 2)
+    with_identity = solve(target, 2, np.eye(8))
+    np.testing.assert_allclose(with_identity.kernel(), plain.kernel(), atol=1e-8)
+    np.testing.assert_allclose(
+        target.error(solve(target, 2, 7 * np.eye(8)).kernel()),
+        target.error(plain.kernel()),
+        rtol=1e-3,
+    )
+
+    weights = np.array([100.0] + [1.0] * 7)
+    favoured = solve(target, 2, np.diag(weights))
+
+    def errors(stack):
+        return np.sum((y - x @ stack.kernel().reshape(54, 8)) ** 2, axis=0)
+
+    assert errors(favoured)[0] < 0.8 * errors(plain)[0]
+    assert errors(favoured)[1:].sum() > errors(plain)[1:].sum()
+    assert errors(favoured) @ weights < errors(plain) @ weights
+
+
+@pytest.mark.parametrize("shape", [(3, 9, 4), (9, 3, 2), (1, 9, 3), (4, 9, 1)], ids=str)
+def test_bottleneck_is_exact_at_the_width_stated_and_beyond(shape):
+    c, q, n = shape
+    x, y, kernel = problem(shape)
+    target = target_of(x, y, kernel, 1e-6)
+    for width in (n * min(c, q), n * min(c, q) + 2):
+        stack = factorize.bottleneck(target, width)
+        assert stack.reduce.shape == (c, width) and stack.depthwise.shape == (q, width)
+        assert target.error(stack.kernel()) < 1e-9 * target.error(0 * kernel)
+
+
+def test_bottleneck_errors_fall_with_the_width():
+    target = target_of(*problem((8, 9, 8), seed=2), 1e-6)
+    errors = [target.error(factorize.bottleneck(target, w).kernel()) for w in (1, 4, 16, 40)]
+    assert errors == sorted(errors, reverse=True)
+
+
+@pytest.mark.parametrize("shape", [(4, 9, 6), (6, 9, 1), (1, 3, 4)], ids=str)
+def test_channel_projects_on_the_principal_components_of_the_response(shape):
+    x, y, kernel = problem(shape)
+    target = target_of(x, y, kernel)
+    variances = np.linalg.eigvalsh(y.T @ y)[::-1]
+    for filters in range(1, shape[2] + 1):
+        stack = factorize.channel(target, filters)
+        assert stack.filters.shape == (*shape[:2], filters)
+        lost = variances[filters:].sum()  # Eckart and Young
+        assert missed(x, y, stack) == pytest.approx(lost, rel=1e-5, abs=1e-7 * variances[0])
+
+
+STACKS = {
+    "separable": functools.partial(factorize.joint, rank=2),
+    "bottleneck": functools.partial(factorize.bottleneck, width=5),
+    "channel": functools.partial(factorize.channel, filters=2),
+}
+
+
+@pytest.mark.parametrize("kind", STACKS)
+def test_variances_and_scaled_by_explicit_rows(kind):
+    x, y, kernel = problem((4, 9, 6))
+    stack = STACKS[kind](target_of(x, y, kernel, 1e-6))
+    outputs = x @ stack.kernel().reshape(36, 6)
+    np.testing.assert_allclose(factorize.variances(stack, x.T @ x), (outputs**2).sum(axis=0))
+    gain = np.arange(6.0)
+    np.testing.assert_allclose(stack.scaled(gain).kernel(), stack.kernel() * gain)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("rank", [0, -1, 7])
+def test_wrong_ranks(method, rank):
+    target = target_of(*problem((3, 9, 6)))
+    with pytest.raises(Error, match=rf"rank: expected 1\.\.6 for 9 taps and 6 outputs, got {rank}"):
+        METHODS[method](target, rank)
+
+
+def test_wrong_widths_filters_and_metrics():
+    target = target_of(*problem((3, 9, 6)))
+    with pytest.raises(Error, match="width of a bottleneck: expected 1 or more, got 0"):
+        factorize.bottleneck(target, 0)
+    for filters in (0, 7):
+        with pytest.raises(Error, match=rf"expected 1\.\.6, got {filters}"):
+            factorize.channel(target, filters)
+    for solve in (factorize.joint, factorize.bottleneck):
+        with pytest.raises(Error, match=r"metric: expected shape \(6, 6\), got \(5, 5\)"):
+            solve(target, 2, np.eye(5))
+        with pytest.raises(Error, match="expected a positive definite matrix"):
+            solve(target, 2, np.diag([1, 1, 1, 1, 1, -1.0]))
+
+
+def test_a_gram_with_negative_eigenvalues_from_rounding_is_factored_all_the_same():
+    xx = np.diag([1.0, 1.0, -1e-3])
+    factored = factorize.gram(xx)
+    assert factored.ridge > 1e-3
+    assert np.linalg.eigvalsh(factored.matrix).min() > 0
+
+
+def test_the_answer_does_not_depend_on_the_units_of_the_inputs():
+    x, y, kernel = problem((4, 9, 6))
+    for scale in (1e-6, 1e6):
+        target = target_of(scale * x, y, kernel / scale, 1e-4)
+        reference = target_of(x, y, kernel, 1e-4)
+        for solve in (factorize.sequential, factorize.joint):
+            np.testing.assert_allclose(
+                target.error(solve(target, 1).kernel()),
+                reference.error(solve(reference, 1).kernel()),
+                rtol=1e-5,
+            )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["joint", "bottleneck"])
+def test_large_layers_stay_inside_4_gib(what):
+    program = f"""
+import resource
+import numpy as np
+from tfdwd import factorize
+c, q, n = 512, 9, 512
+source = np.random.default_rng(0)
+x = source.normal(size=(6000, c * q)).astype(np.float32)
+x += 3 * np.repeat(source.normal(size=(6000, c)).astype(np.float32), q, axis=1)
+kernel = source.normal(size=(c, q, n)) / 70
+gram = x.T @ x / 6000
+target = factorize.target(factorize.gram(gram), gram @ kernel.reshape(c * q, n), kernel)
+del x, gram
+if {what!r} == "joint":
+    steps = factorize.joint_steps(target, factorize.sequential(target, 3), 2)
+else:
+    start = factorize._principal_start(target, 258)
+    steps = factorize.bottleneck_steps(target, start, 3)
+errors = [target.error(step.kernel()) for step in steps]
+assert np.isfinite(errors).all()
+assert errors[-1] < errors[0] < target.error(0 * kernel)
+assert (np.diff(errors) < 1e-10 * errors[0]).all(), errors
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert float(result.stdout) < 4
