@@ -16,20 +16,7 @@ from tfdwd.errors import Error
 IMAGES = 6
 
 
-@pytest.fixture(autouse=True)
-def closed_spools(monkeypatch):
-    """Closes what a failing sweep leaves open; a test of its own says that it should not."""
-    opened = []
-    make = moments._Spool.__init__
-
-    def watched(spool):
-        make(spool)
-        opened.append(spool)
-
-    monkeypatch.setattr(moments._Spool, "__init__", watched)
-    yield opened
-    for spool in opened:
-        spool.close()
+pytestmark = pytest.mark.usefixtures("closed_spools")
 
 
 @pytest.fixture(autouse=True)
