@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import keras
 import numpy as np
@@ -70,21 +69,3 @@ def nothing_left_in() -> Iterator[Callable[[Path], None]]:
     yield folders.append
     for folder in folders:
         assert list(folder.iterdir()) == []
-
-
-@pytest.fixture
-def closed_spools(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
-    """Closes the files that a failing sweep leaves open; a test of its own says it should not."""
-    from tfdwd import moments
-
-    opened: list[Any] = []
-    make = moments._Spool.__init__
-
-    def watched(spool: Any) -> None:
-        make(spool)
-        opened.append(spool)
-
-    monkeypatch.setattr(moments._Spool, "__init__", watched)
-    yield opened
-    for spool in opened:
-        spool.close()

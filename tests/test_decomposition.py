@@ -12,8 +12,6 @@ from tfdwd import costs
 from tfdwd.decomposition import DecompositionReport, LayerReport
 from tfdwd.errors import Error
 
-pytestmark = pytest.mark.usefixtures("closed_spools")
-
 
 def every_kind():
     """One convolution of each kind, by the reason for which it is kept."""
@@ -89,7 +87,6 @@ def test_the_report_adds_up_for_shared_and_nested_layers(name):
     assert len({layer.name for layer in report.layers}) == len(report.layers)
 
 
-@pytest.mark.xfail(strict=True, reason="the report calls costs.count, which needs fixed sizes")
 @pytest.mark.parametrize("data", [True, False])
 def test_sizes_left_open(data):
     model = randomised(keras.Sequential([keras.Input((None, None, 8)), layers.Conv2D(16, 3)]))
@@ -141,9 +138,6 @@ def test_a_log_line_per_layer(caplog):
 # ---------------------------------------------------------------------- what is chosen
 
 
-RANK_TYPES = pytest.mark.xfail(strict=True, reason="a rank that is no int is taken for a dict")
-
-
 def replaced(model, **options):
     _, report = tfdwd.decompose(model, return_report=True, **options)
     return [layer.name for layer in report.layers if layer.replaced]
@@ -162,7 +156,7 @@ def replaced(model, **options):
         ({"rank": {"backbone/one": 2}}, ["backbone/one"]),
         ({"rank": {"one": 1, "stem": 1}, "exclude": "stem"}, ["backbone/one", "one"]),
         ({"rank": {}}, []),
-        pytest.param({"rank": np.int64(1)}, ["stem", "backbone/one", "one"], marks=RANK_TYPES),
+        ({"rank": np.int64(1)}, ["stem", "backbone/one", "one"]),
         ({"rank": {"stem": np.int32(1)}}, ["stem"]),
     ],
     ids=str,
@@ -200,9 +194,9 @@ def test_ranks_by_name_are_obeyed_even_where_they_save_nothing():
         ({"rank": True}, "rank: expected a whole number from 1, got True"),
         ({"rank": {"stem": 1.5}}, "rank of 'stem': expected a whole number from 1, got 1.5"),
         ({"rank": {"stem": 7}}, r"rank of 'stem': expected 1\.\.6 for its 3x3 taps and 6 outputs"),
-        pytest.param({"rank": 1.5}, "rank: expected .* got 1.5", marks=RANK_TYPES),
-        pytest.param({"rank": "2"}, "rank: expected .* got '2'", marks=RANK_TYPES),
-        pytest.param({"rank": None}, "rank: expected .* got None", marks=RANK_TYPES),
+        ({"rank": 1.5}, "rank: expected .* got 1.5"),
+        ({"rank": "2"}, "rank: expected .* got '2'"),
+        ({"rank": None}, "rank: expected .* got None"),
     ],
     ids=str,
 )
@@ -344,8 +338,8 @@ def test_the_model_given_is_not_changed():
 @pytest.fixture(scope="module")
 def agreement(resnet8, cifar):
     """{method: share of training images, not calibrated on, classified as by the original}."""
-    data = cifar["x_train"][:256].astype(np.float32)
-    images = keras.ops.convert_to_tensor(cifar["x_train"][1000:1600].astype(np.float32))
+    data = cifar["x_train"][:1024].astype(np.float32)
+    images = keras.ops.convert_to_tensor(cifar["x_train"][2000:2600].astype(np.float32))
 
     def classes(model):
         return np.argmax(np.asarray(model([images])), axis=1)
@@ -365,6 +359,5 @@ def test_joint_beats_sequential_on_the_resnet8(agreement):
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="0.278 against 0.313 with 256 calibration images at rank 1")
 def test_sequential_beats_channel_on_the_resnet8(agreement):
     assert agreement["sequential"] > agreement["channel"]

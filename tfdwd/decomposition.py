@@ -2,21 +2,31 @@
 
 import dataclasses
 import fnmatch
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, overload
+import numbers
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import keras
 import numpy as np
 from absl import logging
 
-from tfdwd import bridge, costs, factorize, graph, moments, rebuild, reporting
+from tfdwd import (
+    bridge,
+    costs,
+    factorize,
+    graph,
+    moments,
+    rebuild,
+    recalibration,
+    reporting,
+)
 from tfdwd.batches import batches
 from tfdwd.errors import Error
 
 METHODS = ("svd", "gsvd", "sequential", "joint", "channel")
 STACKS = ("separable", "bottleneck", "auto")
 # How often a layer before a ReLU is fitted again. On the ResNet-8 at rank 1 once brings 9 points
-# of top-1, twice nearly 10, and more nothing (benchmarks/rectify.py).
+# of top-1, twice a little more, and more often nothing (benchmarks/ablation.py).
 RECTIFICATIONS = 2
 
 
@@ -107,14 +117,6 @@ class DecompositionReport:
         return reporting.from_json(cls, text)
 
 
-@overload
-def decompose(
-    model: keras.Model, data: Any = None, *, return_report: Literal[False] = False, **options: Any
-) -> keras.Model: ...
-@overload
-def decompose(
-    model: keras.Model, data: Any = None, *, return_report: Literal[True], **options: Any
-) -> tuple[keras.Model, DecompositionReport]: ...
 def decompose(
     model: keras.Model,
     data: Any = None,
@@ -176,21 +178,38 @@ def decompose(
     plan = [(conv, _decide(conv, wish, stack, method)) for conv, wish in wishes]
     layers = [conv.layer for conv, decision in plan if decision.options]
     solver = _Solver({id(c.layer): d.options for c, d in plan}, method, recalibrate)
+    first: list[list[np.ndarray]] = []  # images, for what comes after the sweep
     if data is None:
         expansions = {
             id(layer): rebuild.expand(layer, *solver.without_data(layer)) for layer in layers
         }
     else:
-        inputs = (arrays for arrays, _ in batches(data, model))
+        inputs = _keeping_first(batches(data, model), first)
         expansions = moments.sweep(
             traced, inputs, layers, solver,
             across_layers=across_layers, weigh=method == "joint", seed=seed,
         )  # fmt: skip
     student = rebuild.rebuild(model, expansions)
+    if first and recalibrate and across_layers:
+        replaced = [conv.path for conv, decision in plan if decision.options]
+        changed = recalibration.reestimate_norms(model, student, first, replaced)
+        logging.info("re-estimated %d batch norms elsewhere", len(changed))
     report = _report(model, student, method, plan, solver, expansions)
     for record in report.layers:
         logging.info("%s", record)
     return (student, report) if return_report else student
+
+
+def _keeping_first(
+    source: Iterable[tuple[list[np.ndarray], Any]], kept: list[list[np.ndarray]]
+) -> Iterator[list[np.ndarray]]:
+    """Passes batches of inputs on and keeps the first images of them in ``kept``."""
+    images = 0
+    for arrays, _ in source:
+        if images < recalibration.IMAGES:
+            kept.append([array.copy() for array in arrays])
+            images += len(arrays[0])
+        yield arrays
 
 
 def _check_options(method: str, stack: str, on_unsupported: str, data: Any) -> None:
@@ -216,7 +235,7 @@ class _Conv:
 
     Attributes:
       layer: the layer.
-      path: "model around it/its name".
+      path: its name after those of the models around it, "backbone/conv1".
       inputs, outputs: positions that it reads and writes for one image, all calls together.
     """
 
@@ -300,32 +319,29 @@ def _choose(
 ) -> list[tuple[_Conv, "_Wish"]]:
     """What the caller wants of each convolution."""
     included, excluded = _matches(convs, "include", include), _matches(convs, "exclude", exclude)
-    ranks = {None: rank} if isinstance(rank, int) else dict(rank)
-    named = {} if isinstance(rank, int) else {
-        name: _matches(convs, "rank", name) for name in rank
-    }  # fmt: skip
-    for name, value in ranks.items():
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-            of = "" if name is None else f" of {name!r}"
-            raise Error(f"rank{of}: expected a whole number from 1, got {value!r}")
+    everywhere = None if isinstance(rank, Mapping) else _checked_rank("rank", rank)
+    by_name = rank if isinstance(rank, Mapping) else {}
+    named = {
+        name: (_checked_rank(f"rank of {name!r}", value), _matches(convs, "rank", name))
+        for name, value in by_name.items()
+    }
     wishes = []
     for conv in convs:
-        given = [int(ranks[name]) for name, paths in named.items() if conv.path in paths]
+        given = [size for size, paths in named.values() if conv.path in paths]
         asked = bool(given) or (include is not None and conv.path in included)
         reason = _why_not(conv.layer)
         if reason and asked and on_unsupported == "error":
             raise Error(
-                f"layer {conv.path!r}: expected a regular convolution, but it is {reason}; leave it "
-                "out or pass on_unsupported='skip'"
+                f"layer {conv.path!r}: expected a regular convolution, but it is {reason}; leave "
+                "it out or pass on_unsupported='skip'"
             )
         if not reason and conv.path in excluded:
             reason = "excluded"
         if not reason and include is not None and conv.path not in included:
             reason = "not included"
-        if not reason and not isinstance(rank, int) and not given:
+        if not reason and everywhere is None and not given:
             reason = "no rank given for it"
-        size = given[0] if given else (rank if isinstance(rank, int) else 0)
-        wishes.append((conv, _Wish(size, bool(given), reason)))
+        wishes.append((conv, _Wish(given[0] if given else everywhere or 0, bool(given), reason)))
     return wishes
 
 
@@ -336,6 +352,12 @@ class _Wish:
     rank: int
     by_name: bool
     reason: str
+
+
+def _checked_rank(option: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
+        raise Error(f"{option}: expected a whole number from 1, got {value!r}")
+    return int(value)
 
 
 def _matches(convs: Sequence[_Conv], option: str, patterns: Any) -> set[str]:
@@ -378,18 +400,14 @@ def _decide(conv: _Conv, wish: _Wish, stack: str, method: str) -> _Decision:
         if stack != "bottleneck" and rank <= min(q, n):
             options.append(_Option("separable", rank, budget))
         if stack != "separable" and budget >= bottleneck:
-            options.append(
-                _Option("bottleneck", size := budget // bottleneck, size * bottleneck)
-            )
+            options.append(_Option("bottleneck", size := budget // bottleneck, size * bottleneck))
     cheaper = tuple(option for option in options if option.macs < conv.macs)
     if cheaper:
         return _Decision(cheaper)
     if wish.by_name and options:
         logging.warning("layer %r: rank %d saves nothing", conv.path, rank)
         return _Decision(tuple(options))
-    return _Decision(
-        reason=f"would not get cheaper: {conv.macs:,} MACs, {budget:,} at rank {rank}"
-    )
+    return _Decision(reason=f"would not get cheaper: {conv.macs:,} MACs, {budget:,} at rank {rank}")
 
 
 # ---------------------------------------------------------------------- solve
@@ -398,18 +416,14 @@ def _decide(conv: _Conv, wish: _Wish, stack: str, method: str) -> _Decision:
 class _Solver:
     """Finds stacks; keeps for each convolution what it chose and how well that does."""
 
-    def __init__(
-        self, options: Mapping[int, tuple[_Option, ...]], method: str, recalibrate: bool
-    ):
+    def __init__(self, options: Mapping[int, tuple[_Option, ...]], method: str, recalibrate: bool):
         self._options = options
         self._method = method
         self._recalibrate = recalibrate
         self.chosen: dict[int, _Option] = {}
         self.errors: dict[int, tuple[float, float]] = {}  # of the stack; of the best kernel
 
-    def without_data(
-        self, conv: keras.layers.Conv2D
-    ) -> tuple[factorize.Stack, np.ndarray | None]:
+    def without_data(self, conv: keras.layers.Conv2D) -> tuple[factorize.Stack, np.ndarray | None]:
         """Approximates the kernel itself."""
         kernel = rebuild.kernel_of(conv)
         flat = kernel.reshape(-1, kernel.shape[2])
@@ -535,9 +549,17 @@ def _report(
         if key not in expansions:
             layers.append(
                 LayerReport(
-                    conv.path, False, decision.reason, "", 0, 0,
-                    conv.macs, conv.macs, conv.parameters, conv.parameters,
-                )  # fmt: skip
+                    conv.path,
+                    False,
+                    decision.reason,
+                    "",
+                    0,
+                    0,
+                    conv.macs,
+                    conv.macs,
+                    conv.parameters,
+                    conv.parameters,
+                )
             )
             continue
         option = solver.chosen[key]
@@ -545,12 +567,20 @@ def _report(
         size = (option.size, 0) if option.stack == "separable" else (0, option.size)
         layers.append(
             LayerReport(
-                conv.path, True, "", option.stack, *size,
-                conv.macs, option.macs, conv.parameters, parameters,
+                conv.path,
+                True,
+                "",
+                option.stack,
+                *size,
+                conv.macs,
+                option.macs,
+                conv.parameters,
+                parameters,
                 *solver.errors.get(key, (None, None)),
-            )  # fmt: skip
+            )
         )
-    before, after = costs.count(model), costs.count(student)
+    fixed = all(None not in spec.shape[1:] for spec in model.inputs)
+    before, after = (costs.count(network).macs if fixed else 0 for network in (model, student))
     return DecompositionReport(
-        method, tuple(layers), before.macs, after.macs, before.parameters, after.parameters
+        method, tuple(layers), before, after, model.count_params(), student.count_params()
     )

@@ -119,9 +119,10 @@ def variances(stack: Stack, xx: np.ndarray) -> np.ndarray:
         filtered = _between_columns(xx, stack.depthwise)
         expand = stack.pointwise.reshape(c * m, -1)
     else:
-        bottleneck = isinstance(stack, Bottleneck)
-        first = _columns(stack.reduce, stack.depthwise) if bottleneck else stack.filters
-        columns = first.reshape(len(xx), -1)
+        if isinstance(stack, Bottleneck):
+            columns = _columns(stack.reduce, stack.depthwise).reshape(len(xx), -1)
+        else:
+            columns = stack.filters.reshape(len(xx), -1)
         filtered, expand = columns.T @ (xx @ columns), stack.expand
     return np.sum(expand * (filtered @ expand), axis=0)
 
@@ -211,8 +212,7 @@ def gsvd(target: Target, rank: int) -> Separable:
 
     Source: He et al., arXiv 1910.09455, section 3.2.
     """
-    c, q, n = target.kernel.shape
-    _check_rank(rank, q, n)
+    _check_rank(rank, *target.kernel.shape[1:])
     return _best_per_channel(_cholesky_per_channel(target), target.kernel, rank)
 
 
@@ -230,7 +230,7 @@ def sequential(target: Target, rank: int) -> Separable:
     """
     apart = gsvd(target, rank)
     greedy = _sweep(target, target.kernel, rank)
-    if target.error(greedy.kernel()) <= target.error(apart.kernel()):
+    if _error(target, greedy) <= _error(target, apart):
         return greedy
     return _sweep(target, apart.kernel(), rank)
 
@@ -488,6 +488,12 @@ def _solve_depthwise(target: Target, depthwise: np.ndarray, pointwise: np.ndarra
     )
 
 
+def _error(target: Target, stack: Separable) -> float:
+    """`Target.error` of a stack, but for a constant, without products of A with dense kernels."""
+    kernel = stack.kernel().reshape(target.product.shape)
+    return float(variances(stack, target.gram).sum() - 2 * np.vdot(kernel, target.product))
+
+
 def _error_after_least_squares(target: Target, stack: Stack) -> float:
     """`Target.error` of a stack whose last factor is the best for its others, at little cost.
 
@@ -532,7 +538,7 @@ def _conjugate_gradients(
     direction, size = towards, np.vdot(residual, towards)
     first = size
     for _ in range(steps):
-        if not size > 1e-10 * first:
+        if not size > 1e-5 * first:
             break
         along = apply(direction)
         curvature = np.vdot(direction, along)
@@ -564,7 +570,7 @@ def _principal_responses(target: Target) -> tuple[np.ndarray, np.ndarray]:
 
 def _principal_start(target: Target, width: int) -> Bottleneck:
     """The ``width`` strongest rank-one parts of the filters behind the principal responses."""
-    c, q, n = target.kernel.shape
+    c, q, _ = target.kernel.shape
     variances, directions = _principal_responses(target)
     filters = np.moveaxis(target.kernel @ directions, 2, 0)  # (n, c, q)
     left, sizes, right = np.linalg.svd(filters, full_matrices=False)
@@ -589,9 +595,7 @@ def _solve_expand(
     target: Target, reduce: np.ndarray, depthwise: np.ndarray, expand: np.ndarray
 ) -> np.ndarray:
     columns = _columns(reduce, depthwise).reshape(len(target.gram), -1)
-    return _least_squares(
-        columns.T @ (target.gram @ columns), columns.T @ target.product, expand
-    )
+    return _least_squares(columns.T @ (target.gram @ columns), columns.T @ target.product, expand)
 
 
 def _solve_reduce(
@@ -599,9 +603,7 @@ def _solve_reduce(
 ) -> np.ndarray:
     (c, width), q = reduce.shape, len(depthwise)
     weights = expand @ expand.T
-    wanted = np.einsum(
-        "cqr,qr->cr", (target.product @ expand.T).reshape(c, q, width), depthwise
-    )
+    wanted = np.einsum("cqr,qr->cr", (target.product @ expand.T).reshape(c, q, width), depthwise)
 
     def apply(factor: np.ndarray) -> np.ndarray:
         filtered = target.gram @ _columns(factor, depthwise).reshape(c * q, width)

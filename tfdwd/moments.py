@@ -7,6 +7,7 @@ layer of each network so runs once per image, however deep the network is; the f
 in memory while it is small and on disk when it is not.
 """
 
+import contextlib
 import dataclasses
 import math
 import tempfile
@@ -19,14 +20,14 @@ import tensorflow as tf
 
 from tfdwd.errors import Error
 from tfdwd.execution import response, run_call
+from tfdwd.factorize import Stack
 from tfdwd.fisher import fisher_metrics
 from tfdwd.graph import Call, Graph, infer_specs
-from tfdwd.factorize import Stack
 from tfdwd.rebuild import Expansion, expand, kernel_of
 from tfdwd.reporting import progress
 
-# Rows of moments per unknown (c * q) of a layer's kernel. A student's accuracy stops rising at
-# about 8 (benchmarks/rows.py); shallow layers get more since their rows cost nothing.
+# Rows of moments per layer: at least MIN_ROWS, and so many per unknown (c * q) of its kernel. On
+# the ResNet-8 at rank 1 a quarter of them costs about 3 points of top-1 (benchmarks/ablation.py).
 ROWS_PER_UNKNOWN = 16
 MIN_ROWS = 65536
 _IN_MEMORY = 160 * 2**20  # bytes of one spool that stay in memory
@@ -151,28 +152,30 @@ def sweep(
       tfdwd.Error: no images, or a response that is not finite (names the layer).
     """
     schedule = _Schedule(graph, convs, across_layers)
-    frontier, images, shapes = _Spool(), 0, None
-    for arrays in batches:
-        tensors = [
-            tf.cast(array, graph.specs[n].dtype).numpy()
-            for array, n in zip(arrays, graph.inputs, strict=True)
-        ]
-        shapes = [(None, *tensor.shape[1:]) for tensor in tensors]
-        frontier.append(tensors)
-        images += len(tensors[0])
-    if shapes is None:
-        raise Error("calibration data: expected at least one image, got an empty data set")
-    specs = _shaped_specs(graph, shapes)
-
     solved: dict[int, Expansion] = {}
-    metrics = fisher_metrics(graph, frontier, convs, seed) if weigh else {}
-    collected = {id(conv): Collected(conv, metrics.get(id(conv))) for conv in convs}
-    live: tuple[Sequence[int], Sequence[int]] = (graph.inputs, ())
-    with progress(len(frontier) * schedule.stages, "calibrating") as bar:
+    with contextlib.ExitStack() as spools:
+        frontier, images, shapes = _Spool(spools), 0, None
+        for arrays in batches:
+            tensors = [
+                tf.cast(array, graph.specs[n].dtype).numpy()
+                for array, n in zip(arrays, graph.inputs, strict=True)
+            ]
+            shapes = [(None, *tensor.shape[1:]) for tensor in tensors]
+            frontier.append(tensors)
+            images += len(tensors[0])
+        if shapes is None:
+            raise Error("calibration data: expected at least one image, got an empty data set")
+        specs = _shaped_specs(graph, shapes)
+        metrics = fisher_metrics(graph, frontier, convs, seed) if weigh else {}
+        collected = {
+            id(conv): Collected(conv, _Spool(spools), metrics.get(id(conv))) for conv in convs
+        }
+        live: tuple[Sequence[int], Sequence[int]] = (graph.inputs, ())
+        bar = spools.enter_context(progress(len(frontier) * schedule.stages, "calibrating"))
         for stage in range(schedule.stages):
             following, sites = schedule.live_after(stage), schedule.measured[stage]
             run = _compile(schedule, stage, solved, specs, live, following)
-            after = _Spool()
+            after = _Spool(spools)
             for index, tensors in enumerate(frontier):
                 positions = [
                     _positions(site, specs[site.output].shape[1:3], len(tensors[0]), images,
@@ -190,7 +193,6 @@ def sweep(
                 rows = collected.pop(id(conv))
                 solved[id(conv)] = expand(conv, *solve(conv, rows))
                 rows.close()
-    frontier.close()
     return solved
 
 
@@ -202,12 +204,12 @@ class Collected:
       metric: (n, n) weight of the response's error, or None.
     """
 
-    def __init__(self, conv: keras.layers.Conv2D, metric: np.ndarray | None = None):
+    def __init__(self, conv: keras.layers.Conv2D, rows: "_Spool", metric: np.ndarray | None = None):
         c, q, n = kernel_of(conv).shape
         self.moments = Moments.empty(np.zeros(c * q), np.zeros(n))
         self.metric = metric
         self._name = conv.name
-        self._rows = _Spool()
+        self._rows = rows
         self._sites: list[_Site] = []
 
     @property
@@ -217,16 +219,17 @@ class Collected:
 
     def add(self, site: "_Site", x: np.ndarray, y: np.ndarray, z: np.ndarray) -> None:
         """Adds rows: inputs (rows, d), responses (rows, n), what the activation gets (rows, n)."""
-        for what, values in ("input", x), ("response", y):
-            if not np.isfinite(values).all():
+        with np.errstate(over="ignore", invalid="ignore"):  # found below, with the layer's name
+            if not self.moments.count:
+                self.moments = Moments.empty(x.mean(axis=0), y.mean(axis=0))
+            self.moments.add_rows(x, y)
+        for what, squares in ("input", self.moments.sum_xx), ("response", self.moments.sum_yy):
+            if not np.isfinite(np.diagonal(squares)).all():
                 raise Error(
                     f"layer {self._name!r}: expected finite numbers, but on the calibration data "
-                    f"its {what} has NaN or infinity; check the weights before it and the scale "
-                    "of the images"
+                    f"its {what} has NaN, infinity or squares beyond float32; check the weights "
+                    "before it and the scale of the images"
                 )
-        if not self.moments.count:
-            self.moments = Moments.empty(x.mean(axis=0), y.mean(axis=0))
-        self.moments.add_rows(x, y)
         if site.flat is not None:
             self._rows.append([x, y, z])
             self._sites.append(site)
@@ -270,6 +273,7 @@ def _free_change(
     ``before`` is what the original's activation gets; the student's gets ``moved``. Where both
     are in the same flat part of the activation, the two agree already.
     """
+    assert site.flat is not None  # rows are kept for no other site
     low, high = site.flat
     moved = before + site.gain.astype(np.float32) * (fitted - response)
     wanted = np.where(before <= low, np.minimum(moved, low), before)
@@ -446,21 +450,23 @@ def _site(number: int, call: Call, graph: Graph, readers: dict[int, list[Call]])
             break
         (reader,) = readers[tensor]
         operation = reader.operation
-        if isinstance(operation, keras.layers.BatchNormalization) and not shortcut:
+        if _normalizes_channels(operation) and not shortcut:
             factor, addend = _affine(operation)
             gain, offset = gain * factor, offset * factor + addend
         elif type(operation).__name__ == "Add" and not shortcut:  # the layer, or that behind a + b
             shapes = {graph.specs[other].shape for other in reader.inputs}
-            if len(shapes) > 1 or reader.inputs.count(tensor) > 1:
-                break
+            if len(reader.inputs) < 2 or len(shapes) > 1 or reader.inputs.count(tensor) > 1:
+                break  # a constant, a broadcast, or the tensor with itself
             shortcut = tuple(other for other in reader.inputs if other != tensor)
         else:
             flat = _flat_parts(operation)
             break
         tensor = reader.outputs[0]
-    return _Site(
-        number, conv, call.inputs[0], call.outputs[0], shortcut, gain, offset, flat, c * q
-    )
+    return _Site(number, conv, call.inputs[0], call.outputs[0], shortcut, gain, offset, flat, c * q)
+
+
+def _normalizes_channels(operation: Any) -> bool:
+    return isinstance(operation, keras.layers.BatchNormalization) and operation.axis in (-1, 3)
 
 
 def _affine(norm: keras.layers.BatchNormalization) -> tuple[np.ndarray, np.ndarray]:
@@ -525,9 +531,7 @@ def _compile(
                     continue
                 conv, (output,) = call.operation, call.outputs
                 responses[output] = response(conv, original[call.inputs[0]])
-                original[output] = tf.cast(
-                    conv.activation(responses[output]), specs[output].dtype
-                )
+                original[output] = tf.cast(conv.activation(responses[output]), specs[output].dtype)
         rows = []  # after all else, since a shortcut may be computed after the branch it belongs to
         for site, at in zip(sites, positions, strict=True):
             x = student[site.input] if site.input in student else original[site.input]
@@ -601,11 +605,10 @@ def _positions(
     height, width = size
     rows = max(MIN_ROWS, ROWS_PER_UNKNOWN * site.unknowns)
     each = math.ceil(rows / images)
+    flat: np.ndarray = source.integers(height * width, size=(batch, each))
     if 2 * each >= height * width:
         flat = np.broadcast_to(np.arange(height * width), (batch, height * width))
-    else:
-        flat = source.integers(height * width, size=(batch, each))
-    return np.stack(np.divmod(flat, width), axis=-1).astype(np.int32)
+    return np.stack([flat // width, flat % width], axis=-1).astype(np.int32)
 
 
 def _shaped_specs(
@@ -618,10 +621,10 @@ def _shaped_specs(
 
 
 class _Spool:
-    """A queue of lists of arrays that moves to disk when it gets large."""
+    """A queue of lists of arrays that moves to disk when it gets large; ``stack`` closes it."""
 
-    def __init__(self) -> None:
-        self._file = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115
+    def __init__(self, stack: contextlib.ExitStack) -> None:
+        self._file = stack.enter_context(tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY))
         self._batches: list[list[tuple[tuple[int, ...], np.dtype]]] = []
 
     def __len__(self) -> int:

@@ -1,0 +1,157 @@
+"""How long `decompose` takes over what cannot be avoided, and how much memory.
+
+    python benchmarks/decompose_speed.py        (about 10 minutes on two cores)
+
+Unavoidable is: running the original and the student once over the images, the matrix products of
+the moments (as many rows as decompose takes), one Cholesky factorisation per replaced layer. Both
+are timed in turns in one process; expected ratio: at most 3. Peak memory is that of processes of
+their own, for 256 and for 2,048 images; expected: less than 20 % apart.
+
+Networks: the ResNet-8 of MLPerf Tiny (from TFDWD_DATA) with 1,024 images of CIFAR-10, and
+keras.applications.ResNet50 at 128 px with 128 images, both random. Writes decompose_speed.csv
+beside this file.
+"""
+
+import csv
+import os
+import pathlib
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import numpy as np
+import scipy.linalg
+import tensorflow as tf
+
+import tfdwd
+from tfdwd import moments
+
+DATA = pathlib.Path(os.environ.get("TFDWD_DATA", "../shared/data"))
+HERE = pathlib.Path(__file__).parent
+REPEATS = 3
+
+
+def resnet8(images: int) -> tuple[keras.Model, np.ndarray]:
+    model = keras.models.load_model(DATA / "mlperf_tiny_resnet8.h5", compile=False)
+    with np.load(DATA / "cifar10_subset.npz") as content:
+        return model, content["x_train"][:images].astype(np.float32)
+
+
+def resnet50(images: int) -> tuple[keras.Model, np.ndarray]:
+    keras.utils.set_random_seed(0)
+    model = keras.applications.ResNet50(weights=None, input_shape=(128, 128, 3))
+    pixels = np.random.default_rng(0).normal(size=(images, 128, 128, 3))
+    return model, pixels.astype(np.float32)
+
+
+def seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def unavoidable(
+    model: keras.Model, student: keras.Model, images: np.ndarray, rows: dict[str, tuple]
+) -> dict[str, float]:
+    """Seconds of each part, everything compiled and warm beforehand."""
+    networks = [tf.function(network, autograph=False) for network in (model, student)]
+    batches = [tf.constant(images[i : i + 32]) for i in range(0, len(images), 32)]
+    for network in networks:
+        network(batches[0])
+    source = np.random.default_rng(0)
+    parts = {
+        "networks": seconds(lambda: [n(batch) for n in networks for batch in batches]),
+        "products": 0.0,
+        "Cholesky": 0.0,
+    }
+    for count, d, n in rows.values():
+        each = 4096
+        x = source.normal(size=(each, d)).astype(np.float32)
+        y = source.normal(size=(each, n)).astype(np.float32)
+        once = seconds(lambda x=x, y=y: (x.T @ x, x.T @ y))
+        parts["products"] += once * count / each
+        gram = x.T.astype(np.float64) @ x + np.eye(d)
+        parts["Cholesky"] += seconds(lambda gram=gram: scipy.linalg.cho_factor(gram, lower=True))
+    return parts
+
+
+def count_rows(model: keras.Model, images: np.ndarray) -> dict[str, tuple]:
+    """{layer: (rows, c * q, n)} that decompose takes."""
+    found = {}
+    original = moments.Collected.close
+
+    def close(self: moments.Collected) -> None:
+        d, n = self.moments.sum_xy.shape
+        found[len(found)] = (self.moments.count, d, n)
+        original(self)
+
+    moments.Collected.close = close
+    try:
+        tfdwd.decompose(model, images)
+    finally:
+        moments.Collected.close = original
+    return found
+
+
+def main() -> None:
+    lines = []
+    for name, make, images in ("ResNet-8", resnet8, 1024), ("ResNet50", resnet50, 128):
+        model, data = make(images)
+        rows = count_rows(model, data)
+        student = tfdwd.decompose(model, data)
+        ratios, wholes, parts = [], [], []
+        for _ in range(REPEATS):
+            parts.append(unavoidable(model, student, data, rows))
+            wholes.append(seconds(lambda model=model, data=data: tfdwd.decompose(model, data)))
+            ratios.append(wholes[-1] / sum(parts[-1].values()))
+        split = ", ".join(
+            f"{key} {statistics.median(p[key] for p in parts):.2f}" for key in parts[0]
+        )
+        print(
+            f"{name}, {images} images: decompose {statistics.median(wholes):.1f} s, unavoidable "
+            f"{split} s; ratio {statistics.median(ratios):.2f} ({min(ratios):.2f} to "
+            f"{max(ratios):.2f})"
+        )
+        peaks = []
+        for count in (256, 2048):
+            command = [sys.executable, __file__, make.__name__, str(count)]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            peaks.append(float(done.stdout.split()[-1]))
+        print(
+            f"{name}: peak memory {peaks[0]:.0f} MiB for 256 images, {peaks[1]:.0f} MiB for 2,048: "
+            f"{100 * (peaks[1] / peaks[0] - 1):+.1f} %"
+        )
+        lines.append([name, images, statistics.median(wholes), statistics.median(ratios), *peaks])
+    with open(HERE / "decompose_speed.csv", "w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["network", "images", "seconds", "ratio", "MiB at 256", "MiB at 2048"])
+        writer.writerows(
+            [f"{cell:.2f}" if isinstance(cell, float) else cell for cell in line] for line in lines
+        )
+
+
+def peak_memory(make: str, images: int) -> None:
+    """Prints the peak resident MiB of one decomposition, the images streamed from a file."""
+    model, _ = globals()[make](1)
+    shape = model.inputs[0].shape[1:]
+    source = np.random.default_rng(0)
+
+    def stream():
+        for _ in range(0, images, 32):
+            yield source.normal(size=(32, *shape)).astype(np.float32)
+
+    tfdwd.decompose(model, stream())
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        peak_memory(sys.argv[1], int(sys.argv[2]))
+    else:
+        main()
