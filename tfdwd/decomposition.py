@@ -44,7 +44,8 @@ class LayerReport:
       macs_before, macs_after: of one image, all calls of a shared layer together.
       parameters_before, parameters_after: kernels and biases.
       error: part of the response's variance on the calibration data that the stack misses, 0..1
-        (more for a stack that is worse than a constant); None without data.
+        (more for a stack that is worse than a constant); None without data. Where a ReLU follows,
+        what it cuts off counts too, though "joint" knows better than to fit it.
       irreducible: the part that no kernel at all could mend, given what the layers before it
         lost; None without data.
     """
@@ -67,6 +68,15 @@ class LayerReport:
             raise Error(f"layer {self.name!r}: a replaced layer has a stack, a kept one a reason")
         if not self.replaced and self.macs_after != self.macs_before:
             raise Error(f"layer {self.name!r}: kept, yet its MACs differ")
+
+    def __str__(self) -> str:
+        if not self.replaced:
+            return f"{self.name}: kept, {self.reason}"
+        error = "" if self.error is None else f", error {self.error:.4f}"
+        return (
+            f"{self.name}: {self.stack} {self.rank or self.width}, "
+            f"MACs {self.macs_before:,} -> {self.macs_after:,}{error}"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,6 +230,11 @@ def _check_options(method: str, stack: str, on_unsupported: str, data: Any) -> N
     ):
         if value not in known:
             raise Error(f"{option}: expected one of {', '.join(known)}, got {value!r}")
+    if keras.backend.backend() != "tensorflow":
+        raise Error(
+            f"expected Keras on TensorFlow, got it on {keras.backend.backend()}; decompose with "
+            "KERAS_BACKEND=tensorflow and load the saved student with the other"
+        )
     if data is None and method != "svd":
         raise Error(f"method {method!r}: expected calibration data, got none; pass data=images")
     if stack != "separable" and method not in ("svd", "joint"):

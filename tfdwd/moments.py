@@ -29,7 +29,7 @@ from tfdwd.reporting import progress
 # Rows of moments per layer: at least MIN_ROWS, and so many per unknown (c * q) of its kernel. On
 # the ResNet-8 at rank 1 a quarter of them costs about 3 points of top-1 (benchmarks/ablation.py).
 ROWS_PER_UNKNOWN = 16
-MIN_ROWS = 65536
+MIN_ROWS = 32768
 _IN_MEMORY = 160 * 2**20  # bytes of one spool that stay in memory
 
 
@@ -588,7 +588,7 @@ def _patches(conv: keras.layers.Conv2D, x: tf.Tensor, at: tf.Tensor) -> tf.Tenso
             total = max((-(-size // stride) - 1) * stride + (taps - 1) * dilation + 1 - size, 0)
             pads.append((total // 2, total - total // 2))
         x = tf.pad(x, [(0, 0), *pads, (0, 0)])
-    taps = np.stack(np.indices(conv.kernel_size), axis=-1).reshape(-1, 2) * conv.dilation_rate
+    taps = np.indices(conv.kernel_size).reshape(2, -1).T * conv.dilation_rate
     where = at[:, :, None, :] * np.array(conv.strides, np.int32) + taps.astype(np.int32)
     patches = tf.gather_nd(x, where, batch_dims=1)  # (batch, positions, q, c)
     channels, q = x.shape[3], len(taps)
@@ -608,7 +608,8 @@ def _positions(
     flat: np.ndarray = source.integers(height * width, size=(batch, each))
     if 2 * each >= height * width:
         flat = np.broadcast_to(np.arange(height * width), (batch, height * width))
-    return np.stack([flat // width, flat % width], axis=-1).astype(np.int32)
+    rows_and_columns = [flat // width, flat % width]
+    return np.moveaxis(np.array(rows_and_columns, np.int32), 0, -1)
 
 
 def _shaped_specs(
@@ -621,29 +622,40 @@ def _shaped_specs(
 
 
 class _Spool:
-    """A queue of lists of arrays that moves to disk when it gets large; ``stack`` closes it."""
+    """A queue of lists of arrays; what is beyond `_IN_MEMORY` bytes is kept on disk."""
 
     def __init__(self, stack: contextlib.ExitStack) -> None:
-        self._file = stack.enter_context(tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY))
-        self._batches: list[list[tuple[tuple[int, ...], np.dtype]]] = []
+        self._stack = stack
+        self._file: Any = None
+        self._batches: list[list[np.ndarray] | list[tuple[tuple[int, ...], np.dtype]]] = []
+        self._bytes = 0
 
     def __len__(self) -> int:
         return len(self._batches)
 
     def append(self, arrays: Sequence[np.ndarray]) -> None:
+        self._bytes += sum(array.nbytes for array in arrays)
+        if self._bytes <= _IN_MEMORY:
+            self._batches.append(list(arrays))
+            return
+        if self._file is None:
+            self._file = self._stack.enter_context(tempfile.TemporaryFile())
         self._batches.append([(array.shape, array.dtype) for array in arrays])
         for array in arrays:
             self._file.write(np.ascontiguousarray(array).data.cast("B"))
 
     def __iter__(self) -> Iterator[list[np.ndarray]]:
-        self._file.seek(0)
+        if self._file is not None:
+            self._file.seek(0)
         for batch in self._batches:
-            yield [
-                np.frombuffer(self._file.read(math.prod(shape) * dtype.itemsize), dtype).reshape(
-                    shape
-                )
-                for shape, dtype in batch
-            ]
+            yield [item if isinstance(item, np.ndarray) else self._read(*item) for item in batch]
+
+    def _read(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        content = self._file.read(math.prod(shape) * dtype.itemsize)
+        return np.frombuffer(content, dtype).reshape(shape)
 
     def close(self) -> None:
-        self._file.close()
+        """Lets go of memory and file."""
+        self._batches.clear()
+        if self._file is not None:
+            self._file.close()
