@@ -324,7 +324,8 @@ class _Schedule:
       replaced: for each call of the graph, whether it is one of a convolution to replace.
       measured: for each stage its sites.
       solvable: for each stage the convolutions whose moments are complete after it.
-      last_use: of the original's tensors and of the student's, {tensor: last stage that reads it}.
+      original_at, student_at: for each call of the graph in which stage it runs in either network;
+        None where nothing reads it or, in the student, where both networks still agree.
     """
 
     def __init__(self, graph: Graph, convs: Sequence[keras.layers.Conv2D], across_layers: bool):
@@ -351,81 +352,64 @@ class _Schedule:
         level: dict[int, int] = {}
         for own, befores in sorted(before_calls.items()):
             level[own] = max((level[other] + 1 for b in befores for other in b), default=0)
-        self._stage = {
+        stage = {
             n: max((level[own] + 1 for own in before), default=0) for n, before in upstream.items()
         }
-        self._diverged = {n for n, before in upstream.items() if before}
+        diverged = {n for n, before in upstream.items() if before}
+        original_at = [max(stage[n] for n in call.inputs) for call in graph.calls]
+        student_at = [
+            stage[call.outputs[0]] if call.outputs[0] in diverged else None for call in graph.calls
+        ]
         self.stages = max(level.values(), default=-1) + 1
         self.solvable: list[list[keras.layers.Conv2D]] = [[] for _ in range(self.stages)]
         for conv in convs:
             self.solvable[level[place[id(conv)]]].append(conv)
-
         self.measured: list[list[_Site]] = [[] for _ in range(self.stages)]
         readers = _readers(graph)
         for number, call in enumerate(graph.calls):
             if measurable[number]:
-                stage = self._original_stage(number)
                 site = _site(number, call, graph, readers)
-                if any(self._stage[n] > stage for n in site.shortcut):  # not yet there
+                if any(stage[n] > original_at[number] for n in site.shortcut):  # not yet there
                     site = dataclasses.replace(site, shortcut=(), flat=None)
-                self.measured[stage].append(site)
-        self.last_use = self._last_uses()
+                self.measured[original_at[number]].append(site)
 
-    def _original_stage(self, number: int) -> int:
-        """When a call runs in the original: a replaced one when it is measured."""
-        return max(self._stage[n] for n in self.graph.calls[number].inputs)
+        # Backwards from what is measured: the last stage in which each tensor is read.
+        self._last_use: tuple[dict[int, int], dict[int, int]] = ({}, {})
 
-    def _student_stage(self, number: int) -> int | None:
-        """When a call runs in the student; None where both networks still agree."""
-        output = self.graph.calls[number].outputs[0]
-        return self._stage[output] if output in self._diverged else None
+        def use(tensor: int, at: int, by_student: bool) -> None:
+            uses = self._last_use[by_student and tensor in diverged]
+            uses[tensor] = max(at, uses.get(tensor, 0))
 
-    def _last_uses(self) -> tuple[dict[int, int], dict[int, int]]:
-        last_use: tuple[dict[int, int], dict[int, int]] = ({}, {})
-
-        def use(tensor: int, stage: int, by_student: bool) -> None:
-            uses = last_use[by_student and tensor in self._diverged]
-            uses[tensor] = max(stage, uses.get(tensor, 0))
-
-        for stage, sites in enumerate(self.measured):
+        for at, sites in enumerate(self.measured):
             for site in sites:
-                use(site.output, stage, False)
-                use(site.input, stage, True)
+                use(site.output, at, False)
+                use(site.input, at, True)
                 for tensor in site.shortcut:
-                    use(tensor, stage, False)
-                    use(tensor, stage, True)
-        for number, call in reversed(list(enumerate(self.graph.calls))):
-            student_stage = self._student_stage(number)
-            if student_stage is not None and any(n in last_use[1] for n in call.outputs):
+                    use(tensor, at, False)
+                    use(tensor, at, True)
+        self.original_at: list[int | None] = [None] * len(graph.calls)
+        self.student_at: list[int | None] = [None] * len(graph.calls)
+        for number, call in reversed(list(enumerate(graph.calls))):
+            later = student_at[number]
+            if later is not None and any(n in self._last_use[1] for n in call.outputs):
+                self.student_at[number] = later
                 for tensor in call.inputs:
-                    use(tensor, student_stage, True)
-            if any(n in last_use[0] for n in call.outputs):
+                    use(tensor, later, True)
+            if any(n in self._last_use[0] for n in call.outputs):
+                self.original_at[number] = original_at[number]
                 for tensor in call.inputs:
-                    use(tensor, self._original_stage(number), False)
-        return last_use
-
-    def runs_in_original(self, number: int, stage: int) -> bool:
-        """Whether a call runs in the original in this stage and is read at all."""
-        outputs = self.graph.calls[number].outputs
-        return self._original_stage(number) == stage and any(n in self.last_use[0] for n in outputs)
-
-    def runs_in_student(self, number: int, stage: int) -> bool:
-        """Whether a call runs in the student in this stage and is read at all."""
-        outputs = self.graph.calls[number].outputs
-        return self._student_stage(number) == stage and any(n in self.last_use[1] for n in outputs)
+                    use(tensor, original_at[number], False)
 
     def live_after(self, stage: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Tensors of the original and of the student that exist by ``stage`` and are read later."""
-        produced: tuple[set[int], set[int]] = (set(self.graph.inputs), set())
-        for number, call in enumerate(self.graph.calls):
-            if self._original_stage(number) <= stage:
-                produced[0].update(call.outputs)
-            student_stage = self._student_stage(number)
-            if student_stage is not None and student_stage <= stage:
-                produced[1].update(call.outputs)
+        made: tuple[set[int], set[int]] = (set(self.graph.inputs), set())
+        for call, *stages in zip(self.graph.calls, self.original_at, self.student_at, strict=True):
+            for tensors, at in zip(made, stages, strict=True):
+                if at is not None and at <= stage:
+                    tensors.update(call.outputs)
         original, student = (
-            tuple(sorted(n for n in made if last.get(n, -1) > stage))
-            for made, last in zip(produced, self.last_use, strict=True)
+            tuple(sorted(n for n in tensors if last.get(n, -1) > stage))
+            for tensors, last in zip(made, self._last_use, strict=True)
         )
         return original, student
 
@@ -522,10 +506,10 @@ def _compile(
         student = dict(zip(live[1], tensors[split:], strict=True))
         responses = {}
         for number, call in enumerate(graph.calls):
-            if schedule.runs_in_student(number, stage):
+            if schedule.student_at[number] == stage:
                 operation = solved.get(id(call.operation), call.operation)
                 student.update(run_call(call, operation, {**original, **student}))
-            if schedule.runs_in_original(number, stage):
+            if schedule.original_at[number] == stage:
                 if not schedule.replaced[number]:
                     original.update(run_call(call, call.operation, original))
                     continue
