@@ -194,7 +194,7 @@ def decompose(
             id(layer): rebuild.expand(layer, *solver.without_data(layer)) for layer in layers
         }
     else:
-        inputs = _keeping_first(batches(data, model), first)
+        inputs = _keeping_first(batches(data, model, _batch_size(model)), first)
         expansions = moments.sweep(
             traced, inputs, layers, solver,
             across_layers=across_layers, weigh=method == "joint", seed=seed,
@@ -208,6 +208,12 @@ def decompose(
     for record in report.layers:
         logging.info("%s", record)
     return (student, report) if return_report else student
+
+
+def _batch_size(model: keras.Model) -> int:
+    """Images that run at once: few enough that the activations of large ones fit in memory."""
+    numbers = sum(int(np.prod([size or 224 for size in spec.shape[1:]])) for spec in model.inputs)
+    return max(8, min(128, 2**21 // max(numbers, 1)))
 
 
 def _keeping_first(

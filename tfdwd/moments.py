@@ -28,8 +28,8 @@ from tfdwd.reporting import progress
 
 # Rows of moments per layer: at least MIN_ROWS, and so many per unknown (c * q) of its kernel. On
 # the ResNet-8 at rank 1 a quarter of them costs about 3 points of top-1 (benchmarks/ablation.py).
-ROWS_PER_UNKNOWN = 16
-MIN_ROWS = 32768
+ROWS_PER_UNKNOWN = 32
+MIN_ROWS = 16384
 _IN_MEMORY = 160 * 2**20  # bytes of one spool that stay in memory
 
 
@@ -72,10 +72,11 @@ class Moments:
 
     def change_responses(self, x: np.ndarray, y: np.ndarray, change: np.ndarray) -> None:
         """Replaces y by y + change for rows (x, y) that were added before."""
-        x, y = x - self.shift_x.astype(x.dtype), y - self.shift_y.astype(y.dtype)
-        cross = change.T @ y
-        self.sum_y += change.sum(axis=0, dtype=np.float64)
-        self.sum_xy += x.T @ change
+        total = change.sum(axis=0, dtype=np.float64)
+        cross = change.T @ (y - self.shift_y.astype(y.dtype))
+        self.sum_y += total
+        # Without a shifted copy of x: it is large, and unlike in a covariance nothing cancels here.
+        self.sum_xy += x.T @ change - np.outer(self.shift_x, total)
         self.sum_yy += cross + cross.T + change.T @ change
 
     def __add__(self, other: "Moments") -> "Moments":

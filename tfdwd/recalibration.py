@@ -82,11 +82,11 @@ def _compare(
 
     x is the student's input to the norm, y the original's.
     """
-    run = tf.function(lambda tensors: [_taps(g, paths, tensors) for g in graphs], autograph=False)
     wanted: list[list[np.ndarray]] = []
     sums: dict[str, Any] = dict.fromkeys(paths, 0.0)
     for arrays in batches:
-        (outputs, original), (_, student) = run(_tensors(graphs[0], arrays))
+        tensors = _tensors(graphs[0], arrays)
+        (outputs, original), (_, student) = (_taps(graph, paths, tensors) for graph in graphs)
         wanted.append([output.numpy() for output in outputs])
         for path, x, y in zip(paths, student, original, strict=True):
             x, y = (t.numpy().reshape(-1, t.shape[-1]).astype(np.float64) for t in (x, y))
@@ -98,7 +98,10 @@ def _compare(
 
 
 def _taps(graph: Graph, paths: Sequence[str], tensors: Sequence[tf.Tensor]) -> Any:
-    """The outputs of a network, and the inputs of the layers at some paths."""
+    """The outputs of a network, and the inputs of the layers at some paths.
+
+    Runs call by call: for so few images compiling would take longer.
+    """
     values = dict(zip(graph.inputs, tensors, strict=True))
     taps = {}
     for call in graph.calls:
@@ -112,12 +115,10 @@ def _output_error(
     graph: Graph, batches: Sequence[Sequence[np.ndarray]], wanted: Sequence[Sequence[np.ndarray]]
 ) -> float:
     """Mean over the outputs of their squared distance, in units of what is wanted."""
-    run = tf.function(lambda tensors: _taps(graph, (), tensors)[0], autograph=False)
     distance, scale = np.zeros(len(graph.outputs)), np.zeros(len(graph.outputs))
     for arrays, outputs in zip(batches, wanted, strict=True):
-        for place, (got, output) in enumerate(
-            zip(run(_tensors(graph, arrays)), outputs, strict=True)
-        ):
+        found, _ = _taps(graph, (), _tensors(graph, arrays))
+        for place, (got, output) in enumerate(zip(found, outputs, strict=True)):
             distance[place] += np.sum(np.square(got.numpy().astype(np.float64) - output))
             scale[place] += np.sum(np.square(output.astype(np.float64)))
     return float(np.mean(distance / (scale + 1e-300)))
