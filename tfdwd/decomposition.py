@@ -453,7 +453,7 @@ class _Solver:
     def __call__(
         self, conv: keras.layers.Conv2D, collected: moments.Collected
     ) -> tuple[factorize.Stack, np.ndarray | None]:
-        """Fits the responses; then, where a ReLU follows, again with the freedom it leaves."""
+        """Fits the responses; "joint", where a ReLU follows, again with the freedom it leaves."""
         kernel, plain = rebuild.kernel_of(conv), collected.moments
         inputs = factorize.gram(plain.xx)
         target = factorize.target(inputs, plain.xy, kernel)
@@ -465,7 +465,8 @@ class _Solver:
                 stack, bias = _recalibrated(stack, plain, inputs.matrix)
         else:
             stack, bias = self._fit(conv, target, plain, inputs, collected.metric, None)
-            for _ in range(RECTIFICATIONS * collected.can_rectify):
+            again = collected.can_rectify and self._method == "joint"
+            for _ in range(RECTIFICATIONS * again):
                 wanted = collected.rectified(stack, bias)
                 target = factorize.target(inputs, wanted.xy, kernel)
                 stack, bias = self._fit(conv, target, wanted, inputs, collected.metric, stack)

@@ -10,7 +10,7 @@ import tensorflow as tf
 from tfdwd.execution import run_call
 from tfdwd.graph import Graph, trace
 
-IMAGES = 64
+IMAGES = 32
 
 
 def reestimate_norms(
