@@ -57,7 +57,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def unavoidable(
-    model: keras.Model, student: keras.Model, images: np.ndarray, rows: dict[str, tuple]
+    model: keras.Model, student: keras.Model, images: np.ndarray, rows: list[tuple[int, int, int]]
 ) -> dict[str, float]:
     """Seconds of each part, everything compiled and warm beforehand."""
     networks = [tf.function(network, autograph=False) for network in (model, student)]
@@ -70,7 +70,7 @@ def unavoidable(
         "products": 0.0,
         "Cholesky": 0.0,
     }
-    for count, d, n in rows.values():
+    for count, d, n in rows:
         each = 4096
         x = source.normal(size=(each, d)).astype(np.float32)
         y = source.normal(size=(each, n)).astype(np.float32)
@@ -81,30 +81,30 @@ def unavoidable(
     return parts
 
 
-def count_rows(model: keras.Model, images: np.ndarray) -> dict[str, tuple]:
-    """{layer: (rows, c * q, n)} that decompose takes."""
-    found = {}
+def decompose_and_count(
+    model: keras.Model, images: np.ndarray
+) -> tuple[keras.Model, list[tuple[int, int, int]]]:
+    """The student, and for each replaced layer the (rows, c * q, n) that decompose takes."""
+    found = []
     original = moments.Collected.close
 
     def close(self: moments.Collected) -> None:
         d, n = self.moments.sum_xy.shape
-        found[len(found)] = (self.moments.count, d, n)
+        found.append((self.moments.count, d, n))
         original(self)
 
     moments.Collected.close = close
     try:
-        tfdwd.decompose(model, images)
+        return tfdwd.decompose(model, images), found
     finally:
         moments.Collected.close = original
-    return found
 
 
 def main() -> None:
     lines = []
     for name, make, images in ("ResNet-8", resnet8, 1024), ("ResNet50", resnet50, 128):
         model, data = make(images)
-        rows = count_rows(model, data)
-        student = tfdwd.decompose(model, data)
+        student, rows = decompose_and_count(model, data)
         ratios, wholes, parts = [], [], []
         for _ in range(REPEATS):
             parts.append(unavoidable(model, student, data, rows))

@@ -26,8 +26,9 @@ from tfdwd.graph import Call, Graph, infer_specs
 from tfdwd.rebuild import Expansion, expand, kernel_of
 from tfdwd.reporting import progress
 
-# Rows of moments per layer: at least MIN_ROWS, and so many per unknown (c * q) of its kernel. On
-# the ResNet-8 at rank 1 a quarter of them costs about 3 points of top-1 (benchmarks/ablation.py).
+# Rows of moments per layer: at least MIN_ROWS, and so many per unknown (c * q) of its kernel. With
+# fewer the student gets worse, with more the moments take longer than all else
+# (benchmarks/ablation.py).
 ROWS_PER_UNKNOWN = 32
 MIN_ROWS = 16384
 _IN_MEMORY = 160 * 2**20  # bytes of one spool that stay in memory
