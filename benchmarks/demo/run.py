@@ -3,7 +3,7 @@
     make demo        (or: python benchmarks/demo/run.py)
 
 About three minutes on two cores; needs no network. Loads `fashion_shufflenet.keras`, which train.py
-made, and the images beside it. Calibrates on 256 training images without their labels (svd on
+made, and the images beside it. Calibrates on 512 training images without their labels (svd on
 none), fine-tunes nothing, and reports top-1 on the 4,000 test images (one standard error is about
 half a point). Leaves in `demo-output/` every network as .keras and .tflite, and the table as text
 and CSV.
@@ -23,7 +23,7 @@ from absl import app, flags, logging
 import tfdwd
 from tfdwd import reporting
 
-IMAGES = 256
+IMAGES = 512
 HERE = pathlib.Path(__file__).parent
 STUDENTS = {
     "svd, rank 1": {"data": None, "rank": 1},
