@@ -591,9 +591,11 @@ def _positions(
     height, width = size
     rows = max(MIN_ROWS, ROWS_PER_UNKNOWN * site.unknowns)
     each = math.ceil(rows / images)
-    flat: np.ndarray = source.integers(height * width, size=(batch, each))
+    flat: np.ndarray
     if 2 * each >= height * width:
         flat = np.broadcast_to(np.arange(height * width), (batch, height * width))
+    else:
+        flat = source.integers(height * width, size=(batch, each))
     rows_and_columns = [flat // width, flat % width]
     return np.moveaxis(np.array(rows_and_columns, np.int32), 0, -1)
 
