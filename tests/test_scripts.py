@@ -8,9 +8,14 @@ import pytest
 
 from tfdwd import lite
 from tfdwd.errors import Error
-from tfdwd.scripts import benchmark, common, evaluate, export
+from tfdwd.scripts import benchmark, common, decompose, evaluate, export
 
-SCRIPTS = {"export": export, "evaluate": evaluate, "benchmark": benchmark}
+SCRIPTS = {
+    "decompose": decompose,
+    "export": export,
+    "evaluate": evaluate,
+    "benchmark": benchmark,
+}
 
 
 @pytest.fixture(scope="module")
@@ -200,3 +205,34 @@ def test_h5_models_load(folder, tmp_path, classifier):
     assert isinstance(loaded, keras.Model)
     for found, expected in zip(loaded.get_weights(), classifier.get_weights(), strict=True):
         np.testing.assert_array_equal(found, expected)
+
+
+def test_decompose_writes_the_student_and_its_report(folder, tmp_path, capsys):
+    status = call(
+        "decompose",
+        f"--model={folder}/model.keras",
+        f"--images={folder}/images.npz",
+        f"--output={tmp_path}/student.keras",
+        f"--report={tmp_path}/report.json",
+    )
+    assert status == 0
+    kinds = [
+        type(layer).__name__ for layer in keras.models.load_model(tmp_path / "student.keras").layers
+    ]
+    # The 3x3 convolution became two layers; the network has a depthwise one of its own.
+    assert kinds.count("DepthwiseConv2D") == 2
+    report = json.loads((tmp_path / "report.json").read_text())
+    # 6 * 6 positions, 3 channels of 9 taps to 6 outputs.
+    assert report["layers"][0]["macs_before"] == 36 * 3 * 9 * 6
+    assert report["layers"][0]["macs_after"] == 36 * 3 * (9 + 6)
+    assert "method joint" in capsys.readouterr().out
+
+
+def test_decompose_leaves_nothing_behind_when_a_pattern_matches_nothing(folder, tmp_path, capsys):
+    output = tmp_path / "student.keras"
+    status = call(
+        "decompose", f"--model={folder}/model.keras", f"--output={output}", "--exclude=nothing"
+    )
+    assert status == 1
+    assert "matches none" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

@@ -1,7 +1,7 @@
 """Expands a trained network's regular convolutions into depthwise + pointwise stacks.
 
 Example:
-  tfdwd-decompose --model=resnet8.keras --output=student.keras --images=train.npz \
+  tfdwd-decompose --model=resnet8.keras --output=student.keras --images=train.npz \\
       --images_key=x_train --rank=1
 """
 
