@@ -25,8 +25,8 @@ from tfdwd.errors import Error
 
 METHODS = ("svd", "gsvd", "sequential", "joint", "channel")
 STACKS = ("separable", "bottleneck", "auto")
-# How often a layer before a ReLU is fitted again. On the ResNet-8 at rank 1 once brings 9 points
-# of top-1, twice a little more, and more often nothing (benchmarks/ablation.py).
+# How often a layer before a ReLU is fitted again; the first time brings most of what there is to
+# gain (benchmarks/ablation.py measures it).
 RECTIFICATIONS = 2
 
 
