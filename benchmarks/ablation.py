@@ -20,11 +20,11 @@ import keras
 import numpy as np
 
 import tfdwd
-from tfdwd import decomposition, moments, reporting
+from tfdwd import calibration, decomposition, reporting
 
 DATA = pathlib.Path(os.environ.get("TFDWD_DATA", "../shared/data"))
 HERE = pathlib.Path(__file__).parent
-SWEEP = moments.sweep
+SWEEP = calibration.sweep
 
 
 def unweighted(*args, weigh, **options):
@@ -33,20 +33,21 @@ def unweighted(*args, weigh, **options):
 
 VARIANTS = {
     "as it is": [],
-    "without the Fisher metric": [mock.patch.object(moments, "sweep", unweighted)],
+    "without the Fisher metric": [mock.patch.object(calibration, "sweep", unweighted)],
     "without the ReLU's freedom": [mock.patch.object(decomposition, "RECTIFICATIONS", 0)],
     "the ReLU's freedom used once": [mock.patch.object(decomposition, "RECTIFICATIONS", 1)],
     "used four times": [mock.patch.object(decomposition, "RECTIFICATIONS", 4)],
+    "the first convolution replaced too": [mock.patch.object(decomposition, "MIN_CHANNELS", 1)],
     "a quarter of the rows": [
-        mock.patch.object(moments, "MIN_ROWS", moments.MIN_ROWS // 4),
-        mock.patch.object(moments, "ROWS_PER_UNKNOWN", moments.ROWS_PER_UNKNOWN // 4),
+        mock.patch.object(calibration, "MIN_ROWS", calibration.MIN_ROWS // 4),
+        mock.patch.object(calibration, "ROWS_PER_UNKNOWN", calibration.ROWS_PER_UNKNOWN // 4),
     ],
     "four times the rows": [
-        mock.patch.object(moments, "MIN_ROWS", moments.MIN_ROWS * 4),
-        mock.patch.object(moments, "ROWS_PER_UNKNOWN", moments.ROWS_PER_UNKNOWN * 4),
+        mock.patch.object(calibration, "MIN_ROWS", calibration.MIN_ROWS * 4),
+        mock.patch.object(calibration, "ROWS_PER_UNKNOWN", calibration.ROWS_PER_UNKNOWN * 4),
     ],
-    "that, and no residual targets": [
-        mock.patch.object(moments, "_inverse", lambda gain: np.zeros(len(gain), np.float32)),
+    "neither the ReLU's freedom nor residual targets": [
+        mock.patch.object(calibration, "_inverse", lambda gain: np.zeros(len(gain), np.float32)),
         mock.patch.object(decomposition, "RECTIFICATIONS", 0),
     ],
 }

@@ -30,7 +30,7 @@ import scipy.linalg
 import tensorflow as tf
 
 import tfdwd
-from tfdwd import moments
+from tfdwd import calibration
 
 DATA = pathlib.Path(os.environ.get("TFDWD_DATA", "../shared/data"))
 HERE = pathlib.Path(__file__).parent
@@ -86,18 +86,18 @@ def decompose_and_count(
 ) -> tuple[keras.Model, list[tuple[int, int, int]]]:
     """The student, and for each replaced layer the (rows, c * q, n) that decompose takes."""
     found = []
-    original = moments.Collected.close
+    original = calibration.Collected.close
 
-    def close(self: moments.Collected) -> None:
+    def close(self: calibration.Collected) -> None:
         d, n = self.moments.sum_xy.shape
         found.append((self.moments.count, d, n))
         original(self)
 
-    moments.Collected.close = close
+    calibration.Collected.close = close
     try:
         return tfdwd.decompose(model, images), found
     finally:
-        moments.Collected.close = original
+        calibration.Collected.close = original
 
 
 def main() -> None:

@@ -146,7 +146,8 @@ def replaced(model, **options):
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({}, ["stem", "backbone/one", "one"]),
+        ({}, ["backbone/one", "one"]),  # the stem reads three channels
+        ({"include": "*"}, ["stem", "backbone/one", "one"]),
         ({"include": "backbone/*"}, ["backbone/one"]),
         ({"include": "one"}, ["backbone/one", "one"]),
         ({"include": ["stem", "backbone/one"]}, ["stem", "backbone/one"]),
@@ -156,7 +157,7 @@ def replaced(model, **options):
         ({"rank": {"backbone/one": 2}}, ["backbone/one"]),
         ({"rank": {"one": 1, "stem": 1}, "exclude": "stem"}, ["backbone/one", "one"]),
         ({"rank": {}}, []),
-        ({"rank": np.int64(1)}, ["stem", "backbone/one", "one"]),
+        ({"rank": np.int64(1)}, ["backbone/one", "one"]),
         ({"rank": {"stem": np.int32(1)}}, ["stem"]),
     ],
     ids=str,
@@ -197,6 +198,8 @@ def test_ranks_by_name_are_obeyed_even_where_they_save_nothing():
         ({"rank": 1.5}, "rank: expected .* got 1.5"),
         ({"rank": "2"}, "rank: expected .* got '2'"),
         ({"rank": None}, "rank: expected .* got None"),
+        ({"seed": -1}, "seed: expected a whole number from 0, got -1"),
+        ({"seed": 0.5}, "seed: expected a whole number from 0, got 0.5"),
     ],
     ids=str,
 )

@@ -126,7 +126,7 @@ def test_gsvd_is_the_svd_of_the_kernel_under_the_root_of_the_channels_own_moment
         found = factorize.gsvd(target, rank).kernel()
         for i in range(c):
             own = slice(i * q, (i + 1) * q)
-            values, vectors = np.linalg.eigh(target.gram[own, own])
+            values, vectors = np.linalg.eigh(target.gram.matrix[own, own])
             root = vectors * np.sqrt(values) @ vectors.T
             left, sizes, right = np.linalg.svd(root @ target.kernel[i], full_matrices=False)
             best = np.linalg.solve(root, left[:, :rank] * sizes[:rank] @ right[:rank])
@@ -230,7 +230,7 @@ def test_joint_is_never_above_sequential_nor_that_above_gsvd(seed):
     metric = root @ root.T + 0.01 * np.eye(shape[2])
     for weight in (None, metric):
         lower = np.eye(shape[2]) if weight is None else np.linalg.cholesky(weight)
-        weighted = factorize.Target(target.gram, target.kernel @ lower, target.product @ lower)
+        weighted = factorize.Target(target.gram, target.product @ lower, target.kernel @ lower)
         error = {
             "gsvd": weighted.error(factorize.gsvd(weighted, rank).kernel()),
             "sequential": weighted.error(factorize.sequential(weighted, rank).kernel()),

@@ -10,7 +10,7 @@ from cases import CONVS, NETWORKS, convolutions, inputs_of, network, randomised
 from keras import layers
 
 import tfdwd
-from tfdwd import factorize, graph, moments, rebuild
+from tfdwd import calibration, execution, factorize, graph, moments, rebuild, spool
 from tfdwd.errors import Error
 
 IMAGES = 6
@@ -19,7 +19,7 @@ IMAGES = 6
 @pytest.fixture(autouse=True)
 def all_positions(monkeypatch):
     """Takes every position of every image, so that brute force can do the same."""
-    monkeypatch.setattr(moments, "MIN_ROWS", 10**9)
+    monkeypatch.setattr(calibration, "MIN_ROWS", 10**9)
 
 
 def exact(conv, collected=None):
@@ -47,7 +47,7 @@ def sweep(model, solve, data=None, **options):
     arrays = keras.tree.flatten(inputs_of(model, IMAGES) if data is None else data)
     halves = [[array[:4] for array in arrays], [array[4:] for array in arrays]]
     convs = convolutions(model)
-    expansions = moments.sweep(graph.trace(model), halves, convs, recorded, **options)
+    expansions = calibration.sweep(graph.trace(model), halves, convs, recorded, **options)
     return found, expansions
 
 
@@ -148,7 +148,11 @@ def test_patches_times_the_kernel_is_the_convolution_there(case):
     source = np.random.default_rng(0)
     at = np.stack([source.integers(size, size=(4, 11)) for size in out.shape[1:3]], axis=-1)
     at[:, 0], at[:, 1] = 0, (out.shape[1] - 1, out.shape[2] - 1)
-    rows = moments._patches(conv, tf.constant(x), tf.constant(at, tf.int32)).numpy()
+    height, width = out.shape[1:3]
+    flat = (np.arange(4)[:, None] * height + at[..., 0]) * width + at[..., 1]
+    rows = execution.patches_at(
+        conv, tf.constant(x), tf.constant(flat.ravel(), tf.int32), (height, width)
+    ).numpy()
     found = rows @ rebuild.kernel_of(conv).reshape(rows.shape[1], -1)
     expected = np.concatenate([image[p[:, 0], p[:, 1]] for image, p in zip(out, at, strict=True)])
     np.testing.assert_allclose(found, expected, atol=1e-5)
@@ -276,7 +280,7 @@ def rectified_of(model, name):
                 found["moments"] = collected.rectified(*bad(conv))
         return exact(conv)
 
-    sweep(model, solve)
+    sweep(model, solve, keep_rows=True)
     conv = model.get_layer(name)
     traced, values = values_of(model, inputs_of(model, IMAGES))
     [call] = calls_of(traced, conv)
@@ -384,14 +388,14 @@ def test_responses_too_large_for_moments_name_their_layer():
 
 def test_a_failing_sweep_closes_its_files(monkeypatch):
     opened = []
-    make = moments._Spool.__init__
+    make = spool.Spool.__init__
 
     def watched(spool, stack):
         make(spool, stack)
         opened.append(spool)
 
-    monkeypatch.setattr(moments._Spool, "__init__", watched)
-    monkeypatch.setattr(moments, "_IN_MEMORY", 0)
+    monkeypatch.setattr(spool.Spool, "__init__", watched)
+    monkeypatch.setattr(spool, "_IN_MEMORY", 0)
     with pytest.raises(Error):
         sweep(with_infinite_response(), exact)
     files = [spool._file for spool in opened if spool._file is not None]
@@ -419,7 +423,7 @@ def test_no_data_at_all():
     with pytest.raises(Error, match="the data is empty"):
         tfdwd.decompose(model, iter(()))
     with pytest.raises(Error, match="expected at least one image"):
-        moments.sweep(graph.trace(model), [], convolutions(model), exact)
+        calibration.sweep(graph.trace(model), [], convolutions(model), exact)
 
 
 def test_batches_are_read_once():
@@ -432,13 +436,13 @@ def test_batches_are_read_once():
             reads += 1
             yield [inputs_of(model, 2)]
 
-    found = moments.sweep(graph.trace(model), batches(), convolutions(model), exact)
+    found = calibration.sweep(graph.trace(model), batches(), convolutions(model), exact)
     assert reads == 3 and len(found) == 3
 
 
 def test_positions_follow_the_seed(monkeypatch):
-    monkeypatch.setattr(moments, "MIN_ROWS", 60)
-    monkeypatch.setattr(moments, "ROWS_PER_UNKNOWN", 1)
+    monkeypatch.setattr(calibration, "MIN_ROWS", 60)
+    monkeypatch.setattr(calibration, "ROWS_PER_UNKNOWN", 1)
     model = network("sequential")
     first, again, other = (sweep(model, exact, seed=seed)[0] for seed in (3, 3, 4))
     for key, found in first.items():
@@ -450,11 +454,11 @@ def test_positions_follow_the_seed(monkeypatch):
 
 
 def test_rows_are_about_as_many_as_stated(monkeypatch):
-    monkeypatch.setattr(moments, "MIN_ROWS", 30)
+    monkeypatch.setattr(calibration, "MIN_ROWS", 30)
     model = network("sequential")
     found, _ = sweep(model, exact)
     one, two = (found[id(model.get_layer(name))].count for name in ("one", "two"))
-    assert one == IMAGES * -(-moments.ROWS_PER_UNKNOWN * 27 // IMAGES) or one == IMAGES * 64
+    assert one == IMAGES * -(-calibration.ROWS_PER_UNKNOWN * 27 // IMAGES) or one == IMAGES * 64
     assert two == IMAGES * 16  # 54 unknowns would need more than there are: all
 
 
@@ -462,14 +466,14 @@ def test_the_frontier_goes_to_disk_when_it_is_large(monkeypatch):
     model = network("residual")
     small, _ = sweep(model, bad)
     on_disk = []
-    close = moments._Spool.close
+    close = spool.Spool.close
 
     def watched(spool):
         on_disk.append(spool._file is not None)
         close(spool)
 
-    monkeypatch.setattr(moments._Spool, "close", watched)
-    monkeypatch.setattr(moments, "_IN_MEMORY", 1000)
+    monkeypatch.setattr(spool.Spool, "close", watched)
+    monkeypatch.setattr(spool, "_IN_MEMORY", 1000)
     large, _ = sweep(model, bad)
     assert any(on_disk)
     for key, found in small.items():
@@ -504,3 +508,10 @@ def test_each_layer_runs_once_per_image_in_each_network():
     sweep(model, bad)
     # Before the first replaced layer both networks are the same one; behind the last nobody looks.
     assert COUNTED == {"before_0": IMAGES} | {f"before_{i}": 2 * IMAGES for i in (1, 2, 3)}
+
+
+def test_images_of_two_sizes_are_refused():
+    model = keras.Sequential([keras.Input((None, None, 4)), layers.Conv2D(4, 3)])
+    batches = [[np.ones((2, size, size, 4), np.float32)] for size in (8, 9)]
+    with pytest.raises(Error, match=r"one size, got \(8, 8, 4\) first and \(9, 9, 4\) in batch 1"):
+        calibration.sweep(graph.trace(model), batches, convolutions(model), exact)

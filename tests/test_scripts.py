@@ -57,6 +57,7 @@ def test_the_scripts_work_as_processes(folder, tmp_path, monkeypatch, pytestconf
     monkeypatch.setenv("PYTHONPATH", str(pytestconfig.rootpath))
     monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL", raising=False)
     data = [f"--images={folder}/data.npz", "--images_key=x"]
+    labels = [f"--labels={folder}/data.npz", "--labels_key=y"]
     model = f"--model={folder}/model.keras"
 
     exported = process("export", model, *data, "--output=model.tflite", cwd=tmp_path)
@@ -67,7 +68,7 @@ def test_the_scripts_work_as_processes(folder, tmp_path, monkeypatch, pytestconf
     assert lite.Model(tmp_path / "model.tflite").outputs[0].name == "scores"
 
     evaluated = process(
-        "evaluate", "--model=model.tflite", *data, "--labels_key=y", "--json=e.json", cwd=tmp_path
+        "evaluate", "--model=model.tflite", *data, *labels, "--json=e.json", cwd=tmp_path
     )
     assert evaluated.returncode == 0, evaluated.stderr
     assert evaluated.stdout.startswith("top-1 0.7500, top-5 ")

@@ -11,23 +11,28 @@ import numpy as np
 from absl import logging
 
 from tfdwd import (
+    blas,
     bridge,
+    calibration,
     costs,
     factorize,
     graph,
-    moments,
     rebuild,
     recalibration,
     reporting,
 )
 from tfdwd.batches import batches
 from tfdwd.errors import Error
+from tfdwd.moments import Moments
 
 METHODS = ("svd", "gsvd", "sequential", "joint", "channel")
 STACKS = ("separable", "bottleneck", "auto")
 # How often a layer before a ReLU is fitted again; the first time brings most of what there is to
 # gain (benchmarks/ablation.py measures it).
 RECTIFICATIONS = 2
+# A convolution that reads fewer channels than this is kept unless it is asked for by name: the
+# SIMD kernels of depthwise convolutions idle there, and what the first layer loses all others miss.
+MIN_CHANNELS = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,7 +160,8 @@ def decompose(
         pointwise) at no more MACs than the separable one of that rank, or "auto": for each layer
         whichever of the two errs less.
       include, exclude: names or shell patterns of layers; a layer in a nested model answers to
-        its name and to "model/name".
+        its name and to "model/name". A layer that reads fewer than four channels (the first of
+        most networks) is replaced only if ``include`` or ``rank`` names it.
       method: "svd", "gsvd", "sequential", "joint" (default with data) or "channel" (the baseline
         of Zhang et al. 2015, at no more MACs than the separable stack).
       across_layers: fit each layer to what the replaced layers before it really deliver.
@@ -181,7 +187,7 @@ def decompose(
     Source: He et al., arXiv 1910.09455; "joint" and the bottleneck stack are this project's.
     """
     method = method or ("svd" if data is None else "joint")
-    _check_options(method, stack, on_unsupported, data)
+    _check_options(method, stack, on_unsupported, data, seed)
     model = bridge.to_keras3(model)
     traced = graph.trace(model)
     wishes = _choose(_find_convolutions(traced), rank, include, exclude, on_unsupported)
@@ -195,9 +201,9 @@ def decompose(
         }
     else:
         inputs = _keeping_first(batches(data, model, _batch_size(model)), first)
-        expansions = moments.sweep(
-            traced, inputs, layers, solver,
-            across_layers=across_layers, weigh=method == "joint", seed=seed,
+        expansions = calibration.sweep(
+            traced, inputs, layers, solver, across_layers=across_layers,
+            weigh=method == "joint", keep_rows=method == "joint", seed=seed,
         )  # fmt: skip
     student = rebuild.rebuild(model, expansions)
     if first and recalibrate and across_layers:
@@ -220,15 +226,15 @@ def _keeping_first(
     source: Iterable[tuple[list[np.ndarray], Any]], kept: list[list[np.ndarray]]
 ) -> Iterator[list[np.ndarray]]:
     """Passes batches of inputs on and keeps the first images of them in ``kept``."""
-    images = 0
+    missing = recalibration.IMAGES
     for arrays, _ in source:
-        if images < recalibration.IMAGES:
-            kept.append([array.copy() for array in arrays])
-            images += len(arrays[0])
+        if missing > 0:
+            kept.append([array[:missing].copy() for array in arrays])
+            missing -= len(arrays[0])
         yield arrays
 
 
-def _check_options(method: str, stack: str, on_unsupported: str, data: Any) -> None:
+def _check_options(method: str, stack: str, on_unsupported: str, data: Any, seed: Any) -> None:
     for option, value, known in (
         ("method", method, METHODS),
         ("stack", stack, STACKS),
@@ -236,6 +242,8 @@ def _check_options(method: str, stack: str, on_unsupported: str, data: Any) -> N
     ):
         if value not in known:
             raise Error(f"{option}: expected one of {', '.join(known)}, got {value!r}")
+    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or seed < 0:
+        raise Error(f"seed: expected a whole number from 0, got {seed!r}")
     if keras.backend.backend() != "tensorflow":
         raise Error(
             f"expected Keras on TensorFlow, got it on {keras.backend.backend()}; decompose with "
@@ -362,6 +370,8 @@ def _choose(
             reason = "not included"
         if not reason and everywhere is None and not given:
             reason = "no rank given for it"
+        if not reason and not asked and conv.layer.kernel.shape[2] < MIN_CHANNELS:
+            reason = f"reads {conv.layer.kernel.shape[2]} channels only; include= replaces it"
         wishes.append((conv, _Wish(given[0] if given else everywhere or 0, bool(given), reason)))
     return wishes
 
@@ -448,15 +458,17 @@ class _Solver:
         """Approximates the kernel itself."""
         kernel = rebuild.kernel_of(conv)
         flat = kernel.reshape(-1, kernel.shape[2])
-        return self._best(conv, factorize.Target(np.eye(len(flat)), kernel, flat)), _bias_of(conv)
+        white = factorize.Target(factorize.Gram.identity(len(flat)), flat, kernel)
+        return self._best(conv, white), _bias_of(conv)
 
     def __call__(
-        self, conv: keras.layers.Conv2D, collected: moments.Collected
+        self, conv: keras.layers.Conv2D, collected: calibration.Collected
     ) -> tuple[factorize.Stack, np.ndarray | None]:
         """Fits the responses; "joint", where a ReLU follows, again with the freedom it leaves."""
         kernel, plain = rebuild.kernel_of(conv), collected.moments
-        inputs = factorize.gram(plain.xx)
-        target = factorize.target(inputs, plain.xy, kernel)
+        with blas.threads(len(plain.sum_x)):
+            inputs = factorize.gram(plain.xx)
+            target = factorize.target(inputs, plain.xy, kernel)
         best = target.kernel.reshape(plain.xy.shape)
         irreducible = _missed(best, np.sum(best * (target.product - inputs.ridge * best)), plain)
         if self._method == "svd":
@@ -464,27 +476,27 @@ class _Solver:
             if self._recalibrate:
                 stack, bias = _recalibrated(stack, plain, inputs.matrix)
         else:
-            stack, bias = self._fit(conv, target, plain, inputs, collected.metric, None)
-            again = collected.can_rectify and self._method == "joint"
-            for _ in range(RECTIFICATIONS * again):
+            stack = self._best(conv, target, collected.metric)
+            stack, bias = self._with_bias(conv, stack, plain, inputs)
+            for _ in range(RECTIFICATIONS * collected.can_rectify):
+                assert not isinstance(stack, factorize.Channel)  # rows are kept for "joint" alone
                 wanted = collected.rectified(stack, bias)
-                target = factorize.target(inputs, wanted.xy, kernel)
-                stack, bias = self._fit(conv, target, wanted, inputs, collected.metric, stack)
+                equations = factorize.equations(inputs, wanted.xy, kernel)
+                with blas.threads(1):
+                    stack = factorize.refit(equations, stack, collected.metric)
+                stack, bias = self._with_bias(conv, stack, wanted, inputs)
         variance = float(factorize.variances(stack, inputs.matrix).sum())
         error = _missed(stack.kernel().reshape(best.shape), variance, plain)
         self.errors[id(conv)] = error, irreducible
         return stack, bias
 
-    def _fit(
+    def _with_bias(
         self,
         conv: keras.layers.Conv2D,
-        target: factorize.Target,
-        wanted: moments.Moments,
+        stack: factorize.Stack,
+        wanted: Moments,
         inputs: factorize.Gram,
-        metric: np.ndarray | None,
-        start: factorize.Stack | None,
     ) -> tuple[factorize.Stack, np.ndarray | None]:
-        stack = self._best(conv, target, metric, start)
         if not self._recalibrate:
             return stack, _bias_of(conv)
         return _recalibrated(stack, wanted, inputs.matrix)
@@ -494,38 +506,29 @@ class _Solver:
         conv: keras.layers.Conv2D,
         target: factorize.Target,
         metric: np.ndarray | None = None,
-        start: factorize.Stack | None = None,
     ) -> factorize.Stack:
-        """The stack of least error among the options; the first time it decides for good."""
-        known = self.chosen.get(id(conv))
-        answers = [
-            (self._factorize(option, target, metric, start), option)
-            for option in ([known] if known else self._options[id(conv)])
-        ]
-        if len(answers) == 1:
-            stack, option = answers[0]
-        else:
-            stack, option = min(
-                answers, key=lambda answer: target.error(answer[0].kernel(), metric)
-            )
-        self.chosen[id(conv)] = option
+        """The stack of least error among the options."""
+        with blas.threads(1):
+            answers = [
+                (self._factorize(option, target, metric), option)
+                for option in self._options[id(conv)]
+            ]
+        if len(answers) > 1:
+            answers.sort(key=lambda answer: target.error(answer[0].kernel(), metric))
+        stack, self.chosen[id(conv)] = answers[0]
         return stack
 
     def _factorize(
-        self,
-        option: _Option,
-        target: factorize.Target,
-        metric: np.ndarray | None,
-        start: Any,
+        self, option: _Option, target: factorize.Target, metric: np.ndarray | None
     ) -> factorize.Stack:
         if option.stack == "bottleneck":
-            return factorize.bottleneck(target, option.size, metric, start=start)
+            return factorize.bottleneck(target, option.size, metric)
         if option.stack == "channel":
             return factorize.channel(target, option.size)
         if self._method == "sequential":
             return factorize.sequential(target, option.size)
         if self._method == "joint":
-            return factorize.joint(target, option.size, metric, start=start)
+            return factorize.joint(target, option.size, metric)
         return factorize.gsvd(target, option.size)  # "svd" too: its metric is the identity
 
 
@@ -533,14 +536,14 @@ def _bias_of(conv: keras.layers.Conv2D) -> np.ndarray | None:
     return None if conv.bias is None else keras.ops.convert_to_numpy(conv.bias)
 
 
-def _missed(kernel: np.ndarray, variance: float, moments: moments.Moments) -> float:
+def _missed(kernel: np.ndarray, variance: float, moments: Moments) -> float:
     """Part of the response's variance that a kernel (c * q, n) misses; its own is ``variance``."""
     total = float(np.trace(moments.yy)) or 1.0
     return float(total - 2 * np.vdot(kernel, moments.xy) + variance) / total
 
 
 def _recalibrated(
-    stack: factorize.Stack, wanted: moments.Moments, matrix: np.ndarray
+    stack: factorize.Stack, wanted: Moments, matrix: np.ndarray
 ) -> tuple[factorize.Stack, np.ndarray]:
     """The stack with each output's gain and bias fitted to the wanted responses.
 

@@ -17,7 +17,9 @@ Efficient Convolutional Neural Networks", arXiv 1910.09455, section 3, for `svd`
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import numpy as np
 import scipy.linalg
@@ -27,24 +29,60 @@ from tfdwd.errors import Error
 # The depthwise step of `joint` and the first step of `bottleneck` have c * q * m and c * r
 # unknowns; at c = 512 their normal matrices take up to 1.5 and 140 GB. Conjugate gradients never
 # form them, and from the last round's answer this many steps end where an exact solve ends.
-_CG_STEPS = 12
+_CG_STEPS = 8
 _ENOUGH = 2e-3  # a round that lowers the error by less than this part of it is the last
+_REFIT_ROUNDS = 2
 _JITTER = 1e-10  # relative to a diagonal of ones
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Target:
-    """What a stack shall imitate: the kernel M, and the metric A in which its error counts.
+class Gram:
+    """The inputs' second moments, factored once for any number of targets.
 
     Attributes:
-      gram: A, (c * q, c * q) float64, symmetric and positive definite.
-      kernel: M, (c, q, n) float64.
+      matrix: A, (c * q, c * q) float64, symmetric and positive definite: the covariance plus
+        ``ridge`` on the diagonal.
+      lower: its Cholesky factor; what is above the diagonal is not to be read.
+      ridge: what was added.
+    """
+
+    matrix: np.ndarray
+    lower: np.ndarray
+    ridge: float
+
+    @functools.cached_property
+    def single(self) -> np.ndarray:
+        """A in float32, for iterations whose time is that of reading A."""
+        return self.matrix.astype(np.float32)
+
+    @classmethod
+    def identity(cls, size: int) -> "Gram":
+        """White inputs: the error is then that of the kernel itself."""
+        return cls(np.eye(size), np.eye(size), 0.0)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Equations:
+    """The normal equations A M = ``product`` of the best regular kernel M, not solved.
+
+    Attributes:
+      gram: A.
       product: A M, (c * q, n) float64.
     """
 
-    gram: np.ndarray
-    kernel: np.ndarray
+    gram: Gram
     product: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Target(Equations):
+    """What a stack shall imitate: the kernel M, and the metric A in which its error counts.
+
+    Attributes:
+      kernel: M, (c, q, n) float64.
+    """
+
+    kernel: np.ndarray
 
     def error(self, kernel: np.ndarray, metric: np.ndarray | None = None) -> float:
         """|A^(1/2) (M - E)|^2 of a kernel E, (c, q, n), in units of the response's variance.
@@ -53,7 +91,7 @@ class Target:
         """
         gap = (self.kernel - kernel).reshape(self.product.shape)
         weighted = gap if metric is None else gap @ metric
-        return float(np.vdot(weighted, self.gram @ gap))
+        return float(np.vdot(weighted, self.gram.matrix @ gap))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -66,6 +104,12 @@ class Separable:
     def kernel(self) -> np.ndarray:
         """The regular kernel that the stack equals, (c, q, n)."""
         return self.depthwise @ self.pointwise
+
+    def apply(self, x: np.ndarray) -> np.ndarray:
+        """The stack's outputs (rows, n) for inputs (rows, c * q), in the dtype of x."""
+        c, q, m = self.depthwise.shape
+        between = np.einsum("xcq,cqm->xcm", x.reshape(-1, c, q), self.depthwise.astype(x.dtype))
+        return between.reshape(-1, c * m) @ self.pointwise.reshape(c * m, -1).astype(x.dtype)
 
     def scaled(self, gain: np.ndarray) -> "Separable":
         """The stack with its outputs multiplied by ``gain``, (n,)."""
@@ -84,6 +128,11 @@ class Bottleneck:
         """The regular kernel that the stack equals, (c, q, n)."""
         return _columns(self.reduce, self.depthwise) @ self.expand
 
+    def apply(self, x: np.ndarray) -> np.ndarray:
+        """The stack's outputs (rows, n) for inputs (rows, c * q), in the dtype of x."""
+        columns = _columns(self.reduce, self.depthwise).reshape(x.shape[1], -1)
+        return (x @ columns.astype(x.dtype)) @ self.expand.astype(x.dtype)
+
     def scaled(self, gain: np.ndarray) -> "Bottleneck":
         """The stack with its outputs multiplied by ``gain``, (n,)."""
         return dataclasses.replace(self, expand=self.expand * gain)
@@ -100,12 +149,18 @@ class Channel:
         """The regular kernel that the stack equals, (c, q, n)."""
         return self.filters @ self.expand
 
+    def apply(self, x: np.ndarray) -> np.ndarray:
+        """The stack's outputs (rows, n) for inputs (rows, c * q), in the dtype of x."""
+        filters = self.filters.reshape(x.shape[1], -1)
+        return (x @ filters.astype(x.dtype)) @ self.expand.astype(x.dtype)
+
     def scaled(self, gain: np.ndarray) -> "Channel":
         """The stack with its outputs multiplied by ``gain``, (n,)."""
         return dataclasses.replace(self, expand=self.expand * gain)
 
 
 Stack = Separable | Bottleneck | Channel
+StackT = TypeVar("StackT", Separable, Bottleneck)
 
 
 def variances(stack: Stack, xx: np.ndarray) -> np.ndarray:
@@ -127,21 +182,6 @@ def variances(stack: Stack, xx: np.ndarray) -> np.ndarray:
     return np.sum(expand * (filtered @ expand), axis=0)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Gram:
-    """The inputs' second moments, factored once for any number of targets.
-
-    Attributes:
-      matrix: A, (c * q, c * q) float64: the covariance plus ``ridge`` on the diagonal.
-      lower: its Cholesky factor; what is above the diagonal is not to be read.
-      ridge: what was added.
-    """
-
-    matrix: np.ndarray
-    lower: np.ndarray
-    ridge: float
-
-
 def gram(xx: np.ndarray, ridge: float = 1e-4) -> Gram:
     """Factors the covariance of the inputs.
 
@@ -155,10 +195,17 @@ def gram(xx: np.ndarray, ridge: float = 1e-4) -> Gram:
         matrix = np.array(xx, np.float64)
         matrix[np.diag_indices_from(matrix)] += absolute
         try:
-            lower, _ = scipy.linalg.cho_factor(matrix, lower=True, check_finite=False)
+            lower, _ = scipy.linalg.cho_factor(
+                matrix.copy().T, lower=True, overwrite_a=True, check_finite=False
+            )
             return Gram(matrix, lower, absolute)
         except np.linalg.LinAlgError:
             absolute *= 10
+
+
+def equations(inputs: Gram, xy: np.ndarray, kernel: np.ndarray) -> Equations:
+    """The normal equations that `target` solves; the same arguments."""
+    return Equations(inputs, xy + inputs.ridge * kernel.reshape(xy.shape))
 
 
 def target(inputs: Gram, xy: np.ndarray, kernel: np.ndarray) -> Target:
@@ -180,9 +227,9 @@ def target(inputs: Gram, xy: np.ndarray, kernel: np.ndarray) -> Target:
       >>> bool(np.allclose(t.kernel, w))
       True
     """
-    product = xy + inputs.ridge * kernel.reshape(xy.shape)
+    product = equations(inputs, xy, kernel).product
     solved = scipy.linalg.cho_solve((inputs.lower, True), product, check_finite=False)
-    return Target(inputs.matrix, solved.reshape(kernel.shape), product)
+    return Target(inputs, product, solved.reshape(kernel.shape))
 
 
 def svd(kernel: np.ndarray, rank: int) -> Separable:
@@ -235,98 +282,103 @@ def sequential(target: Target, rank: int) -> Separable:
     return _sweep(target, apart.kernel(), rank)
 
 
-def joint(
-    target: Target,
-    rank: int,
-    metric: np.ndarray | None = None,
-    rounds: int = 5,
-    start: Separable | None = None,
-) -> Separable:
+def joint(target: Target, rank: int, metric: np.ndarray | None = None) -> Separable:
     """All channels at once: least squares for the pointwise and the depthwise part in turn.
 
-    No step raises the error.
+    Starts from `sequential`; no step raises the error. Up to five rounds.
 
     Args:
       target: what to imitate.
       rank: 1..min(q, n).
       metric: (n, n) positive definite weight of the response's error; the identity if None.
-      rounds: pairs of least squares, at most.
-      start: the answer to a target much like this one; `sequential` if None.
     """
-    weighted, weight, unweight = _in_metric(target, metric)
-    if start is None:
-        first = sequential(weighted, rank)
-    else:
-        first = Separable(start.depthwise, weight(start.pointwise))
-    *_, last = joint_steps(weighted, first, rounds)
-    return _balanced(Separable(last.depthwise, unweight(last.pointwise)))
+    lower = _root(target, metric)
+    weighted = Target(target.gram, target.product @ lower, target.kernel @ lower)
+    steps = joint_steps(weighted, sequential(weighted, rank), 5)
+    last = _settled(weighted, steps, 2)
+    return _balanced(Separable(last.depthwise, last.pointwise @ np.linalg.inv(lower)))
 
 
-def joint_steps(target: Target, start: Separable, rounds: int) -> Iterator[Separable]:
+def joint_steps(equations: Equations, start: Separable, rounds: int) -> Iterator[Separable]:
     """Yields the stack after each least squares of `joint`."""
-    depthwise, pointwise, left = start.depthwise, start.pointwise, np.inf
+    depthwise, pointwise = start.depthwise, start.pointwise
     for _ in range(rounds):
-        depthwise, pointwise = _unit_columns(target, depthwise, pointwise)
-        pointwise = _solve_pointwise(target, depthwise, pointwise)
-        yield (stack := Separable(depthwise, pointwise))
-        before, left = left, _error_after_least_squares(target, stack)
-        if not before - left > _ENOUGH * left:
-            return
-        depthwise = _solve_depthwise(target, depthwise, pointwise)
+        depthwise, pointwise = _unit_columns(equations, depthwise, pointwise)
+        pointwise = _solve_pointwise(equations, depthwise, pointwise)
         yield Separable(depthwise, pointwise)
-    yield Separable(depthwise, _solve_pointwise(target, depthwise, pointwise))
+        depthwise = _solve_depthwise(equations, depthwise, pointwise)
+        yield Separable(depthwise, pointwise)
+    yield Separable(depthwise, _solve_pointwise(equations, depthwise, pointwise))
 
 
-def bottleneck(
-    target: Target,
-    width: int,
-    metric: np.ndarray | None = None,
-    rounds: int = 25,
-    start: Bottleneck | None = None,
-) -> Bottleneck:
+def bottleneck(target: Target, width: int, metric: np.ndarray | None = None) -> Bottleneck:
     """Pointwise to ``width`` channels, depthwise, pointwise: three least squares in turn.
 
-    A CP decomposition of the kernel in the metric A. No step raises the error.
+    A CP decomposition of the kernel in the metric A, from the SVDs of the filters whose responses
+    are the principal components of the response. No step raises the error. Up to 25 rounds.
 
     Args:
       target: what to imitate.
       width: 1 or more; exact from n * min(c, q) on.
       metric: (n, n) positive definite weight of the response's error; the identity if None.
-      rounds: triples of least squares, at most.
-      start: the answer to a target much like this one; if None, the SVDs of the filters whose
-        responses are the principal components of the response.
     """
     if width < 1:
         raise Error(f"width of a bottleneck: expected 1 or more, got {width}")
-    weighted, weight, unweight = _in_metric(target, metric)
-    if start is None:
-        first = _principal_start(weighted, width)
-    else:
-        first = dataclasses.replace(start, expand=weight(start.expand))
-    *_, last = bottleneck_steps(weighted, first, rounds)
-    return Bottleneck(last.reduce, last.depthwise, unweight(last.expand))
+    lower = _root(target, metric)
+    weighted = Target(target.gram, target.product @ lower, target.kernel @ lower)
+    steps = bottleneck_steps(weighted, _principal_start(weighted, width), 25)
+    last = _settled(weighted, steps, 3)
+    return dataclasses.replace(last, expand=last.expand @ np.linalg.inv(lower))
 
 
-def bottleneck_steps(target: Target, start: Bottleneck, rounds: int) -> Iterator[Bottleneck]:
+def bottleneck_steps(equations: Equations, start: Bottleneck, rounds: int) -> Iterator[Bottleneck]:
     """Yields the stack after each least squares of `bottleneck`."""
     reduce, depthwise, expand = start.reduce, start.depthwise, start.expand
-    left = np.inf
     for _ in range(rounds):
-        expand = _solve_expand(target, reduce, depthwise, expand)
-        yield (stack := Bottleneck(reduce, depthwise, expand))
-        before, left = left, _error_after_least_squares(target, stack)
-        if not before - left > _ENOUGH * left:
-            return
-        reduce = _solve_reduce(target, reduce, depthwise, expand)
+        expand = _solve_expand(equations, reduce, depthwise, expand)
         yield Bottleneck(reduce, depthwise, expand)
-        depthwise = _solve_shared_depthwise(target, reduce, depthwise, expand)
+        reduce = _solve_reduce(equations, reduce, depthwise, expand)
+        yield Bottleneck(reduce, depthwise, expand)
+        depthwise = _solve_shared_depthwise(equations, reduce, depthwise, expand)
         yield Bottleneck(reduce, depthwise, expand)
         # A component's three factors are free up to two scales.
         for_reduce = np.linalg.norm(reduce, axis=0) + 1e-300
         for_depthwise = np.linalg.norm(depthwise, axis=0) + 1e-300
         reduce, depthwise = reduce / for_reduce, depthwise / for_depthwise
         expand = expand * (for_reduce * for_depthwise)[:, None]
-    yield Bottleneck(reduce, depthwise, _solve_expand(target, reduce, depthwise, expand))
+    yield Bottleneck(reduce, depthwise, _solve_expand(equations, reduce, depthwise, expand))
+
+
+def refit(
+    equations: Equations, stack: Separable | Bottleneck, metric: np.ndarray | None = None
+) -> Separable | Bottleneck:
+    """Some more rounds of `joint` or `bottleneck`, for responses that changed a little.
+
+    Args:
+      equations: of the responses wanted now.
+      stack: the answer to what was wanted before.
+      metric: (n, n) positive definite weight of the response's error; the identity if None.
+    """
+    lower = _root(equations, metric)
+    weighted, back = Equations(equations.gram, equations.product @ lower), np.linalg.inv(lower)
+    if isinstance(stack, Separable):
+        start = Separable(stack.depthwise, stack.pointwise @ lower)
+        *_, last = joint_steps(weighted, start, _REFIT_ROUNDS)
+        return _balanced(Separable(last.depthwise, last.pointwise @ back))
+    first = dataclasses.replace(stack, expand=stack.expand @ lower)
+    *_, narrow = bottleneck_steps(weighted, first, _REFIT_ROUNDS)
+    return dataclasses.replace(narrow, expand=narrow.expand @ back)
+
+
+def _settled(target: Target, steps: Iterator[StackT], per_round: int) -> StackT:
+    """The last of some steps, or the first that ends a round in which little was gained."""
+    left = np.inf
+    for number, stack in enumerate(steps):
+        if number % per_round == 0:  # the last factor is the best for its others
+            before, left = left, _error_after_least_squares(target, stack)
+            if not before - left > _ENOUGH * left:
+                break
+    return stack
 
 
 def channel(target: Target, filters: int) -> Channel:
@@ -355,13 +407,13 @@ def _check_rank(rank: int, q: int, n: int) -> None:
 
 def _cholesky_per_channel(target: Target) -> np.ndarray:
     """Lower factors of the diagonal blocks of A, (c, q, q)."""
-    return np.linalg.cholesky(_own_blocks(target))
+    return np.linalg.cholesky(_own_blocks(target, len(target.kernel)))
 
 
-def _own_blocks(target: Target) -> np.ndarray:
-    c, q, _ = target.kernel.shape
+def _own_blocks(equations: Equations, channels: int) -> np.ndarray:
+    c, q = channels, len(equations.product) // channels
     own = np.arange(c)
-    return target.gram.reshape(c, q, c, q)[own, :, own, :]
+    return equations.gram.matrix.reshape(c, q, c, q)[own, :, own, :]
 
 
 def _best_per_channel(factor: np.ndarray, kernel: np.ndarray, rank: int) -> Separable:
@@ -390,48 +442,39 @@ def _sweep(target: Target, start: np.ndarray, rank: int, block: int = 16) -> Sep
     """One pass of best rank-m updates, each channel given all others; ``start`` is (c, q, n)."""
     c, q, n = start.shape
     factors = _cholesky_per_channel(target)
+    inverses = np.linalg.inv(_own_blocks(target, len(target.kernel)))
     gap = (target.kernel - start).reshape(c * q, n)  # M - E, with E the current kernel
     depthwise, pointwise = np.empty((c, q, rank)), np.empty((c, rank, n))
     for first in range(0, c, block):
         rows = slice(first * q, min(first + block, c) * q)
-        response = target.gram[rows] @ gap  # for a block at once: one large product
+        response = target.gram.matrix[rows] @ gap  # for a block at once: one large product
         for i in range(first, min(first + block, c)):
             own = slice(i * q, (i + 1) * q)
             local = slice((i - first) * q, (i - first + 1) * q)
             current = target.kernel[i] - gap[own]
-            wanted = current + scipy.linalg.cho_solve(
-                (factors[i], True), response[local], check_finite=False
-            )
+            wanted = current + inverses[i] @ response[local]
             best = _best_per_channel(factors[i], wanted, rank)
             depthwise[i], pointwise[i] = best.depthwise, best.pointwise
             update = target.kernel[i] - best.kernel() - gap[own]
             gap[own] += update
-            response += target.gram[rows, own] @ update
+            response += target.gram.matrix[rows, own] @ update
     return Separable(depthwise, pointwise)
 
 
 # ---------------------------------------------------------------------- all channels at once
 
 
-def _in_metric(
-    target: Target, metric: np.ndarray | None
-) -> tuple[Target, Callable[[np.ndarray], np.ndarray], Callable[[np.ndarray], np.ndarray]]:
-    """The same problem with the response's error weighted by ``metric``; the ways there and back.
-
-    With metric = L L^T the error of E is that of E L against M L.
-    """
+def _root(equations: Equations, metric: np.ndarray | None) -> np.ndarray:
+    """L of metric = L L^T, (n, n): the error of E in the metric is that of E L against M L."""
+    n = equations.product.shape[1]
     if metric is None:
-        return target, lambda expand: expand, lambda expand: expand
-    n = target.kernel.shape[2]
+        return np.eye(n)
     if metric.shape != (n, n):
         raise Error(f"metric: expected shape {(n, n)}, got {metric.shape}")
     try:
-        lower = np.linalg.cholesky(metric)
+        return np.linalg.cholesky(metric)
     except np.linalg.LinAlgError as error:
         raise Error("metric: expected a positive definite matrix, got one that is not") from error
-    weighted = Target(target.gram, target.kernel @ lower, target.product @ lower)
-    back = np.linalg.inv(lower)
-    return weighted, lambda expand: expand @ lower, lambda expand: expand @ back
 
 
 def _times_columns(gram: np.ndarray, depthwise: np.ndarray) -> np.ndarray:
@@ -449,49 +492,54 @@ def _between_columns(gram: np.ndarray, depthwise: np.ndarray) -> np.ndarray:
 
 
 def _unit_columns(
-    target: Target, depthwise: np.ndarray, pointwise: np.ndarray
+    equations: Equations, depthwise: np.ndarray, pointwise: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """The same product, each depthwise filter with a response of variance one."""
-    filtered = _own_blocks(target) @ depthwise
+    filtered = _own_blocks(equations, len(depthwise)) @ depthwise
     scale = np.sqrt(np.einsum("cqm,cqm->cm", depthwise, filtered)) + 1e-300
     return depthwise / scale[:, None, :], pointwise * scale[..., None]
 
 
-def _solve_pointwise(target: Target, depthwise: np.ndarray, pointwise: np.ndarray) -> np.ndarray:
+def _solve_pointwise(
+    equations: Equations, depthwise: np.ndarray, pointwise: np.ndarray
+) -> np.ndarray:
     """The best pointwise part for the depthwise part given, (c, m, n)."""
     c, q, m = depthwise.shape
-    normal = _between_columns(target.gram, depthwise)
-    wanted = np.swapaxes(depthwise, 1, 2) @ target.product.reshape(c, q, -1)
+    normal = _between_columns(equations.gram.matrix, depthwise)
+    wanted = np.swapaxes(depthwise, 1, 2) @ equations.product.reshape(c, q, -1)
     solved = _least_squares(normal, wanted.reshape(c * m, -1), pointwise.reshape(c * m, -1))
     return solved.reshape(pointwise.shape)
 
 
-def _solve_depthwise(target: Target, depthwise: np.ndarray, pointwise: np.ndarray) -> np.ndarray:
+def _solve_depthwise(
+    equations: Equations, depthwise: np.ndarray, pointwise: np.ndarray
+) -> np.ndarray:
     """The best depthwise part for the pointwise part given, (c, q, m)."""
     c, q, m = depthwise.shape
     n = pointwise.shape[2]
     rows = pointwise.reshape(c * m, n)
     weights = rows @ rows.T
-    wanted = target.product.reshape(c, q, n) @ np.swapaxes(pointwise, 1, 2)
+    wanted = equations.product.reshape(c, q, n) @ np.swapaxes(pointwise, 1, 2)
 
-    def apply(factor: np.ndarray) -> np.ndarray:
-        filtered = _times_columns(target.gram, factor).reshape(c * m, c, q)
-        return filtered.transpose(1, 2, 0) @ np.swapaxes(weights.reshape(c, m, c * m), 1, 2)
+    def apply(factor: np.ndarray, gram: np.ndarray) -> np.ndarray:
+        filtered = _times_columns(gram, factor.astype(gram.dtype)).reshape(c * m, c, q)
+        across = weights.reshape(c, m, c * m).astype(gram.dtype)
+        return filtered.transpose(1, 2, 0) @ np.swapaxes(across, 1, 2)
 
     own = np.arange(c)
-    inverse = np.linalg.inv(_own_blocks(target))
+    inverse = np.linalg.inv(_own_blocks(equations, len(depthwise)))
     own_weights = weights.reshape(c, m, c, m)[own, :, own, :]
     floor = np.trace(own_weights, axis1=1, axis2=2).max() * _JITTER * np.eye(m)
     inverse_weights = np.linalg.inv(own_weights + floor)
     return _conjugate_gradients(
-        apply, wanted, depthwise, lambda residual: inverse @ residual @ inverse_weights
+        apply, equations, wanted, depthwise, lambda residual: inverse @ residual @ inverse_weights
     )
 
 
 def _error(target: Target, stack: Separable) -> float:
     """`Target.error` of a stack, but for a constant, without products of A with dense kernels."""
     kernel = stack.kernel().reshape(target.product.shape)
-    return float(variances(stack, target.gram).sum() - 2 * np.vdot(kernel, target.product))
+    return float(variances(stack, target.gram.matrix).sum() - 2 * np.vdot(kernel, target.product))
 
 
 def _error_after_least_squares(target: Target, stack: Stack) -> float:
@@ -526,21 +574,25 @@ def _least_squares(normal: np.ndarray, wanted: np.ndarray, start: np.ndarray) ->
 
 
 def _conjugate_gradients(
-    apply: Callable[[np.ndarray], np.ndarray],
+    apply: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    equations: Equations,
     wanted: np.ndarray,
     start: np.ndarray,
     precondition: Callable[[np.ndarray], np.ndarray],
-    steps: int = _CG_STEPS,
 ) -> np.ndarray:
-    """Some steps from ``start`` towards apply(x) = wanted; each lowers the quadratic's value."""
-    x, residual = start, wanted - apply(start)
+    """Some steps from ``start`` towards apply(x, A) = wanted; each lowers the quadratic's value.
+
+    The first residual is a difference of large numbers and needs A in float64; the steps from
+    there do not.
+    """
+    x, residual = start, wanted - apply(start, equations.gram.matrix)
     towards = precondition(residual)
     direction, size = towards, np.vdot(residual, towards)
     first = size
-    for _ in range(steps):
+    for _ in range(_CG_STEPS):
         if not size > 1e-5 * first:
             break
-        along = apply(direction)
+        along = apply(direction, equations.gram.single)
         curvature = np.vdot(direction, along)
         if not curvature > 0:
             break
@@ -592,37 +644,41 @@ def _principal_start(target: Target, width: int) -> Bottleneck:
 
 
 def _solve_expand(
-    target: Target, reduce: np.ndarray, depthwise: np.ndarray, expand: np.ndarray
+    equations: Equations, reduce: np.ndarray, depthwise: np.ndarray, expand: np.ndarray
 ) -> np.ndarray:
-    columns = _columns(reduce, depthwise).reshape(len(target.gram), -1)
-    return _least_squares(columns.T @ (target.gram @ columns), columns.T @ target.product, expand)
+    columns = _columns(reduce, depthwise).reshape(len(equations.gram.matrix), -1)
+    return _least_squares(
+        columns.T @ (equations.gram.matrix @ columns), columns.T @ equations.product, expand
+    )
 
 
 def _solve_reduce(
-    target: Target, reduce: np.ndarray, depthwise: np.ndarray, expand: np.ndarray
+    equations: Equations, reduce: np.ndarray, depthwise: np.ndarray, expand: np.ndarray
 ) -> np.ndarray:
     (c, width), q = reduce.shape, len(depthwise)
     weights = expand @ expand.T
-    wanted = np.einsum("cqr,qr->cr", (target.product @ expand.T).reshape(c, q, width), depthwise)
+    wanted = np.einsum("cqr,qr->cr", (equations.product @ expand.T).reshape(c, q, width), depthwise)
 
-    def apply(factor: np.ndarray) -> np.ndarray:
-        filtered = target.gram @ _columns(factor, depthwise).reshape(c * q, width)
-        return np.einsum("cqr,qr->cr", (filtered @ weights).reshape(c, q, width), depthwise)
+    def apply(factor: np.ndarray, gram: np.ndarray) -> np.ndarray:
+        columns = _columns(factor, depthwise).reshape(c * q, width)
+        filtered = gram @ columns.astype(gram.dtype)
+        mixed = (filtered @ weights.astype(gram.dtype)).reshape(c, q, width)
+        return np.einsum("cqr,qr->cr", mixed, depthwise.astype(gram.dtype))
 
     # One (r, r) block per channel: couples the components, which overlap far more than channels.
-    blocks = np.swapaxes(depthwise, 0, 1) @ _own_blocks(target) @ depthwise * weights
-    return _conjugate_gradients(apply, wanted, reduce, _block_inverse(blocks))
+    blocks = np.swapaxes(depthwise, 0, 1) @ _own_blocks(equations, c) @ depthwise * weights
+    return _conjugate_gradients(apply, equations, wanted, reduce, _block_inverse(blocks))
 
 
 def _solve_shared_depthwise(
-    target: Target, reduce: np.ndarray, depthwise: np.ndarray, expand: np.ndarray
+    equations: Equations, reduce: np.ndarray, depthwise: np.ndarray, expand: np.ndarray
 ) -> np.ndarray:
     (c, width), q = reduce.shape, len(depthwise)
     size = q * width
-    filtered = np.tensordot(target.gram.reshape(c, q, c, q), reduce, axes=(2, 0))
+    filtered = np.tensordot(equations.gram.matrix.reshape(c, q, c, q), reduce, axes=(2, 0))
     normal = reduce.T @ filtered.transpose(1, 2, 0, 3)  # (tap, tap, component, component)
     normal = (normal * (expand @ expand.T)).transpose(0, 2, 1, 3).reshape(size, size)
-    wanted = np.einsum("cqr,cr->qr", (target.product @ expand.T).reshape(c, q, width), reduce)
+    wanted = np.einsum("cqr,cr->qr", (equations.product @ expand.T).reshape(c, q, width), reduce)
     solved = _least_squares(normal, wanted.reshape(size, 1), depthwise.reshape(size, 1))
     return solved.reshape(q, width)
 

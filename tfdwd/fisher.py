@@ -1,6 +1,6 @@
 """Which errors of a convolution's response matter to the network's outputs."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -10,14 +10,16 @@ import tensorflow as tf
 from tfdwd.execution import response, run_call
 from tfdwd.graph import Graph
 
-IMAGES = 128
+IMAGES = 128  # at most, and at most a quarter of all: each costs three runs of the network
 _BATCH = 8  # a gradient keeps all activations of its batch
 
 
 def fisher_metrics(
     graph: Graph,
     batches: Iterable[Sequence[np.ndarray]],
+    images: int,
     convs: Sequence[keras.layers.Conv2D],
+    specs: Mapping[int, keras.KerasTensor],
     seed: int = 0,
 ) -> dict[int, np.ndarray]:
     """Finds how much an error in each direction of a response changes the network's outputs.
@@ -29,8 +31,10 @@ def fisher_metrics(
 
     Args:
       graph: the network.
-      batches: the images, as arrays in the order of the inputs; the first `IMAGES` are used.
+      batches: the images, as arrays in the order of the inputs; the first are used.
+      images: how many there are in all.
       convs: the convolutions whose responses are asked for.
+      specs: the inputs' shapes and dtypes, by tensor number.
       seed: of labels and cotangents.
 
     Returns:
@@ -63,23 +67,26 @@ def fisher_metrics(
                 found[place] += tf.matmul(rows, rows, transpose_a=True)
         return found
 
-    compiled = tf.function(squares, autograph=False, reduce_retracing=True)
+    signature = [tf.TensorSpec(specs[n].shape, specs[n].dtype) for n in graph.inputs]
+    compiled = tf.function(squares, [signature, tf.TensorSpec((2,), tf.int32)], autograph=False)
     sums = [np.zeros((conv.filters, conv.filters)) for conv in convs]
-    for number, arrays in enumerate(_first_images(batches)):
+    for number, arrays in enumerate(_first_images(batches, min(IMAGES, -(-images // 4)))):
         found = compiled([tf.constant(array) for array in arrays], tf.constant([seed, number]))
         for total, square in zip(sums, found, strict=True):
             total += square.numpy()
     return {id(conv): _with_identity(total) for conv, total in zip(convs, sums, strict=True)}
 
 
-def _first_images(batches: Iterable[Sequence[np.ndarray]]) -> Iterable[list[np.ndarray]]:
-    seen = 0
+def _first_images(
+    batches: Iterable[Sequence[np.ndarray]], images: int
+) -> Iterator[list[np.ndarray]]:
     for arrays in batches:
         for first in range(0, len(arrays[0]), _BATCH):
-            if seen >= IMAGES:
+            if images <= 0:
                 return
-            yield [array[first : first + _BATCH] for array in arrays]
-            seen += _BATCH
+            part = [array[first : min(first + _BATCH, first + images)] for array in arrays]
+            images -= len(part[0])
+            yield part
 
 
 def _score(graph: Graph, number: int, output: Any, seeds: tf.Tensor) -> tf.Tensor:

@@ -10,7 +10,7 @@ import tensorflow as tf
 from tfdwd.execution import run_call
 from tfdwd.graph import Graph, trace
 
-IMAGES = 32
+IMAGES = 16
 
 
 def reestimate_norms(
@@ -43,13 +43,13 @@ def reestimate_norms(
     if not paths:
         return []
     batches = list(batches)
-    wanted, statistics = _compare(graphs, paths, batches)
+    wanted, found, statistics = _compare(graphs, paths, batches)
     norms = {call.path: call.operation for call in graphs[1].calls if call.path in paths}
     before = {path: norm.get_weights() for path, norm in norms.items()}
-    error = _output_error(graphs[1], batches, wanted)
     for path, norm in norms.items():
         _refit(norm, statistics[path])
-    if _output_error(graphs[1], batches, wanted) < error:
+    refitted = [_taps(graphs[1], (), _tensors(graphs[1], arrays))[0] for arrays in batches]
+    if _output_error(refitted, wanted) < _output_error(found, wanted):
         return list(norms)
     for path, norm in norms.items():
         norm.set_weights(before[path])
@@ -77,24 +77,26 @@ def _drifted(graph: Graph, replaced: set[str]) -> list[str]:
 
 def _compare(
     graphs: tuple[Graph, Graph], paths: Sequence[str], batches: Sequence[Sequence[np.ndarray]]
-) -> tuple[list[list[np.ndarray]], dict[str, np.ndarray]]:
-    """The original's outputs per batch, and for each norm sums of (1, x, y, xx, xy) per channel.
+) -> tuple[list[list[np.ndarray]], list[list[np.ndarray]], dict[str, np.ndarray]]:
+    """Both networks' outputs per batch; for each norm sums of (1, x, y, xx, xy) per channel.
 
     x is the student's input to the norm, y the original's.
     """
     wanted: list[list[np.ndarray]] = []
+    found: list[list[np.ndarray]] = []
     sums: dict[str, Any] = dict.fromkeys(paths, 0.0)
     for arrays in batches:
         tensors = _tensors(graphs[0], arrays)
-        (outputs, original), (_, student) = (_taps(graph, paths, tensors) for graph in graphs)
-        wanted.append([output.numpy() for output in outputs])
+        (outputs, original), (own, student) = (_taps(graph, paths, tensors) for graph in graphs)
+        wanted.append(outputs)
+        found.append(own)
         for path, x, y in zip(paths, student, original, strict=True):
             x, y = (t.numpy().reshape(-1, t.shape[-1]).astype(np.float64) for t in (x, y))
             rows = np.full(x.shape[1], len(x))
             sums[path] = sums[path] + np.array(
                 [rows, x.sum(0), y.sum(0), (x * x).sum(0), (x * y).sum(0)]
             )
-    return wanted, sums
+    return wanted, found, sums
 
 
 def _taps(graph: Graph, paths: Sequence[str], tensors: Sequence[tf.Tensor]) -> Any:
@@ -108,20 +110,19 @@ def _taps(graph: Graph, paths: Sequence[str], tensors: Sequence[tf.Tensor]) -> A
         if call.path in paths:
             taps[call.path] = tf.cast(values[call.inputs[0]], tf.float32)
         values.update(run_call(call, call.operation, values))
-    return [values[n] for n in graph.outputs], [taps[path] for path in paths]
+    outputs = [values[n].numpy().astype(np.float64) for n in graph.outputs]
+    return outputs, [taps[path] for path in paths]
 
 
 def _output_error(
-    graph: Graph, batches: Sequence[Sequence[np.ndarray]], wanted: Sequence[Sequence[np.ndarray]]
+    found: Sequence[Sequence[np.ndarray]], wanted: Sequence[Sequence[np.ndarray]]
 ) -> float:
     """Mean over the outputs of their squared distance, in units of what is wanted."""
-    distance, scale = np.zeros(len(graph.outputs)), np.zeros(len(graph.outputs))
-    for arrays, outputs in zip(batches, wanted, strict=True):
-        found, _ = _taps(graph, (), _tensors(graph, arrays))
-        for place, (got, output) in enumerate(zip(found, outputs, strict=True)):
-            distance[place] += np.sum(np.square(got.numpy().astype(np.float64) - output))
-            scale[place] += np.sum(np.square(output.astype(np.float64)))
-    return float(np.mean(distance / (scale + 1e-300)))
+    errors = []
+    for got, outputs in zip(zip(*found, strict=True), zip(*wanted, strict=True), strict=True):
+        distance = sum(np.sum(np.square(a - b)) for a, b in zip(got, outputs, strict=True))
+        errors.append(distance / (sum(np.sum(np.square(b)) for b in outputs) + 1e-300))
+    return float(np.mean(errors))
 
 
 def _tensors(graph: Graph, arrays: Sequence[np.ndarray]) -> list[tf.Tensor]:

@@ -91,6 +91,27 @@ def _help(own_flags: flags.FlagValues, doc: str | None) -> str:
     return "\n".join([*lines, "", "--helpfull lists the flags of the logging, too."])
 
 
+def define_model(own_flags: flags.FlagValues) -> Callable[[], "keras.Model"]:
+    """Defines --model; returns what loads the model that it names."""
+    given = flags.DEFINE_string(
+        "model", None, "the Keras model, a .keras or .h5 file", required=True, flag_values=own_flags
+    )
+    return lambda: load_model(given.value)
+
+
+def define_array(
+    own_flags: flags.FlagValues, name: str, help: str, *, required: bool = False
+) -> Callable[[], np.ndarray | None]:
+    """Defines --NAME and --NAME_key; returns what loads the array, None if none is named."""
+    given = flags.DEFINE_string(
+        name, None, f"{help}, a .npy or .npz file", required=required, flag_values=own_flags
+    )
+    key = flags.DEFINE_string(
+        f"{name}_key", None, f"which array of a .npz file holds the {name}", flag_values=own_flags
+    )
+    return lambda: None if given.value is None else load_array(given.value, key.value, f"{name}_key")
+
+
 def load_model(path: str) -> "keras.Model":
     """Loads a Keras model, uncompiled.
 

@@ -12,21 +12,15 @@ from tfdwd import reporting
 from tfdwd.scripts import common
 
 FLAGS = flags.FlagValues()
-_MODEL = flags.DEFINE_string(
-    "model", None, "the Keras model, a .keras or .h5 file", required=True, flag_values=FLAGS
-)
+_MODEL = common.define_model(FLAGS)
 _OUTPUT = flags.DEFINE_string(
     "output", None, "the .keras file to write", required=True, flag_values=FLAGS
 )
-_IMAGES = flags.DEFINE_string(
+_IMAGES = common.define_array(
+    FLAGS,
     "images",
-    None,
-    "calibration images, a .npy or .npz file; 1,000 are plenty and labels are not needed. Without "
-    "them each kernel is approximated for itself, which loses far more",
-    flag_values=FLAGS,
-)
-_IMAGES_KEY = flags.DEFINE_string(
-    "images_key", None, "which array of a .npz file holds the images", flag_values=FLAGS
+    "calibration images (1,000 are plenty, labels are not needed; without them each kernel is "
+    "approximated for itself, which loses far more)",
 )
 _MAX_IMAGES = flags.DEFINE_integer(
     "max_images", 1024, "how many of the images to use, from the first", 1, flag_values=FLAGS
@@ -63,11 +57,10 @@ _SEED = flags.DEFINE_integer("seed", 0, "of the sampled positions", flag_values=
 
 def main() -> None:
     """Loads, decomposes, writes, prints the report."""
-    data = None
-    if _IMAGES.value is not None:
-        data = common.load_array(_IMAGES.value, _IMAGES_KEY.value, "images_key")
+    data = _IMAGES()
+    if data is not None:
         data = data[: _MAX_IMAGES.value]
-    model = common.load_model(_MODEL.value)
+    model = _MODEL()
     student, report = tfdwd.decompose(
         model,
         data,

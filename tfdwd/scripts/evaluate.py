@@ -1,7 +1,8 @@
 """Measures the accuracy of a Keras model or a .tflite file on labelled images.
 
 Example:
-  tfdwd-evaluate --model=resnet8.tflite --images=test.npz --images_key=x_test --labels_key=y_test
+  tfdwd-evaluate --model=resnet8.tflite --images=test.npz --images_key=x_test \\
+      --labels=test.npz --labels_key=y_test
 """
 
 from absl import flags
@@ -14,20 +15,9 @@ FLAGS = flags.FlagValues()
 _MODEL = flags.DEFINE_string(
     "model", None, "a .keras, .h5 or .tflite file", required=True, flag_values=FLAGS
 )
-_IMAGES = flags.DEFINE_string(
-    "images", None, "the images, a .npy or .npz file", required=True, flag_values=FLAGS
-)
-_IMAGES_KEY = flags.DEFINE_string(
-    "images_key", None, "which array of a .npz file holds the images", flag_values=FLAGS
-)
-_LABELS = flags.DEFINE_string(
-    "labels",
-    None,
-    "the labels, class numbers or one-hot, a .npy or .npz file; the file of --images if not given",
-    flag_values=FLAGS,
-)
-_LABELS_KEY = flags.DEFINE_string(
-    "labels_key", None, "which array of a .npz file holds the labels", flag_values=FLAGS
+_IMAGES = common.define_array(FLAGS, "images", "the images", required=True)
+_LABELS = common.define_array(
+    FLAGS, "labels", "the labels, class numbers or one-hot", required=True
 )
 _BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", 64, "images that Keras runs at once", lower_bound=1, flag_values=FLAGS
@@ -37,8 +27,7 @@ _JSON = flags.DEFINE_string("json", None, "where to write the result as JSON", f
 
 def main() -> None:
     """Loads, evaluates, prints and writes the result."""
-    images = common.load_array(_IMAGES.value, _IMAGES_KEY.value, "images_key")
-    labels = common.load_array(_LABELS.value or _IMAGES.value, _LABELS_KEY.value, "labels_key")
+    images, labels = _IMAGES(), _LABELS()
     path = _MODEL.value
     model = path if path.endswith(".tflite") else common.load_model(path)
     result = tfdwd.evaluate(model, (images, labels), batch_size=_BATCH_SIZE.value)

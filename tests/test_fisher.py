@@ -1,0 +1,86 @@
+"""The Fisher metric against gradients taken image by image."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+from tfdwd import graph
+from tfdwd.fisher import fisher_metrics
+
+SOURCE = np.random.default_rng(0)
+
+
+def linear_network(activation=None):
+    """A convolution whose response the output sums up with known weights."""
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.Input((5, 5, 2)),
+            layers.Conv2D(4, 3, name="conv"),
+            layers.GlobalAveragePooling2D(),
+            layers.Dense(3, activation=activation),
+        ]
+    )
+    return model, model.get_layer("conv"), model.layers[-1].get_weights()[0]
+
+
+def metric_of(model, conv, data, **options):
+    traced = graph.trace(model)
+    return fisher_metrics(traced, [[data]], len(data), [conv], traced.specs, **options)[id(conv)]
+
+
+def test_only_directions_that_reach_the_output_count_more_than_the_identity():
+    model, conv, weights = linear_network()
+    metric = metric_of(model, conv, SOURCE.normal(size=(64, 5, 5, 2)).astype(np.float32))
+    gradient = metric - np.eye(4)
+    silent = np.linalg.svd(weights.T)[2][3]  # what the dense layer does not read
+    np.testing.assert_allclose(gradient @ silent, 0, atol=1e-5)
+    np.testing.assert_allclose(np.trace(gradient), 4, rtol=1e-6)
+
+
+def test_labels_are_drawn_from_the_prediction():
+    # With probabilities p the likelihood's gradient at the logits has the second moment
+    # diag(p) - p p^T; for a constant input it is known, and 16 x 40 draws come near it.
+    model, conv, weights = linear_network("softmax")
+    data = np.broadcast_to(SOURCE.normal(size=(1, 5, 5, 2)), (512, 5, 5, 2)).astype(np.float32)
+    p = np.asarray(model(data[:1]))[0].astype(np.float64)
+    expected = weights @ (np.diag(p) - np.outer(p, p)) @ weights.T
+    found = metric_of(model, conv, data) - np.eye(4)
+    np.testing.assert_allclose(found, expected * 4 / np.trace(expected), atol=0.35)
+    assert np.abs(found).max() > 1
+
+
+def test_a_seed_gives_the_same_metric_and_another_one_another():
+    model, conv, _ = linear_network()
+    data = SOURCE.normal(size=(32, 5, 5, 2)).astype(np.float32)
+    first, again, other = (metric_of(model, conv, data, seed=seed) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - other).max() > 1e-4
+
+
+@pytest.mark.parametrize(("images", "used"), [(10, 3), (64, 16), (4096, 128)])
+def test_a_quarter_of_the_images_is_used_and_no_more_than_128(images, used):
+    counted = []
+
+    @keras.saving.register_keras_serializable("tests")
+    class Counter(layers.Layer):
+        def call(self, x):
+            tf.py_function(lambda t: counted.append(len(t)), [x], [])
+            return x
+
+    inputs = keras.Input((4, 4, 2))
+    conv = layers.Conv2D(2, 3)
+    model = keras.Model(inputs, layers.Flatten()(conv(Counter()(inputs))))
+    metric_of(model, conv, np.ones((images, 4, 4, 2), np.float32))
+    assert sum(counted) == used
+
+
+def test_a_response_that_no_output_reads_gets_the_identity():
+    inputs = keras.Input((4, 4, 2))
+    conv = layers.Conv2D(2, 3)
+    stopped = layers.Lambda(tf.stop_gradient)(conv(inputs))
+    model = keras.Model(inputs, layers.Flatten()(stopped))
+    found = metric_of(model, conv, np.ones((8, 4, 4, 2), np.float32))
+    np.testing.assert_array_equal(found, np.eye(2))

@@ -1,0 +1,305 @@
+"""Calibration: images stream through the original and the student side by side.
+
+A *sweep* walks both networks from the inputs to the outputs. It stops at each level of
+convolutions that have no unsolved convolution before them, collects their moments over all
+images, has them solved, and carries the activations at this frontier on to the next level. Each
+layer of each network so runs once per image, however deep the network is; the frontier is kept
+in memory while it is small and on disk when it is not.
+"""
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfdwd import blas
+from tfdwd.errors import Error
+from tfdwd.execution import patches_at, response, rows_at, run_call
+from tfdwd.factorize import Stack
+from tfdwd.fisher import fisher_metrics
+from tfdwd.graph import Graph, infer_specs
+from tfdwd.moments import Moments
+from tfdwd.rebuild import Expansion, expand, kernel_of
+from tfdwd.reporting import progress
+from tfdwd.schedule import Schedule, Site
+from tfdwd.spool import Spool
+
+# Rows of moments per layer: at least MIN_ROWS, and so many per unknown (c * q) of its kernel. With
+# fewer the student gets worse, with more the moments take longer than all else
+# (benchmarks/ablation.py).
+ROWS_PER_UNKNOWN = 32
+MIN_ROWS = 16384
+
+
+def sweep(
+    graph: Graph,
+    batches: Iterable[Sequence[np.ndarray]],
+    convs: Sequence[keras.layers.Conv2D],
+    solve: Callable[[keras.layers.Conv2D, "Collected"], tuple[Stack, np.ndarray | None]],
+    *,
+    across_layers: bool = True,
+    weigh: bool = False,
+    keep_rows: bool = False,
+    seed: int = 0,
+) -> dict[int, Expansion]:
+    """Collects each convolution's moments and has it solved, from the inputs to the outputs.
+
+    Args:
+      graph: the original network, `tfdwd.graph.trace`.
+      batches: the images; each item has one array per input, batch axis first. Read once.
+      convs: the convolutions to replace.
+      solve: makes a convolution's stack and bias (n,) from what was collected of it. x is what
+        the student feeds the convolution, (c * q,) channel-major; y the original's response
+        before the activation and, where the layer ends a residual branch, what the shortcut lost
+        before it.
+      across_layers: x comes from the student (whose earlier layers are replaced) if True, from
+        the original otherwise; then y is the original's response alone.
+      weigh: whether to give ``solve`` also how much each direction of the response matters
+        (`tfdwd.fisher`), found on the first images.
+      keep_rows: whether `Collected.rectified` is wanted.
+      seed: of the random positions at which rows are taken, the same in both networks.
+
+    Returns:
+      {id(convolution): expansion}.
+
+    Raises:
+      tfdwd.Error: no images, or a response that is not finite (names the layer).
+    """
+    schedule = Schedule(graph, convs, across_layers)
+    solved: dict[int, Expansion] = {}
+    with contextlib.ExitStack() as spools:
+        frontier, images, shapes = Spool(spools), 0, None
+        for arrays in batches:
+            tensors = [
+                tf.cast(array, graph.specs[n].dtype).numpy()
+                for array, n in zip(arrays, graph.inputs, strict=True)
+            ]
+            found = [(None, *tensor.shape[1:]) for tensor in tensors]
+            if shapes is not None and found != shapes:
+                raise Error(
+                    f"calibration data: expected images of one size, got {shapes[0][1:]} first and "
+                    f"{found[0][1:]} in batch {len(frontier)}; resize or crop them"
+                )
+            shapes = found
+            frontier.append(tensors)
+            images += len(tensors[0])
+        if shapes is None:
+            raise Error("calibration data: expected at least one image, got an empty data set")
+        specs = _shaped_specs(graph, shapes)
+        metrics = fisher_metrics(graph, frontier, images, convs, specs, seed) if weigh else {}
+        collected = {
+            id(conv): Collected(conv, metrics.get(id(conv)), Spool(spools) if keep_rows else None)
+            for conv in convs
+        }
+        live: tuple[Sequence[int], Sequence[int]] = (graph.inputs, ())
+        bar = spools.enter_context(progress(len(frontier) * schedule.stages, "calibrating"))
+        for stage in range(schedule.stages):
+            following, sites = schedule.live_after(stage), schedule.measured[stage]
+            run = _compile(schedule, stage, solved, specs, live, following)
+            after = Spool(spools)
+            for index, tensors in enumerate(frontier):
+                positions = [
+                    _positions(site, specs[site.output].shape[1:3], len(tensors[0]), images,
+                               np.random.default_rng((seed, site.number, index)))
+                    for site in sites
+                ]  # fmt: skip
+                results, kept = run(tensors, positions)
+                for site, xyz in zip(sites, results, strict=True):
+                    collected[id(site.conv)].add(site, *map(_array, xyz))
+                after.append(list(map(_array, kept)))
+                bar.update()
+            frontier.close()
+            frontier, live = after, following
+            for conv in schedule.solvable[stage]:
+                rows = collected.pop(id(conv))
+                solved[id(conv)] = expand(conv, *solve(conv, rows))
+                rows.close()
+    return solved
+
+
+class Collected:
+    """What a sweep collected of one convolution: moments, and the rows where a ReLU follows.
+
+    Attributes:
+      moments: of (x, y).
+      metric: (n, n) weight of the response's error, or None.
+    """
+
+    def __init__(
+        self, conv: keras.layers.Conv2D, metric: np.ndarray | None, rows: Spool | None
+    ) -> None:
+        c, q, n = kernel_of(conv).shape
+        self.moments = Moments.empty(np.zeros(c * q), np.zeros(n))
+        self.metric = metric
+        self._name = conv.name
+        self._rows = rows
+        self._sites: list[Site] = []
+
+    @property
+    def can_rectify(self) -> bool:
+        """Whether an activation with a flat part follows, and the rows were kept."""
+        return bool(self._sites)
+
+    def add(self, site: "Site", x: np.ndarray, y: np.ndarray, z: np.ndarray) -> None:
+        """Adds rows: inputs (rows, d), responses (rows, n), what the activation gets (rows, n)."""
+        # Overflow is found below, with the layer's name.
+        with np.errstate(over="ignore", invalid="ignore"), blas.threads(x.shape[1]):
+            if not self.moments.count:
+                self.moments = Moments.empty(x.mean(axis=0), y.mean(axis=0))
+            self.moments.add_rows(x, y)
+        for what, squares in ("input", self.moments.sum_xx), ("response", self.moments.sum_yy):
+            if not np.isfinite(np.diagonal(squares)).all():
+                raise Error(
+                    f"layer {self._name!r}: expected finite numbers, but on the calibration data "
+                    f"its {what} has NaN, infinity or squares beyond float32; check the weights "
+                    "before it and the scale of the images"
+                )
+        if site.flat is not None and self._rows is not None:
+            self._rows.append([x, y, z])
+            self._sites.append(site)
+
+    def rectified(self, stack: Stack, bias: np.ndarray | None) -> Moments:
+        """Moments of (x, what the stack is to give), after a first answer.
+
+        Where the original's response falls in a flat part of the activation behind the layer (for
+        a ReLU: below zero), the student's may fall anywhere in it. So there the first answer's
+        own response, cut off at the edge of the flat part, is as good, and is wanted instead.
+
+        Args:
+          stack, bias: the first answer; the bias is (n,) or None.
+
+        Source: this project's; the freedom that the ReLU leaves is used for the channel
+        decomposition in Zhang et al. 2015, arXiv 1505.06798, section 3.2.
+        """
+        assert self._rows is not None  # can_rectify
+        moments = dataclasses.replace(
+            self.moments,
+            sum_y=self.moments.sum_y.copy(),
+            sum_xy=self.moments.sum_xy.copy(),
+            sum_yy=self.moments.sum_yy.copy(),
+        )
+        addend = 0 if bias is None else bias.astype(np.float32)
+        for site, (x, y, z) in zip(self._sites, self._rows, strict=True):
+            with blas.threads(x.shape[1]):
+                change = _free_change(site, y, z, stack.apply(x) + addend)
+                moments.change_responses(x, y, change)
+        return moments
+
+    def close(self) -> None:
+        """Lets go of the rows."""
+        if self._rows is not None:
+            self._rows.close()
+
+
+def _free_change(
+    site: "Site", response: np.ndarray, before: np.ndarray, fitted: np.ndarray
+) -> np.ndarray:
+    """By how much the wanted responses may move towards the fitted ones at no loss, (rows, n).
+
+    ``before`` is what the original's activation gets; the student's gets ``moved``. Where both
+    are in the same flat part of the activation, the two agree already.
+    """
+    assert site.flat is not None  # rows are kept for no other site
+    low, high = site.flat
+    moved = before + site.gain.astype(np.float32) * (fitted - response)
+    wanted = np.where(before <= low, np.minimum(moved, low), before)
+    wanted = np.where(before >= high, np.maximum(moved, high), wanted)
+    return (wanted - before) * _inverse(site.gain)
+
+
+# ---------------------------------------------------------------------- one stage
+
+
+def _compile(
+    schedule: Schedule,
+    stage: int,
+    solved: dict[int, Expansion],
+    specs: dict[int, keras.KerasTensor],
+    live: tuple[Sequence[int], Sequence[int]],
+    following: tuple[Sequence[int], Sequence[int]],
+) -> Callable[..., Any]:
+    """One compiled function for all of a stage: frontier -> rows of its sites, next frontier.
+
+    `model.predict` for each layer would trace and dispatch anew for each.
+    """
+    graph, sites = schedule.graph, schedule.measured[stage]
+    split = len(live[0])
+
+    def run(tensors: Sequence[Any], positions: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+        original = dict(zip(live[0], tensors[:split], strict=True))
+        student = dict(zip(live[1], tensors[split:], strict=True))
+        responses = {}
+        for number, call in enumerate(graph.calls):
+            if schedule.student_at[number] == stage:
+                operation = solved.get(id(call.operation), call.operation)
+                student.update(run_call(call, operation, {**original, **student}))
+            if schedule.original_at[number] == stage:
+                if not schedule.replaced[number]:
+                    original.update(run_call(call, call.operation, original))
+                    continue
+                conv, (output,) = call.operation, call.outputs
+                responses[output] = response(conv, original[call.inputs[0]])
+                original[output] = tf.cast(conv.activation(responses[output]), specs[output].dtype)
+        rows = []  # after all else, since a shortcut may be computed after the branch it belongs to
+        for site, at in zip(sites, positions, strict=True):
+            size = specs[site.output].shape[1:3]
+            x = student[site.input] if site.input in student else original[site.input]
+            y = rows_at(responses[site.output], at)
+            z = y * site.gain.astype(np.float32) + site.offset.astype(np.float32)
+            for n in site.shortcut:
+                z += rows_at(original[n], at)
+                if n in student:
+                    y += (rows_at(original[n], at) - rows_at(student[n], at)) * _inverse(site.gain)
+            rows.append((patches_at(site.conv, x, at, size), y, z))
+        return rows, [original[n] for n in following[0]] + [student[n] for n in following[1]]
+
+    signature = [tf.TensorSpec(specs[n].shape, specs[n].dtype) for n in (*live[0], *live[1])]
+    return tf.function(
+        run,
+        input_signature=[signature, [tf.TensorSpec((None,), tf.int32) for _ in sites]],
+        autograph=False,
+    )
+
+
+def _array(tensor: tf.Tensor) -> np.ndarray:
+    """The tensor's own memory, which `tensor.numpy()` would copy."""
+    return np.from_dlpack(tensor) if tensor.dtype == tf.float32 else tensor.numpy()
+
+
+def _inverse(gain: np.ndarray) -> np.ndarray:
+    """1 / gain, fading to nothing where the batch norm all but shuts a channel off.
+
+    Without that a channel that does not matter would ask for an enormous response.
+    """
+    floor = 1e-2 * np.mean(gain**2) + 1e-30
+    return (gain / (gain**2 + floor)).astype(np.float32)
+
+
+def _positions(
+    site: Site, size: tuple[int, int], batch: int, images: int, source: np.random.Generator
+) -> np.ndarray:
+    """Random output positions of a batch, as many of each image: int32, into batch * h * w.
+
+    All of them where about as many are needed as there are.
+    """
+    area = size[0] * size[1]
+    rows = max(MIN_ROWS, ROWS_PER_UNKNOWN * site.unknowns)
+    each = math.ceil(rows / images)
+    if 2 * each >= area:
+        return np.arange(batch * area, dtype=np.int32)
+    within = source.integers(area, size=(batch, each), dtype=np.int32)
+    return (within + area * np.arange(batch, dtype=np.int32)[:, None]).ravel()
+
+
+def _shaped_specs(
+    graph: Graph, shapes: list[tuple[int | None, ...]]
+) -> dict[int, keras.KerasTensor]:
+    """Symbolic tensors of the graph for inputs of these shapes."""
+    if all(graph.specs[n].shape[1:] == s[1:] for n, s in zip(graph.inputs, shapes, strict=True)):
+        return graph.specs
+    return infer_specs(graph, shapes)
