@@ -86,15 +86,23 @@ def test_the_interval_covers_the_truth_and_not_much_else():
 
 
 @pytest.mark.parametrize(
-    ("dtype", "low", "high"),
-    [("float32", 0, 1), ("int8", -128, 127), ("uint8", 0, 255), ("int32", 0, 1), ("bool", 0, 1)],
+    ("dtype", "quantization", "low", "high"),
+    [
+        ("float32", (0.0, 0), 0, 1),
+        ("int32", (0.0, 0), 0, 1),
+        ("bool", (0.0, 0), 0, 1),
+        ("int8", (0.5, -28), -50, 77.5),
+        ("uint8", (2.0, 0), 0, 510),
+    ],
 )
-def test_random_inputs_are_of_the_dtype_and_always_the_same(dtype, low, high):
+def test_random_inputs_fill_the_range_and_are_always_the_same(dtype, quantization, low, high):
+    tensor = lite.Tensor("x", (50, 40), np.dtype(dtype), *quantization)
+
     def draw():
-        return benchmarking._random(np.random.default_rng(0), (50, 40), np.dtype(dtype))
+        return benchmarking._random(np.random.default_rng(0), tensor)
 
     values = draw()
-    assert values.dtype == dtype and values.shape == (50, 40)
+    assert values.dtype == ("float32" if tensor.scale else dtype) and values.shape == (50, 40)
     assert values.min() >= low and values.max() <= high
     assert values.std() > 0.2 * (int(high) - int(low))
     np.testing.assert_array_equal(values, draw())

@@ -205,10 +205,10 @@ def test_a_file_that_disagrees_is_not_written(tmp_path, nothing_left_in, classif
     nothing_left_in(tmp_path)
     convert = conversion._convert
 
-    def converts_wrongly(model):
+    def converts_wrongly(model, *options):
         other = keras.models.clone_model(model)
         other.set_weights([weight * 1.01 for weight in model.get_weights()])
-        return convert(other)
+        return convert(other, *options)
 
     monkeypatch.setattr(conversion, "_convert", converts_wrongly)
     with pytest.raises(Error, match=r"output 'scores' .* differs from Keras by .*; nothing was"):
@@ -265,4 +265,106 @@ def test_a_constant_zero_output_agrees_with_itself(tmp_path):
 
 def test_a_report_checks_itself():
     with pytest.raises(Error, match="3 images compared, but 0 outputs"):
-        conversion.ExportReport("a", 1, {}, "", "", 3, ())
+        conversion.ExportReport("a", 1, "none", {}, "", "", 3, ())
+
+
+# ---------------------------------------------------------------------- quantised
+
+
+@pytest.mark.parametrize(
+    ("quantize", "dtype", "least_sqnr"),
+    # A weight or activation of 8 bits has about 40 dB, less where its range is poorly used; one of
+    # 16 bits (float16 has 11) so much more that the 8-bit weights are all that counts.
+    [
+        ("none", "float32", 100),
+        ("float16", "float32", 55),
+        ("dynamic", "float32", 25),
+        ("int8", "int8", 18),
+        ("int16x8", "int16", 30),
+    ],
+)
+def test_quantised_files_agree_with_keras(classifier, tmp_path, quantize, dtype, least_sqnr):
+    report = export(classifier, tmp_path / "m.tflite", quantize=quantize, data=images(40, 8, 8, 3))
+    assert report.quantize == quantize and report.images == 40
+    assert report.outputs[0].sqnr_db > least_sqnr
+    model = lite.Model(tmp_path / "m.tflite")
+    assert {model.inputs[0].dtype, model.outputs[0].dtype} == {np.dtype(dtype)}
+    assert [tensor.name for tensor in (*model.inputs, *model.outputs)] == ["image", "scores"]
+    assert reporting.from_json(conversion.ExportReport, report.to_json()) == report
+    assert ("SQNR" in str(report)) and (bool(report.layers) == quantize.startswith("int"))
+
+
+def test_weights_of_a_byte_make_a_quarter_of_the_file(tmp_path):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((8, 8, 64)), keras.layers.Conv2D(64, 3)])
+    sizes = {
+        quantize: export(
+            model, tmp_path / "m.tflite", quantize=quantize, data=images(32, 8, 8, 64)
+        ).bytes
+        for quantize in conversion.QUANTIZATIONS
+    }
+    weights = 9 * 64 * 64
+    assert 4 * weights < sizes["none"] < 4 * weights + 4096
+    assert 2 * weights < sizes["float16"] < 2 * weights + 4096
+    for quantize in ("dynamic", "int8", "int16x8"):
+        assert weights < sizes[quantize] < weights + 8192
+
+
+def test_a_quantised_file_may_take_and_give_floats(classifier, tmp_path):
+    data = images(40, 8, 8, 3)
+    export(classifier, tmp_path / "m.tflite", quantize="int8", float_io=True, data=data)
+    model = lite.Model(tmp_path / "m.tflite")
+    assert model.inputs[0].dtype == model.outputs[0].dtype == np.float32
+    names = [operator.name for operator in lite.operators(tmp_path / "m.tflite")]
+    assert names[0] == "QUANTIZE" and names[-1] == "DEQUANTIZE"
+
+
+def test_the_layer_with_an_outlier_costs_most(tmp_path):
+    keras.utils.set_random_seed(0)
+    layers = keras.layers
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 3)),
+            layers.Conv2D(8, 3, name="first"),
+            layers.DepthwiseConv2D(3, name="spread"),
+            layers.Conv2D(8, 1, name="last"),
+        ]
+    )
+    # One channel of the depthwise layer is a thousand times the others, and nothing reads it.
+    spread, last = model.get_layer("spread"), model.get_layer("last")
+    kernel = np.asarray(spread.get_weights()[0])
+    kernel[:, :, 0] *= 1000
+    spread.set_weights([kernel, spread.get_weights()[1]])
+    weights = np.asarray(last.get_weights()[0])
+    weights[:, :, 0] = 0
+    last.set_weights([weights, last.get_weights()[1]])
+    report = export(model, tmp_path / "m.tflite", quantize="int8", data=images(40, 8, 8, 3))
+    costs = {layer.name: layer.added for layer in report.layers}
+    assert set(costs) == {"first", "spread", "last"}
+    # What the outlier hides shows in the layer behind.
+    assert report.layers[0].name == "last" and costs["last"] > 10 * costs["first"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"quantize": "int4"}, "quantize: expected one of none, float16, .*, got 'int4'"),
+        ({"quantize": "int8"}, "quantize='int8': expected at least 32 real images .*, got 0"),
+        ({"quantize": "int16x8", "count": 31}, "expected at least 32 real images .*, got 31"),
+        ({"quantize": "float16", "float_io": True}, "float_io: expected quantize 'int8' or"),
+    ],
+    ids=str,
+)
+def test_wrong_ways_to_quantise(classifier, tmp_path, nothing_left_in, options, message):
+    nothing_left_in(tmp_path)
+    if count := options.pop("count", 0):
+        options["data"] = images(count, 8, 8, 3)
+    with pytest.raises(Error, match=message):
+        export(classifier, tmp_path / "m.tflite", **options)
+
+
+def test_several_inputs_are_quantised_by_name(two_in_two_out, tmp_path):
+    source = np.random.default_rng(0)
+    data = {"picture": source.normal(size=(40, 6, 6, 2)), "extra": source.normal(size=(40, 3))}
+    report = export(two_in_two_out, tmp_path / "m.tflite", quantize="int8", data=data)
+    assert [output.sqnr_db > 20 for output in report.outputs] == [True, True]

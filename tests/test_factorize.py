@@ -397,3 +397,61 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
     )
     assert result.returncode == 0, result.stderr
     assert float(result.stdout) < 4
+
+
+# ---------------------------------------------------------------------- scales for int8
+
+
+def inner_tensors(stack, x):
+    """What the factors but the last write, for rows x; the weights of the last."""
+    if isinstance(stack, factorize.Separable):
+        c, q, m = stack.depthwise.shape
+        z = np.einsum("xcq,cqm->xcm", x.reshape(-1, c, q), stack.depthwise)
+        return [z.reshape(len(x), -1)], stack.pointwise.reshape(c * m, -1)
+    if isinstance(stack, factorize.Channel):
+        return [x @ stack.filters.reshape(x.shape[1], -1)], stack.expand
+    c, q = len(stack.reduce), len(stack.depthwise)
+    columns = (stack.reduce[:, None] * stack.depthwise).reshape(c * q, -1)
+    return [x.reshape(-1, c, q)[:, :, q // 2] @ stack.reduce, x @ columns], stack.expand
+
+
+def rounded(values, axis=None):
+    step = np.abs(values).max(axis=axis, keepdims=True) / 127
+    return np.round(values / step) * step
+
+
+@pytest.mark.parametrize("kind", ["separable", "bottleneck", "channel"])
+def test_equalized_stacks_are_the_same_in_float_and_lose_less_in_int8(kind):
+    source = np.random.default_rng(0)
+    # Channels whose inputs differ a thousandfold, as behind batch norms; means of both signs.
+    spread = np.repeat(np.logspace(-1.5, 1.5, 8), 9)
+    x = (source.normal(size=(4000, 72)) + source.normal(size=72)) * spread
+    kernel = source.normal(size=(8, 9, 12)) / spread.reshape(8, 9, 1)
+    stack = {
+        "separable": lambda: factorize.svd(kernel, 2),
+        "bottleneck": lambda: factorize.Bottleneck(
+            source.normal(size=(8, 10)), source.normal(size=(9, 10)), source.normal(size=(10, 12))
+        ),
+        "channel": lambda: factorize.Channel(
+            source.normal(size=(8, 9, 6)) / spread.reshape(8, 9, 1), source.normal(size=(6, 12))
+        ),
+    }[kind]()
+    equal = factorize.equalized(stack, np.cov(x.T, bias=True), x.mean(axis=0))
+    np.testing.assert_allclose(equal.kernel(), stack.kernel(), rtol=1e-9, atol=1e-9)
+    wanted = x @ stack.kernel().reshape(72, -1)
+    noises = []
+    for one in (stack, equal):
+        inner, weights = inner_tensors(one, x)
+        found = rounded(inner[-1]) @ rounded(weights, axis=0)
+        noises.append(np.mean(np.square(found - wanted)))
+    assert noises[1] < {"separable": 0.1, "bottleneck": 1, "channel": 1}[kind] * noises[0]
+    assert all(np.mean(z, axis=0).min() > -1e-9 for z in inner_tensors(equal, x)[0])
+
+
+def test_a_channel_that_never_fires_does_not_stop_the_scales():
+    stack = factorize.svd(np.random.default_rng(0).normal(size=(3, 9, 4)), 1)
+    xx = np.kron(np.diag([1.0, 0, 0]), np.eye(9))
+    equal = factorize.equalized(stack, xx, np.zeros(27))
+    np.testing.assert_allclose(equal.kernel(), stack.kernel())
+    still = factorize.equalized(stack, 0 * xx, np.zeros(27))
+    np.testing.assert_allclose(still.kernel(), stack.kernel())

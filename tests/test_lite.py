@@ -99,3 +99,31 @@ def test_nothing_is_written_to_standard_output(content, capfd):
     model = lite.Model(content)
     model.run([np.zeros(tensor.shape) for tensor in model.inputs])
     assert capfd.readouterr().out == ""
+
+
+def test_real_values_go_into_an_int8_file_and_come_out(tmp_path, classifier):
+    data = np.random.default_rng(0).normal(size=(40, 8, 8, 3)).astype(np.float32)
+    export(classifier, tmp_path / "m.tflite", quantize="int8", data=data)
+    model = lite.Model(tmp_path / "m.tflite")
+    [tensor] = model.inputs
+    limits = (np.array([-128, 127]) - tensor.zero_point) * tensor.scale
+    np.testing.assert_array_equal(tensor.quantized(np.array([-1e9, 1e9])), [-128, 127])
+    np.testing.assert_allclose(tensor.real(np.array([-128, 127], np.int8)), limits, rtol=1e-6)
+    held = np.arange(-128, 128).astype(np.int8)
+    np.testing.assert_array_equal(tensor.quantized(tensor.real(held)), held)
+    [scores] = model.run([data[:1]])
+    assert scores.dtype == np.float32
+    expected = np.asarray(classifier(data[:1]))
+    assert np.abs(scores - expected).max() < 0.05 * np.abs(expected).max()
+    # The file holds whole numbers: all that comes out is a multiple of the output's scale.
+    steps = scores / model.outputs[0].scale
+    np.testing.assert_allclose(steps, np.round(steps), atol=1e-3)
+
+
+def test_activations_are_what_each_operator_writes(tmp_path, classifier):
+    data = np.random.default_rng(0).normal(size=(3, 8, 8, 3)).astype(np.float32)
+    export(classifier, tmp_path / "m.tflite")
+    found = lite.activations(tmp_path / "m.tflite", [data])
+    written = [name for op in lite.operators(tmp_path / "m.tflite") for name in op.writes]
+    assert set(found) == set(written)
+    np.testing.assert_allclose(found[written[-1]], np.asarray(classifier(data)), atol=1e-5)

@@ -101,6 +101,9 @@ def test_errors_of_a_process_are_one_line_and_status_1(folder, tmp_path, monkeyp
     assert list(tmp_path.iterdir()) == []
 
 
+L = "--labels={}/labels.npy"
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
@@ -120,20 +123,24 @@ def test_errors_of_a_process_are_one_line_and_status_1(folder, tmp_path, monkeyp
         ),
         (
             "evaluate",
-            ["--model={}/model.keras", "--images={}/data.npz"],
+            ["--model={}/model.keras", "--images={}/data.npz", L],
             "arrays x, y; got no --im",
         ),
         (
             "evaluate",
-            ["--model={}/model.keras", "--images={}/data.npz", "--images_key=z"],
+            ["--model={}/model.keras", "--images={}/data.npz", "--images_key=z", L],
             "arrays x, y; got --images_key=z",
         ),
-        ("evaluate", ["--model={}/model.keras", "--images={}/none.npz"], "no such file"),
-        ("evaluate", ["--model={}/model.keras", "--images={}/text.npz"], "is no .npy or .npz file"),
-        ("evaluate", ["--model={}/model.keras", "--images={}/objects.npy"], "of plain arrays"),
+        ("evaluate", ["--model={}/model.keras", "--images={}/none.npz", L], "no such file"),
         (
             "evaluate",
-            ["--model={}/model.keras", "--images={}/images.npy", "--images_key=x"],
+            ["--model={}/model.keras", "--images={}/text.npz", L],
+            "is no .npy or .npz file",
+        ),
+        ("evaluate", ["--model={}/model.keras", "--images={}/objects.npy", L], "of plain arrays"),
+        (
+            "evaluate",
+            ["--model={}/model.keras", "--images={}/images.npy", "--images_key=x", L],
             "leave --images_key away",
         ),
         ("evaluate", ["--model=m", "--images=i", "--batch_size=0"], "--batch_size=0"),
@@ -173,7 +180,7 @@ def test_helpfull_shows_the_rest(capsys):
     assert "--[no]logtostderr" in capsys.readouterr().out
 
 
-def test_labels_may_come_from_another_file(folder, capsys):
+def test_images_may_come_without_a_key(folder, capsys):
     arguments = [f"--images={folder}/images.npz", f"--labels={folder}/labels.npy"]
     assert call("evaluate", f"--model={folder}/model.keras", *arguments) == 0
     assert capsys.readouterr().out.startswith("top-1 0.7500")
@@ -215,6 +222,7 @@ def test_decompose_writes_the_student_and_its_report(folder, tmp_path, capsys):
         f"--images={folder}/images.npz",
         f"--output={tmp_path}/student.keras",
         f"--report={tmp_path}/report.json",
+        "--include=*",
     )
     assert status == 0
     kinds = [

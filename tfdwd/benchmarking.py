@@ -176,16 +176,17 @@ def _content(model: "str | os.PathLike[str] | keras.Model") -> bytes:
 
 def _random_inputs(model: lite.Model) -> list[np.ndarray]:
     generator = np.random.default_rng(0)
-    return [_random(generator, tensor.shape, tensor.dtype) for tensor in model.inputs]
+    return [_random(generator, tensor) for tensor in model.inputs]
 
 
-def _random(generator: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    if dtype in (np.int8, np.uint8, np.int16):  # Quantised: the whole range is in use.
-        limits = np.iinfo(dtype)
-        return generator.integers(limits.min, limits.max, shape, dtype, endpoint=True)
-    if dtype.kind in "biu":  # Indices: 0 and 1 are in every table that is looked up.
-        return generator.integers(0, 2, shape).astype(dtype)
-    return generator.random(shape).astype(dtype)
+def _random(generator: np.random.Generator, tensor: lite.Tensor) -> np.ndarray:
+    if tensor.scale:  # The whole range is in use.
+        limits = np.iinfo(tensor.dtype)
+        held = generator.integers(limits.min, limits.max, tensor.shape, tensor.dtype, endpoint=True)
+        return tensor.real(held)
+    if tensor.dtype.kind in "biu":  # Indices: 0 and 1 are in every table that is looked up.
+        return generator.integers(0, 2, tensor.shape).astype(tensor.dtype)
+    return generator.random(tensor.shape).astype(tensor.dtype)
 
 
 def _seconds_per_run(model: lite.Model, runs: int) -> float:

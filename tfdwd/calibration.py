@@ -8,7 +8,6 @@ in memory while it is small and on disk when it is not.
 """
 
 import contextlib
-import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -177,18 +176,12 @@ class Collected:
         decomposition in Zhang et al. 2015, arXiv 1505.06798, section 3.2.
         """
         assert self._rows is not None  # can_rectify
-        moments = dataclasses.replace(
-            self.moments,
-            sum_y=self.moments.sum_y.copy(),
-            sum_xy=self.moments.sum_xy.copy(),
-            sum_yy=self.moments.sum_yy.copy(),
-        )
         addend = 0 if bias is None else bias.astype(np.float32)
-        for site, (x, y, z) in zip(self._sites, self._rows, strict=True):
-            with blas.threads(x.shape[1]):
-                change = _free_change(site, y, z, stack.apply(x) + addend)
-                moments.change_responses(x, y, change)
-        return moments
+        with blas.threads(len(self.moments.sum_x)):
+            return self.moments.with_responses_changed(
+                (x, y, _free_change(site, y, z, stack.apply(x) + addend))
+                for site, (x, y, z) in zip(self._sites, self._rows, strict=True)
+            )
 
     def close(self) -> None:
         """Lets go of the rows."""

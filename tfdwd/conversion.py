@@ -1,10 +1,12 @@
 """Keras to .tflite, verified: the file that is written was run and compared with Keras."""
 
 import collections
+import functools
 import keyword
 import os
 import re
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,8 +24,13 @@ if TYPE_CHECKING:
 # Float32 kernels that sum in another order differ by about 1e-6 of the scale for each layer or so;
 # a layer that was converted wrongly differs by far more than this.
 _LARGEST_DIFFERENCE = 1e-3
-_IMAGES = 64
+QUANTIZATIONS = ("none", "float16", "dynamic", "int8", "int16x8")
+_IMAGES = 64  # that are compared with Keras
+_RANGE_IMAGES = 256  # at most, from which the ranges of the activations are taken
+_LEAST_RANGE_IMAGES = 32
+_NOISE_IMAGES = 16  # on which the layers are compared
 _BATCH = 16
+_SQNR_LIMIT = 200.0  # dB; an exact output has no noise at all
 
 
 @dataclass(frozen=True)
@@ -34,13 +41,30 @@ class OutputAgreement:
       name: of the output.
       largest_difference: the largest absolute difference over the largest absolute value of the
         Keras output.
+      sqnr_db: power of the Keras output over that of the difference, in dB, at most 200.
       top1_agreement: share of the images whose largest output is the same one, 0..1; None where the
         output is not (batch, classes).
     """
 
     name: str
     largest_difference: float
+    sqnr_db: float
     top1_agreement: float | None
+
+
+@dataclass(frozen=True)
+class LayerNoise:
+    """What quantising costs at one layer.
+
+    Attributes:
+      name: of the Keras layer, or of what the .tflite file calls it where it knows of none.
+      sqnr_db: power of the float file's tensor over that of the difference to the quantised one's.
+      added: noise over signal here, less that of the noisiest input; what the layer itself adds.
+    """
+
+    name: str
+    sqnr_db: float
+    added: float
 
 
 @dataclass(frozen=True)
@@ -50,20 +74,24 @@ class ExportReport:
     Attributes:
       path: of the .tflite file.
       bytes: its size.
+      quantize: how it was quantised, or "none".
       operators: how many of each operator it holds, by LiteRT's name.
       needed_runtime: the oldest TensorFlow Lite that has all of them.
       checked_with: the version of LiteRT that it was opened and run with.
       images: how many images were compared; 0 without data.
       outputs: the agreement of each output; empty without data.
+      layers: for "int8" and "int16x8" what each layer costs, the costliest first.
     """
 
     path: str
     bytes: int
+    quantize: str
     operators: dict[str, int]
     needed_runtime: str
     checked_with: str
     images: int
     outputs: tuple[OutputAgreement, ...]
+    layers: tuple[LayerNoise, ...] = ()
 
     def __post_init__(self) -> None:
         if (self.images == 0) != (not self.outputs):
@@ -72,8 +100,8 @@ class ExportReport:
     def __str__(self) -> str:
         counts = ", ".join(f"{count} {name}" for name, count in self.operators.items())
         lines = [
-            f"{self.path}: {self.bytes / 1024:.1f} KiB, needs TensorFlow Lite "
-            f"{self.needed_runtime or '(unknown)'}",
+            f"{self.path}: {self.bytes / 1024:.1f} KiB, quantised: {self.quantize}, needs "
+            f"TensorFlow Lite {self.needed_runtime or '(unknown)'}",
             f"operators: {counts}",
         ]
         if not self.images:
@@ -82,25 +110,39 @@ class ExportReport:
             (
                 output.name,
                 f"{output.largest_difference:.1e}",
+                f"{output.sqnr_db:.1f}",
                 "-" if output.top1_agreement is None else f"{output.top1_agreement:.3f}",
             )
             for output in self.outputs
         ]
-        return "\n".join(
-            [
-                *lines,
-                f"against Keras on {self.images} images, LiteRT {self.checked_with}:",
-                reporting.table(["output", "largest difference / scale", "top-1 agreement"], rows),
+        headers = ["output", "largest difference / scale", "SQNR in dB", "top-1 agreement"]
+        lines += [
+            f"against Keras on {self.images} images, LiteRT {self.checked_with}:",
+            reporting.table(headers, rows),
+        ]
+        if self.layers:
+            costliest = [
+                (layer.name, f"{layer.sqnr_db:.1f}", f"{layer.added:.1e}")
+                for layer in self.layers[:5]
             ]
-        )
+            headers = ["quantising costs most at", "SQNR in dB", "noise that it adds"]
+            lines.append(reporting.table(headers, costliest))
+        return "\n".join(lines)
 
     def to_json(self) -> str:
         """Writes the report as JSON; `tfdwd.reporting.from_json` reads it back."""
         return reporting.to_json(self)
 
 
-def export(model: "keras.Model", path: str | os.PathLike[str], *, data: Any = None) -> ExportReport:
-    """Writes a Keras model as a float32 .tflite file for a batch of 1, and checks it.
+def export(
+    model: "keras.Model",
+    path: str | os.PathLike[str],
+    *,
+    quantize: str = "none",
+    float_io: bool = False,
+    data: Any = None,
+) -> ExportReport:
+    """Writes a Keras model as a .tflite file for a batch of 1, and checks it.
 
     The names of the signature and the order of the inputs and outputs are the Keras model's (the
     keys where it takes or gives a dict); only an input name that is no Python identifier changes,
@@ -109,16 +151,21 @@ def export(model: "keras.Model", path: str | os.PathLike[str], *, data: Any = No
     Args:
       model: a Sequential or Functional Keras 3 model of fixed input sizes; not changed.
       path: where to write, ending in .tflite; the folder must exist. Written whole or not at all.
-      data: real inputs, of any kind that `tfdwd.batches.batches` takes. Up to 64 images run through
-        Keras and through the file. Without data, the file is only opened.
+      quantize: "none" (float32), "float16" (weights), "dynamic" (int8 weights, float
+        activations), "int8" (weights and activations) or "int16x8" (int8 weights, int16
+        activations).
+      float_io: whether an "int8" or "int16x8" file takes and gives float32 all the same.
+      data: real inputs, of any kind that `tfdwd.batches.batches` takes. The ranges of "int8" and
+        "int16x8" come from the first 256 images, at least 32; 64 run through Keras and through the
+        file. Without data, the file is only opened.
 
     Returns:
-      Size, operators and agreement.
+      Size, operators, agreement, and the layers at which quantising costs most.
 
     Raises:
-      tfdwd.Error: the model cannot be converted (the message names the layers), the file does not
-        agree with Keras within 1e-3 of the output's scale, the data is wrong, or the path is. No
-        file is left behind.
+      tfdwd.Error: the model cannot be converted (the message names the layers), the float32 file
+        does not agree with Keras within 1e-3 of the output's scale, the data is wrong or too
+        little, or the path is wrong. No file is left behind.
 
     Example:
       >>> import keras
@@ -129,19 +176,42 @@ def export(model: "keras.Model", path: str | os.PathLike[str], *, data: Any = No
     path = Path(path)
     if path.suffix != ".tflite":
         raise Error(f"expected a path that ends in .tflite, got {path}")
+    if quantize not in QUANTIZATIONS:
+        raise Error(f"quantize: expected one of {', '.join(QUANTIZATIONS)}, got {quantize!r}")
+    whole = quantize in ("int8", "int16x8")
+    if float_io and not whole:
+        raise Error(f"float_io: expected quantize 'int8' or 'int16x8', got {quantize!r}")
     _check_convertible(model)
-    content = _convert(model)
+    images = (
+        None if data is None else _first_images(model, data, _RANGE_IMAGES if whole else _IMAGES)
+    )
+    if whole and (images is None or len(images[0]) < _LEAST_RANGE_IMAGES):
+        raise Error(
+            f"quantize={quantize!r}: expected at least {_LEAST_RANGE_IMAGES} real images to take "
+            f"the activations' ranges from, got {0 if images is None else len(images[0])}; pass "
+            "data=images"
+        )
+    content = _convert(model, quantize, float_io, images)
     found = lite.operators(content)
-    images, outputs = _compare(model, lite.Model(content), data) if data is not None else (0, ())
+    outputs: tuple[OutputAgreement, ...] = ()
+    layers: tuple[LayerNoise, ...] = ()
+    if images is not None:
+        compared = [array[:_IMAGES] for array in images]
+        outputs = _compare(model, lite.Model(content), compared, quantize)
+        if whole:
+            few = [array[:_NOISE_IMAGES] for array in compared]
+            layers = _layer_noise(model, _convert(model), content, few)
     reporting.write_whole(path, content)
     report = ExportReport(
         path=str(path),
         bytes=len(content),
+        quantize=quantize,
         operators=dict(collections.Counter(operator.name for operator in found).most_common()),
         needed_runtime=lite.needed_runtime(content),
         checked_with=lite.runtime_version(),
-        images=images,
+        images=0 if images is None else len(compared[0]),
         outputs=outputs,
+        layers=layers,
     )
     logging.info("wrote %s, %d bytes", path, len(content))
     return report
@@ -168,7 +238,24 @@ def _check_convertible(model: "keras.Model") -> None:
             )
 
 
-def _convert(model: "keras.Model") -> bytes:
+def _first_images(model: "keras.Model", data: Any, count: int) -> list[np.ndarray]:
+    """Up to ``count`` images, one array for each input."""
+    pieces: list[list[np.ndarray]] = []
+    missing = count
+    for inputs, _ in batches(data, model, batch_size=_BATCH):
+        pieces.append([array[:missing] for array in inputs])
+        missing -= len(inputs[0])
+        if missing <= 0:
+            break
+    return [np.concatenate(arrays) for arrays in zip(*pieces, strict=True)]
+
+
+def _convert(
+    model: "keras.Model",
+    quantize: str = "none",
+    float_io: bool = False,
+    images: Sequence[np.ndarray] | None = None,
+) -> bytes:
     """Converts through a signature of named inputs and outputs, at a batch of 1."""
     import tensorflow as tf
 
@@ -188,11 +275,43 @@ def _convert(model: "keras.Model") -> bytes:
     holder.variables_of_model = [variable.value for variable in model.variables]
     function = tf.function(serve).get_concrete_function(**specs)
     converter = tf.lite.TFLiteConverter.from_concrete_functions([function], holder)
+    if quantize != "none":
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    if quantize == "float16":
+        converter.target_spec.supported_types = [tf.float16]
+    if quantize in ("int8", "int16x8"):
+        kinds = tf.lite.OpsSet
+        kind, dtype = {
+            "int8": (kinds.TFLITE_BUILTINS_INT8, tf.int8),
+            "int16x8": (
+                kinds.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8,
+                tf.int16,
+            ),
+        }[quantize]
+        converter.target_spec.supported_ops = [kind]
+        assert images is not None  # export has seen to it
+        converter.representative_dataset = functools.partial(_samples, model, inputs, images)
+        if not float_io:
+            converter.inference_input_type = converter.inference_output_type = dtype
     try:
-        content = converter.convert()
+        with warnings.catch_warnings():  # the converter uses tf.lite's own, deprecated interpreter
+            warnings.filterwarnings("ignore", ".*tf.lite.Interpreter is deprecated", UserWarning)
+            content = converter.convert()
     except Exception as error:  # ConverterError has no public name.
         raise Error(_conversion_message(model, error)) from error
     return lite.in_order(content, inputs, outputs)
+
+
+def _samples(
+    model: "keras.Model", names: Sequence[str], images: Sequence[np.ndarray]
+) -> Iterator[dict[str, np.ndarray]]:
+    """One image at a time, by input name, of the model's dtypes."""
+    dtypes = [tensor.dtype for tensor in model.inputs]
+    for row in reporting.progress(range(len(images[0])), "finding ranges"):
+        yield {
+            name: array[row : row + 1].astype(dtype)
+            for name, array, dtype in zip(names, images, dtypes, strict=True)
+        }
 
 
 def _input_names(model: "keras.Model") -> list[str]:
@@ -273,39 +392,84 @@ def _all_layers(model: "keras.Model") -> Iterator["keras.Layer"]:
 
 
 def _compare(
-    model: "keras.Model", file: lite.Model, data: Any
-) -> tuple[int, tuple[OutputAgreement, ...]]:
-    """Runs up to 64 images through both; see `OutputAgreement`."""
+    model: "keras.Model", file: lite.Model, images: Sequence[np.ndarray], quantize: str
+) -> tuple[OutputAgreement, ...]:
+    """Runs images through both; see `OutputAgreement`."""
     import tensorflow as tf
 
     expected: list[list[np.ndarray]] = []
-    found: list[list[np.ndarray]] = []
-    images = 0
-    for inputs, _ in batches(data, model, batch_size=_BATCH):
-        inputs = [array[: _IMAGES - images] for array in inputs]
-        result = model(pack(model, inputs), training=False)
+    for first in range(0, len(images[0]), _BATCH):
+        result = model(
+            pack(model, [array[first : first + _BATCH] for array in images]), training=False
+        )
         expected.append([np.asarray(output, np.float64) for output in tf.nest.flatten(result)])
-        for row in range(len(inputs[0])):
-            found.append(file.run([array[row : row + 1] for array in inputs]))
-        images += len(inputs[0])
-        if images == _IMAGES:
-            break
+    found = [file.run([a[row : row + 1] for a in images]) for row in range(len(images[0]))]
     references = map(np.concatenate, zip(*expected, strict=True))
     outputs = map(np.concatenate, zip(*found, strict=True))
-    names = _output_names(model)
-    return images, tuple(map(_agreement, names, references, outputs))
+    return tuple(
+        _agreement(*triple, quantize)
+        for triple in zip(_output_names(model), references, outputs, strict=True)
+    )
 
 
-def _agreement(name: str, reference: np.ndarray, output: np.ndarray) -> OutputAgreement:
+def _agreement(
+    name: str, reference: np.ndarray, output: np.ndarray, quantize: str
+) -> OutputAgreement:
     scale = np.abs(reference).max()
     difference = np.abs(output - reference).max() / (scale or 1.0)
+    limit = _LARGEST_DIFFERENCE if quantize == "none" else np.inf
     # Written so that NaN is refused too.
-    if not difference <= _LARGEST_DIFFERENCE:
+    if not difference <= limit or not np.isfinite(difference):
         raise Error(
             f"output {name!r} of the .tflite file differs from Keras by {difference:.1e} of its "
-            f"scale, expected at most {_LARGEST_DIFFERENCE:.0e}: the conversion of one of the "
-            "model's layers is wrong; nothing was written"
+            f"scale, expected at most {limit:.0e}: the conversion of one of the model's layers is "
+            "wrong; nothing was written"
         )
     classes = reference.ndim == 2 and reference.shape[1] > 1
     top1 = float(np.mean(reference.argmax(1) == output.argmax(1))) if classes else None
-    return OutputAgreement(name, float(difference), top1)
+    return OutputAgreement(name, float(difference), _sqnr_db(_noise(reference, output)), top1)
+
+
+def _noise(reference: np.ndarray, found: np.ndarray) -> float:
+    """Power of the difference over that of the reference."""
+    power = float(np.sum(np.square(reference, dtype=np.float64)))
+    return float(np.sum(np.square(found - reference, dtype=np.float64))) / (power or 1.0)
+
+
+def _sqnr_db(noise: float) -> float:
+    return float(-10 * np.log10(max(noise, 10 ** (-_SQNR_LIMIT / 10))))
+
+
+def _layer_noise(
+    model: "keras.Model", float_file: bytes, quantized: bytes, images: Sequence[np.ndarray]
+) -> tuple[LayerNoise, ...]:
+    """Compares the tensors that both files have by the same name; see `LayerNoise`."""
+    reference, found = (lite.activations(content, images) for content in (float_file, quantized))
+    noise = {
+        name: _noise(values, found[name])
+        for name, values in reference.items()
+        if name in found and found[name].shape == values.shape
+    }
+    layers = []
+    outputs = lite.output_tensors(quantized)
+    for operator in lite.operators(quantized):
+        before = [noise[name] for name in operator.reads if name in noise]
+        for name in operator.writes:
+            if name in noise:
+                added = noise[name] - max(before, default=0.0)
+                layers.append(
+                    LayerNoise(
+                        outputs.get(name) or _writer(model, name), _sqnr_db(noise[name]), added
+                    )
+                )
+    return tuple(sorted(layers, key=lambda layer: -layer.added))
+
+
+def _writer(model: "keras.Model", name: str) -> str:
+    """The layer of weights behind a tensor "net/bn/mul;net/conv/add1" of layers that were fused."""
+    scopes = name.split(";")
+    found = [_layer_name(model, scope) for scope in scopes]
+    known = {layer.name: layer for layer in _all_layers(model)}
+    weighted = [n for n in found if n in known and hasattr(known[n], "kernel")]
+    named = [n for n in found if n in known]
+    return [*weighted, *named, scopes[0]][0]

@@ -488,7 +488,7 @@ class _Solver:
         variance = float(factorize.variances(stack, inputs.matrix).sum())
         error = _missed(stack.kernel().reshape(best.shape), variance, plain)
         self.errors[id(conv)] = error, irreducible
-        return stack, bias
+        return factorize.equalized(stack, inputs.matrix, plain.mean_x), bias
 
     def _with_bias(
         self,

@@ -3,14 +3,14 @@
 import collections
 import importlib.metadata
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
-from ai_edge_litert.interpreter import Interpreter
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from tfdwd.errors import Error
 
@@ -23,11 +23,31 @@ _BUILTIN_NAMES = {
 
 @dataclass(frozen=True)
 class Tensor:
-    """An input or output of a model: name in the signature, shape with the batch, dtype."""
+    """An input or output of a model: name in the signature, shape with the batch, dtype.
+
+    A quantised one holds whole numbers that stand for (number - zero_point) * scale; `scale` is 0
+    where it is not quantised.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: np.dtype
+    scale: float = 0.0
+    zero_point: int = 0
+
+    def quantized(self, values: np.ndarray) -> np.ndarray:
+        """Real values as the tensor holds them; beyond its range they saturate."""
+        if not self.scale:
+            return values.astype(self.dtype, copy=False)
+        limits = np.iinfo(self.dtype)
+        whole = np.round(values / np.float32(self.scale)) + self.zero_point
+        return np.clip(whole, limits.min, limits.max).astype(self.dtype)
+
+    def real(self, held: np.ndarray) -> np.ndarray:
+        """What the tensor holds as real values, float32 if it is quantised."""
+        if not self.scale:
+            return held
+        return (held.astype(np.float32) - self.zero_point) * np.float32(self.scale)
 
 
 @dataclass(frozen=True)
@@ -35,13 +55,15 @@ class Operator:
     """One operator of a .tflite file.
 
     `name` is LiteRT's (``"CONV_2D"``), or the custom operator's own (``"FlexErf"``) if `custom`.
-    A missing optional input has the shape None.
+    A missing optional input has the shape None. `reads` and `writes` are the tensors' names.
     """
 
     name: str
     custom: bool
     inputs: tuple[tuple[int, ...] | None, ...]
     outputs: tuple[tuple[int, ...] | None, ...]
+    reads: tuple[str, ...] = ()
+    writes: tuple[str, ...] = ()
 
 
 class Model:
@@ -50,8 +72,10 @@ class Model:
     Args:
       source: path of a .tflite file, or its content.
       threads: at least 1.
+      keep: keep the tensors inside for `interpreter.get_tensor`; runs without XNNPACK.
 
     Attributes:
+      interpreter: LiteRT's own.
       inputs: the inputs in the order of the file.
       outputs: the outputs in the order of the file.
 
@@ -63,19 +87,26 @@ class Model:
       >>> [scores] = model.run([np.zeros((1, 32, 32, 3))])
     """
 
-    def __init__(self, source: Source, threads: int = 1) -> None:
+    def __init__(self, source: Source, threads: int = 1, *, keep: bool = False) -> None:
         content = _content(source)
+        plain = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
         try:
-            self._interpreter = Interpreter(model_content=content, num_threads=threads)
-            self._interpreter.allocate_tensors()
+            self.interpreter = Interpreter(
+                model_content=content,
+                num_threads=threads,
+                experimental_preserve_all_tensors=keep,
+                # A delegate does not show the tensors inside.
+                experimental_op_resolver_type=plain if keep else OpResolverType.AUTO,
+            )
+            self.interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
             raise Error(
                 f"LiteRT {runtime_version()} cannot open {_name(source)}: {error}"
             ) from error
         model = schema.Model.GetRootAs(content, 0)
         signature = model.SignatureDefs(0) if model.SignatureDefsLength() else None
-        self._input_details = self._interpreter.get_input_details()
-        self._output_details = self._interpreter.get_output_details()
+        self._input_details = self.interpreter.get_input_details()
+        self._output_details = self.interpreter.get_output_details()
         self.inputs = _tensors(
             self._input_details,
             _entries(signature.Inputs, signature.InputsLength()) if signature else (),
@@ -89,7 +120,8 @@ class Model:
         """Sets the inputs for the next `invoke`.
 
         Args:
-          inputs: one array for each of `Model.inputs`, of its shape; numbers are cast to its dtype.
+          inputs: one array for each of `Model.inputs`, of its shape, of real values; they are cast
+            to its dtype, or quantised.
 
         Raises:
           tfdwd.Error: another number of arrays, another shape, or fractions for whole numbers.
@@ -99,13 +131,13 @@ class Model:
         for tensor, details, array in zip(self.inputs, self._input_details, inputs, strict=True):
             if array.shape != tensor.shape:
                 raise Error(f"input {tensor.name!r}: expected {tensor.shape}, got {array.shape}")
-            if not np.can_cast(array.dtype, tensor.dtype, "same_kind"):
+            if not tensor.scale and not np.can_cast(array.dtype, tensor.dtype, "same_kind"):
                 raise Error(f"input {tensor.name!r}: expected {tensor.dtype}, got {array.dtype}")
-            self._interpreter.set_tensor(details["index"], array.astype(tensor.dtype, copy=False))
+            self.interpreter.set_tensor(details["index"], tensor.quantized(array))
 
     def invoke(self) -> None:
         """Runs the model on the inputs that `load` set: what a benchmark times."""
-        self._interpreter.invoke()
+        self.interpreter.invoke()
 
     def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Runs the model.
@@ -114,14 +146,48 @@ class Model:
           inputs: as for `load`.
 
         Returns:
-          One new array for each of `Model.outputs`.
+          One new array of real values for each of `Model.outputs`.
 
         Raises:
           tfdwd.Error: as for `load`.
         """
         self.load(inputs)
         self.invoke()
-        return [self._interpreter.get_tensor(details["index"]) for details in self._output_details]
+        return [
+            tensor.real(self.interpreter.get_tensor(details["index"]))
+            for tensor, details in zip(self.outputs, self._output_details, strict=True)
+        ]
+
+
+def activations(source: Source, inputs: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    """Runs a model image by image and keeps what every operator writes.
+
+    Args:
+      source: path of a .tflite file of batch 1, or its content.
+      inputs: one array (images, ...) for each input, of real values.
+
+    Returns:
+      {tensor name: real values, (images, ...)}, without constants.
+    """
+    model = Model(source, keep=True)
+    written = {name for operator in operators(source) for name in operator.writes}
+    details = [
+        detail for detail in model.interpreter.get_tensor_details() if detail["name"] in written
+    ]
+    found: dict[str, list[np.ndarray]] = {detail["name"]: [] for detail in details}
+    for row in range(len(inputs[0])):
+        model.run([array[row : row + 1] for array in inputs])
+        for detail, tensor in zip(details, _tensors(details, ()), strict=True):
+            values = tensor.real(model.interpreter.get_tensor(detail["index"]))
+            found[detail["name"]].append(values)
+    return {name: np.concatenate(values) for name, values in found.items() if values[0].ndim}
+
+
+def output_tensors(source: Source) -> dict[str, str]:
+    """The outputs' names in the signature, by the names of the tensors that hold them."""
+    model = Model(source)
+    details = model.interpreter.get_output_details()
+    return {item["name"]: tensor.name for item, tensor in zip(details, model.outputs, strict=True)}
 
 
 def operators(source: Source) -> list[Operator]:
@@ -245,6 +311,7 @@ def _tensors(
             names[item["index"]].pop(0) if names[item["index"]] else item["name"],
             tuple(map(int, item["shape"])),
             np.dtype(item["dtype"]),
+            *item["quantization"],
         )
         for item in details
     )
@@ -257,6 +324,10 @@ def _operator(model: Any, graph: Any, operator: Any) -> Operator:
         tensor = graph.Tensors(index)
         return tuple(tensor.Shape(axis) for axis in range(tensor.ShapeLength()))
 
+    def names(index_of: Callable[[int], int], count: int) -> tuple[str, ...]:
+        indices = [index_of(i) for i in range(count)]
+        return tuple(graph.Tensors(index).Name().decode() for index in indices if index >= 0)
+
     code = model.OperatorCodes(operator.OpcodeIndex())
     # Files older than 2.4 keep the code in a field of 8 bits.
     builtin = max(code.BuiltinCode(), code.DeprecatedBuiltinCode())
@@ -266,4 +337,6 @@ def _operator(model: Any, graph: Any, operator: Any) -> Operator:
         custom=custom,
         inputs=tuple(shape(operator.Inputs(i)) for i in range(operator.InputsLength())),
         outputs=tuple(shape(operator.Outputs(i)) for i in range(operator.OutputsLength())),
+        reads=names(operator.Inputs, operator.InputsLength()),
+        writes=names(operator.Outputs, operator.OutputsLength()),
     )

@@ -1,6 +1,7 @@
 """Second moments of the rows that a convolution reads and of those that it is to write."""
 
 import dataclasses
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -42,14 +43,23 @@ class Moments:
         self.sum_xy += x.T @ y
         self.sum_yy += y.T @ y
 
-    def change_responses(self, x: np.ndarray, y: np.ndarray, change: np.ndarray) -> None:
-        """Replaces y by y + change for rows (x, y) that were added before."""
-        total = change.sum(axis=0, dtype=np.float64)
-        cross = change.T @ (y - self.shift_y.astype(y.dtype))
-        self.sum_y += total
-        # Without a shifted copy of x: it is large, and unlike in a covariance nothing cancels here.
-        self.sum_xy += x.T @ change - np.outer(self.shift_x, total)
-        self.sum_yy += cross + cross.T + change.T @ change
+    def with_responses_changed(
+        self, rows: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]
+    ) -> "Moments":
+        """The moments after y became y + change in some of the rows (x, y) added before.
+
+        Args:
+          rows: (x, y, change) of these rows, in pieces.
+        """
+        total, sum_xy, sum_yy = np.zeros(len(self.sum_y)), self.sum_xy.copy(), self.sum_yy.copy()
+        for x, y, change in rows:
+            cross = change.T @ (y - self.shift_y.astype(y.dtype))
+            total += change.sum(axis=0, dtype=np.float64)
+            # Without a shifted copy of x: it is large, and unlike in a covariance nothing cancels.
+            sum_xy += x.T @ change
+            sum_yy += cross + cross.T + change.T @ change
+        sum_xy -= np.outer(self.shift_x, total)
+        return dataclasses.replace(self, sum_y=self.sum_y + total, sum_xy=sum_xy, sum_yy=sum_yy)
 
     def __add__(self, other: "Moments") -> "Moments":
         """The moments of both sets of rows, whichever machines they were collected on."""

@@ -109,7 +109,9 @@ def define_array(
     key = flags.DEFINE_string(
         f"{name}_key", None, f"which array of a .npz file holds the {name}", flag_values=own_flags
     )
-    return lambda: None if given.value is None else load_array(given.value, key.value, f"{name}_key")
+    return lambda: (
+        None if given.value is None else load_array(given.value, key.value, f"{name}_key")
+    )
 
 
 def load_model(path: str) -> "keras.Model":

@@ -1,13 +1,16 @@
-"""Writes a Keras model as a float32 .tflite file and checks it against Keras.
+"""Writes a Keras model as a .tflite file, quantised or not, and checks it against Keras.
 
 Example:
-  tfdwd-export --model=resnet8.keras --output=resnet8.tflite --images=test.npz --images_key=x_test
+  tfdwd-export --model=resnet8.keras --output=resnet8.tflite --quantize=int8 \\
+      --images=train.npz --images_key=x_train
 """
 
 from absl import flags
 
 import tfdwd
 from tfdwd.scripts import common
+
+QUANTIZATIONS = ("none", "float16", "dynamic", "int8", "int16x8")
 
 FLAGS = flags.FlagValues()
 _MODEL = common.define_model(FLAGS)
@@ -18,14 +21,28 @@ _IMAGES = common.define_array(
     FLAGS,
     "images",
     "images to compare the file with Keras on (up to 64 are used; without them the file is only "
-    "opened)",
+    "opened) and to take the ranges of int8 and int16x8 from (up to 256, at least 32)",
+)
+_QUANTIZE = flags.DEFINE_enum(
+    "quantize",
+    "none",
+    list(QUANTIZATIONS),
+    "none: float32; float16: its weights; dynamic: int8 weights; int8: weights and activations; "
+    "int16x8: int8 weights, int16 activations",
+    flag_values=FLAGS,
+)
+_FLOAT_IO = flags.DEFINE_bool(
+    "float_io", False, "int8 or int16x8 inside, float32 inputs and outputs", flag_values=FLAGS
 )
 
 
 def main() -> None:
     """Loads, exports, prints the report."""
     data = _IMAGES()
-    print(tfdwd.export(_MODEL(), _OUTPUT.value, data=data))
+    report = tfdwd.export(
+        _MODEL(), _OUTPUT.value, quantize=_QUANTIZE.value, float_io=_FLOAT_IO.value, data=data
+    )
+    print(report)
 
 
 def run() -> None:
