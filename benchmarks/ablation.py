@@ -1,6 +1,6 @@
 """What each part of `decompose` brings on the ResNet-8 of MLPerf Tiny, label-free, no fine-tuning.
 
-    python benchmarks/ablation.py        (about 10 minutes on two cores)
+    python benchmarks/ablation.py        (about 5 minutes on two cores)
 
 Calibrates on the first 1,024 images of `x_train`, reports top-1 on its other 4,061 images, never on
 test images: this is where settings were chosen. (The network was trained on images like these,

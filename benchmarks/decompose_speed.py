@@ -1,6 +1,6 @@
 """How long `decompose` takes over what cannot be avoided, and how much memory.
 
-    python benchmarks/decompose_speed.py        (over 20 minutes on two cores)
+    python benchmarks/decompose_speed.py        (about 10 minutes on two cores)
 
 Unavoidable is: running the original and the student once over the images, the matrix products of
 the moments (as many rows as decompose takes), one Cholesky factorisation per replaced layer. Both

@@ -1,6 +1,6 @@
 """Every method on the ResNet-8 of MLPerf Tiny: accuracy without labels or fine-tuning, and time.
 
-    python benchmarks/resnet8.py        (about 8 minutes on two cores)
+    python benchmarks/resnet8.py        (about 3 minutes on two cores)
 
 Calibrates on the first 1,024 images of `x_train`, without labels; reports top-1 on all 1,017 test
 images (one standard error is one point; one image is 0.1). Settings were chosen on the other

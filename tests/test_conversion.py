@@ -203,14 +203,14 @@ def test_a_half_precision_model_is_told_what_to_do(tmp_path):
 
 def test_a_file_that_disagrees_is_not_written(tmp_path, nothing_left_in, classifier, monkeypatch):
     nothing_left_in(tmp_path)
-    convert = conversion._convert
+    convert = conversion.convert
 
     def converts_wrongly(model, *options):
         other = keras.models.clone_model(model)
         other.set_weights([weight * 1.01 for weight in model.get_weights()])
         return convert(other, *options)
 
-    monkeypatch.setattr(conversion, "_convert", converts_wrongly)
+    monkeypatch.setattr(conversion, "convert", converts_wrongly)
     with pytest.raises(Error, match=r"output 'scores' .* differs from Keras by .*; nothing was"):
         export(classifier, tmp_path / "model.tflite", data=images(4, 8, 8, 3))
 

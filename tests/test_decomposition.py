@@ -194,7 +194,7 @@ def test_ranks_by_name_are_obeyed_even_where_they_save_nothing():
         ({"rank": 0}, "rank: expected a whole number from 1, got 0"),
         ({"rank": True}, "rank: expected a whole number from 1, got True"),
         ({"rank": {"stem": 1.5}}, "rank of 'stem': expected a whole number from 1, got 1.5"),
-        ({"rank": {"stem": 7}}, r"rank of 'stem': expected 1\.\.6 for its 3x3 taps and 6 outputs"),
+        ({"rank": {"stem": 7}}, r"rank of 'stem': expected 1\.\.6 for its 9 taps and 6 outputs"),
         ({"rank": 1.5}, "rank: expected .* got 1.5"),
         ({"rank": "2"}, "rank: expected .* got '2'"),
         ({"rank": None}, "rank: expected .* got None"),

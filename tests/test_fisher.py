@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras import layers
 
 from tfdwd import graph
-from tfdwd.fisher import fisher_metrics
+from tfdwd.fisher import fisher_metrics, with_identity
 
 SOURCE = np.random.default_rng(0)
 
@@ -26,9 +26,13 @@ def linear_network(activation=None):
     return model, model.get_layer("conv"), model.layers[-1].get_weights()[0]
 
 
-def metric_of(model, conv, data, **options):
+def raw_metric_of(model, conv, data, **options):
     traced = graph.trace(model)
     return fisher_metrics(traced, [[data]], len(data), [conv], traced.specs, **options)[id(conv)]
+
+
+def metric_of(*arguments, **options):
+    return with_identity(raw_metric_of(*arguments, **options))
 
 
 def test_only_directions_that_reach_the_output_count_more_than_the_identity():
@@ -50,6 +54,20 @@ def test_labels_are_drawn_from_the_prediction():
     found = metric_of(model, conv, data) - np.eye(4)
     np.testing.assert_allclose(found, expected * 4 / np.trace(expected), atol=0.35)
     assert np.abs(found).max() > 1
+
+
+def test_half_of_it_times_an_error_is_the_divergence_that_the_error_causes():
+    model, conv, _ = linear_network("softmax")
+    data = SOURCE.normal(size=(512, 5, 5, 2)).astype(np.float32)
+    metric = raw_metric_of(model, conv, data)
+    shift = 0.05 * np.array([1.0, -1, 0.5, 2])  # the same at all positions of all images
+    before = np.asarray(model(data), np.float64)
+    conv.bias.assign_add(shift)
+    after = np.asarray(model(data), np.float64)
+    divergence = np.mean(np.sum(before * np.log(before / after), axis=1))
+    # The metric adds up 9 positions as if their errors were independent; here they are equal and
+    # add up 9 times as strongly. 128 draws of labels: a few per cent either way.
+    assert divergence == pytest.approx(9 * 0.5 * shift @ metric @ shift, rel=0.25)
 
 
 def test_a_seed_gives_the_same_metric_and_another_one_another():

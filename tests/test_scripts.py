@@ -6,12 +6,14 @@ import keras
 import numpy as np
 import pytest
 
+import tfdwd
 from tfdwd import lite
 from tfdwd.errors import Error
-from tfdwd.scripts import benchmark, common, decompose, evaluate, export
+from tfdwd.scripts import benchmark, common, decompose, evaluate, export, plan
 
 SCRIPTS = {
     "decompose": decompose,
+    "plan": plan,
     "export": export,
     "evaluate": evaluate,
     "benchmark": benchmark,
@@ -245,3 +247,25 @@ def test_decompose_leaves_nothing_behind_when_a_pattern_matches_nothing(folder, 
     assert status == 1
     assert "matches none" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_is_written_and_carried_out(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    model, images = f"--model={folder}/model.keras", f"--images={folder}/images.npz"
+    # Nothing has to become faster for this budget: how fast the machine is does not matter.
+    wide = ["--max_error=1e9", "--threads=1", f"--output={tmp_path}/plan.json"]
+    assert call("plan", model, images, *wide) == 0
+    written = tfdwd.Plan.from_json((tmp_path / "plan.json").read_text())
+    assert len(written.layers) == 2 and written.layers[1].reason == "already depthwise"
+    assert (tmp_path / "cache" / "tfdwd" / "latency.json").is_file()
+    output = f"--output={tmp_path}/student.keras"
+    assert call("decompose", model, images, output, f"--plan={tmp_path}/plan.json") == 0
+    student = keras.models.load_model(tmp_path / "student.keras")
+    kinds = [type(layer).__name__ for layer in student.layers].count("DepthwiseConv2D")
+    assert kinds == 1 + written.layers[0].rank + (written.layers[0].width > 0)
+    capsys.readouterr()
+    (tmp_path / "plan.json").write_bytes(b"\xff")
+    assert call("decompose", model, images, output, f"--plan={tmp_path}/plan.json") == 1
+    assert "plan.json holds no text" in capsys.readouterr().err
+    assert call("plan", model, images, "--latency=soon", f"--output={tmp_path}/p.json") == 1
+    assert "latency: expected a positive number" in capsys.readouterr().err

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tfdwd.decomposition import DecompositionReport, decompose
     from tfdwd.errors import Error
     from tfdwd.evaluation import Evaluation, evaluate
+    from tfdwd.planning import LayerPlan, Plan, plan
     from tfdwd.rebuild import flatten
 
 __version__ = "0.1.0"
@@ -29,6 +30,8 @@ __all__ = [
     "Error",
     "Evaluation",
     "ExportReport",
+    "LayerPlan",
+    "Plan",
     "benchmark",
     "costs",
     "decompose",
@@ -37,6 +40,7 @@ __all__ = [
     "factorize",
     "flatten",
     "models",
+    "plan",
 ]
 
 _MODULE_OF = {
@@ -45,11 +49,14 @@ _MODULE_OF = {
     "Error": "tfdwd.errors",
     "Evaluation": "tfdwd.evaluation",
     "ExportReport": "tfdwd.conversion",
+    "LayerPlan": "tfdwd.planning",
+    "Plan": "tfdwd.planning",
     "benchmark": "tfdwd.benchmarking",
     "decompose": "tfdwd.decomposition",
     "evaluate": "tfdwd.evaluation",
     "export": "tfdwd.conversion",
     "flatten": "tfdwd.rebuild",
+    "plan": "tfdwd.planning",
 }
 
 

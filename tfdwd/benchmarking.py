@@ -103,7 +103,7 @@ class BenchmarkReport:
 
 
 def benchmark(
-    models: Mapping[str, "str | os.PathLike[str] | keras.Model"],
+    models: Mapping[str, "str | os.PathLike[str] | bytes | keras.Model"],
     *,
     threads: int = 1,
     rounds: int = 30,
@@ -116,8 +116,8 @@ def benchmark(
     fixed seed. Only the run itself is timed, not the copying of inputs and outputs.
 
     Args:
-      models: name to .tflite file, or to a Keras model, which is exported first (in float32). The
-        first is the one that the others are compared with.
+      models: name to .tflite file, or to its content, or to a Keras model, which is exported first
+        (in float32). The first is the one that the others are compared with.
       threads: that LiteRT may use.
       rounds: samples of each model. Each sample is the mean over runs of 20 ms or more.
       warmup: runs of each model before anything is timed.
@@ -152,7 +152,7 @@ def benchmark(
             _timing(name, len(content), seconds[:, index], seconds[:, 0])
             for index, (name, content) in enumerate(contents.items())
         ),
-        device=_device(),
+        device=device(),
         threads=threads,
         rounds=rounds,
         runtime=lite.runtime_version(),
@@ -160,8 +160,10 @@ def benchmark(
     )
 
 
-def _content(model: "str | os.PathLike[str] | keras.Model") -> bytes:
+def _content(model: "str | os.PathLike[str] | bytes | keras.Model") -> bytes:
     """The .tflite model as bytes."""
+    if isinstance(model, bytes):
+        return model
     if isinstance(model, (str, os.PathLike)):
         if not Path(model).is_file():
             raise Error(f"no such file: {os.fspath(model)}")
@@ -223,7 +225,7 @@ def _timing(name: str, size: int, seconds: np.ndarray, first: np.ndarray) -> Tim
     )
 
 
-def _device() -> str:
+def device() -> str:
     """The board where it has a name, else the CPU."""
     board = Path("/proc/device-tree/model")
     if board.is_file():

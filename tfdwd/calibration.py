@@ -126,15 +126,15 @@ class Collected:
 
     Attributes:
       moments: of (x, y).
-      metric: (n, n) weight of the response's error, or None.
+      fisher: `tfdwd.fisher.fisher_metrics` of the response, (n, n), or None.
     """
 
     def __init__(
-        self, conv: keras.layers.Conv2D, metric: np.ndarray | None, rows: Spool | None
+        self, conv: keras.layers.Conv2D, fisher: np.ndarray | None, rows: Spool | None
     ) -> None:
         c, q, n = kernel_of(conv).shape
         self.moments = Moments.empty(np.zeros(c * q), np.zeros(n))
-        self.metric = metric
+        self.fisher = fisher
         self._name = conv.name
         self._rows = rows
         self._sites: list[Site] = []

@@ -191,7 +191,7 @@ def export(
             f"the activations' ranges from, got {0 if images is None else len(images[0])}; pass "
             "data=images"
         )
-    content = _convert(model, quantize, float_io, images)
+    content = convert(model, quantize, float_io, images)
     found = lite.operators(content)
     outputs: tuple[OutputAgreement, ...] = ()
     layers: tuple[LayerNoise, ...] = ()
@@ -200,7 +200,7 @@ def export(
         outputs = _compare(model, lite.Model(content), compared, quantize)
         if whole:
             few = [array[:_NOISE_IMAGES] for array in compared]
-            layers = _layer_noise(model, _convert(model), content, few)
+            layers = _layer_noise(model, convert(model), content, few)
     reporting.write_whole(path, content)
     report = ExportReport(
         path=str(path),
@@ -250,7 +250,7 @@ def _first_images(model: "keras.Model", data: Any, count: int) -> list[np.ndarra
     return [np.concatenate(arrays) for arrays in zip(*pieces, strict=True)]
 
 
-def _convert(
+def convert(
     model: "keras.Model",
     quantize: str = "none",
     float_io: bool = False,

@@ -1,7 +1,6 @@
 """The story: plan -> moments -> factorise -> rebuild -> report."""
 
 import dataclasses
-import fnmatch
 import numbers
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -14,6 +13,7 @@ from tfdwd import (
     blas,
     bridge,
     calibration,
+    candidates,
     costs,
     factorize,
     graph,
@@ -22,8 +22,11 @@ from tfdwd import (
     reporting,
 )
 from tfdwd.batches import batches
+from tfdwd.candidates import Conv, Option, find_convolutions, matching, why_not
 from tfdwd.errors import Error
+from tfdwd.fisher import with_identity
 from tfdwd.moments import Moments
+from tfdwd.planning import LayerPlan, Plan
 
 METHODS = ("svd", "gsvd", "sequential", "joint", "channel")
 STACKS = ("separable", "bottleneck", "auto")
@@ -136,7 +139,7 @@ def decompose(
     model: keras.Model,
     data: Any = None,
     *,
-    rank: int | Mapping[str, int] = 1,
+    rank: int | Mapping[str, int] | Plan = 1,
     stack: str = "separable",
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
@@ -155,7 +158,8 @@ def decompose(
         tf.data.Dataset or an iterable of batches. 1,000 images are plenty. Without data each
         kernel is approximated for itself (method "svd"), which loses far more.
       rank: depthwise filters per channel: 1 is cheapest. One for all layers, or
-        {layer name: rank}, which replaces these layers alone, even where that saves nothing.
+        {layer name: rank}, which replaces these layers alone, even where that saves nothing. Or
+        a `tfdwd.plan`, which settles ``stack``, ``include`` and ``exclude`` too.
       stack: "separable" (depthwise, pointwise; the paper's), "bottleneck" (pointwise, depthwise,
         pointwise) at no more MACs than the separable one of that rank, or "auto": for each layer
         whichever of the two errs less.
@@ -190,8 +194,13 @@ def decompose(
     _check_options(method, stack, on_unsupported, data, seed)
     model = bridge.to_keras3(model)
     traced = graph.trace(model)
-    wishes = _choose(_find_convolutions(traced), rank, include, exclude, on_unsupported)
-    plan = [(conv, _decide(conv, wish, stack, method)) for conv, wish in wishes]
+    convs = find_convolutions(traced)
+    if isinstance(rank, Plan):
+        _check_planned(rank, convs, stack, include, exclude, method)
+        plan = [(conv, _planned(conv, rank.layer(conv.path))) for conv in convs]
+    else:
+        wishes = _choose(convs, rank, include, exclude, on_unsupported)
+        plan = [(conv, _decide(conv, wish, stack, method)) for conv, wish in wishes]
     layers = [conv.layer for conv, decision in plan if decision.options]
     solver = _Solver({id(c.layer): d.options for c, d in plan}, method, recalibrate)
     first: list[list[np.ndarray]] = []  # images, for what comes after the sweep
@@ -258,107 +267,63 @@ def _check_options(method: str, stack: str, on_unsupported: str, data: Any, seed
 # ---------------------------------------------------------------------- plan
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Conv:
-    """A layer that convolves, with the sizes at which it is called.
-
-    Attributes:
-      layer: the layer.
-      path: its name after those of the models around it, "backbone/conv1".
-      inputs, outputs: positions that it reads and writes for one image, all calls together.
-    """
-
-    layer: keras.layers.Layer
-    path: str
-    inputs: int
-    outputs: int
-
-    @property
-    def parameters(self) -> int:
-        return sum(int(np.prod(weight.shape)) for weight in self.layer.weights)
-
-    @property
-    def macs(self) -> int:
-        return costs.layer_macs(self.layer, self.inputs, self.outputs) or 0
-
-
-@dataclasses.dataclass(frozen=True)
-class _Option:
-    """One stack that could take a convolution's place; ``size`` is its rank, width or filters."""
-
-    stack: str
-    size: int
-    macs: int
-
-
 @dataclasses.dataclass(frozen=True)
 class _Decision:
     """Either the stacks of which the better one is taken, or why the convolution is kept."""
 
-    options: tuple[_Option, ...] = ()
+    options: tuple[Option, ...] = ()
     reason: str = ""
 
 
-def _find_convolutions(traced: graph.Graph) -> list[_Conv]:
-    found: dict[int, _Conv] = {}
-    for call in traced.calls:
-        if not costs.is_convolution(call.operation):
-            continue
-        inputs, outputs = (
-            costs.positions(traced.specs[n].shape, call.operation)
-            for n in (call.inputs[0], call.outputs[0])
+def _check_planned(
+    plan: Plan, convs: Sequence[Conv], stack: str, include: Any, exclude: Any, method: str
+) -> None:
+    if stack != "separable" or include is not None or exclude is not None:
+        raise Error("rank=plan: expected no stack, include or exclude beside it; edit the plan")
+    if method not in ("svd", "joint"):
+        raise Error(f"rank=plan: expected method 'joint' or 'svd', got {method!r}")
+    planned, found = [layer.name for layer in plan.layers], [conv.path for conv in convs]
+    if planned != found:
+        raise Error(
+            f"rank=plan: expected a plan of this model, whose convolutions are {found}; got one of "
+            f"{planned}"
         )
-        if inputs is None or outputs is None:  # sizes left open: per output position
-            strides = getattr(call.operation, "strides", (1, 1))
-            inputs, outputs = int(np.prod(strides)), 1
-        known = found.get(id(call.operation), _Conv(call.operation, call.path, 0, 0))
-        found[id(call.operation)] = dataclasses.replace(
-            known, inputs=known.inputs + inputs, outputs=known.outputs + outputs
-        )
-    return list(found.values())
 
 
-def _why_not(layer: Any) -> str:
-    """Why a convolution cannot be replaced at all; empty if it can."""
-    kinds = {kind.__name__ for kind in type(layer).__mro__}
-    for kind, reason in (
-        ("BaseDepthwiseConv", "already depthwise"),
-        ("BaseSeparableConv", "already separable"),
-        ("BaseConvTranspose", "a transposed convolution"),
-    ):
-        if kind in kinds:
-            return reason
-    if type(layer) is not keras.layers.Conv2D:
-        return f"a {type(layer).__name__}, not a plain Conv2D"
-    if layer.data_format != "channels_last":
-        return "channels first, which LiteRT does not run"
-    if layer.groups > 1:
-        return f"grouped ({layer.groups} groups)"
-    if tuple(layer.kernel_size) == (1, 1):
-        return "1x1 already"
-    return ""
+def _planned(conv: Conv, layer: LayerPlan) -> _Decision:
+    if not layer.replaced:
+        return _Decision(reason=layer.reason)
+    if reason := why_not(conv.layer):
+        raise Error(f"rank=plan: layer {conv.path!r} cannot be replaced: it is {reason}")
+    c, q, n = conv.sizes
+    if layer.stack == "separable" and layer.rank > min(q, n):
+        raise Error(f"rank=plan: rank of {conv.path!r}: expected 1..{min(q, n)}, got {layer.rank}")
+    if layer.stack == "separable":
+        return _Decision((candidates.separable(conv, layer.rank),))
+    each = costs.bottleneck_macs(c, q, n, 1, conv.outputs, conv.inputs)
+    return _Decision((Option("bottleneck", layer.width, layer.width * each),))
 
 
 def _choose(
-    convs: Sequence[_Conv],
+    convs: Sequence[Conv],
     rank: int | Mapping[str, int],
     include: str | Sequence[str] | None,
     exclude: str | Sequence[str] | None,
     on_unsupported: str,
-) -> list[tuple[_Conv, "_Wish"]]:
+) -> list[tuple[Conv, "_Wish"]]:
     """What the caller wants of each convolution."""
-    included, excluded = _matches(convs, "include", include), _matches(convs, "exclude", exclude)
+    included, excluded = matching(convs, "include", include), matching(convs, "exclude", exclude)
     everywhere = None if isinstance(rank, Mapping) else _checked_rank("rank", rank)
     by_name = rank if isinstance(rank, Mapping) else {}
     named = {
-        name: (_checked_rank(f"rank of {name!r}", value), _matches(convs, "rank", name))
+        name: (_checked_rank(f"rank of {name!r}", value), matching(convs, "rank", name))
         for name, value in by_name.items()
     }
     wishes = []
     for conv in convs:
         given = [size for size, paths in named.values() if conv.path in paths]
         asked = bool(given) or (include is not None and conv.path in included)
-        reason = _why_not(conv.layer)
+        reason = why_not(conv.layer)
         if reason and asked and on_unsupported == "error":
             raise Error(
                 f"layer {conv.path!r}: expected a regular convolution, but it is {reason}; leave "
@@ -391,54 +356,34 @@ def _checked_rank(option: str, value: Any) -> int:
     return int(value)
 
 
-def _matches(convs: Sequence[_Conv], option: str, patterns: Any) -> set[str]:
-    """Paths of the convolutions that match any of the patterns; each pattern must match one."""
-    matched = set()
-    for pattern in [patterns] if isinstance(patterns, str) else patterns or ():
-        hits = {
-            conv.path
-            for conv in convs
-            if fnmatch.fnmatchcase(conv.layer.name, pattern)
-            or fnmatch.fnmatchcase(conv.path, pattern)
-        }
-        if not hits:
-            names = ", ".join(conv.path for conv in convs) or "none"
-            raise Error(
-                f"{option}: expected names or patterns of convolutions, but {pattern!r} matches "
-                f"none; the model's convolutions are: {names}"
-            )
-        matched |= hits
-    return matched
-
-
-def _decide(conv: _Conv, wish: _Wish, stack: str, method: str) -> _Decision:
+def _decide(conv: Conv, wish: _Wish, stack: str, method: str) -> _Decision:
     if wish.reason:
         return _Decision(reason=wish.reason)
-    height, width, c, n = conv.layer.kernel.shape
-    q, rank = height * width, wish.rank
+    (_, q, n), rank = conv.sizes, wish.rank
     if wish.by_name and rank > min(q, n):
         raise Error(
-            f"rank of {conv.path!r}: expected 1..{min(q, n)} for its {height}x{width} taps and {n} "
-            f"outputs, got {rank}"
+            f"rank of {conv.path!r}: expected 1..{min(q, n)} for its {q} taps and {n} outputs, "
+            f"got {rank}"
         )
-    budget = costs.separable_macs(c, q, n, rank, conv.outputs)
-    bottleneck = costs.bottleneck_macs(c, q, n, 1, conv.outputs, conv.inputs)
-    channel = costs.channel_macs(c, q, n, 1, conv.outputs)
+    apart = candidates.separable(conv, rank)
     options = []
     if method == "channel":
-        options = [_Option("channel", size := min(n, max(1, budget // channel)), size * channel)]
+        options.append(candidates.channel(conv, apart.macs))
     else:
         if stack != "bottleneck" and rank <= min(q, n):
-            options.append(_Option("separable", rank, budget))
-        if stack != "separable" and budget >= bottleneck:
-            options.append(_Option("bottleneck", size := budget // bottleneck, size * bottleneck))
+            options.append(apart)
+        narrow = candidates.bottleneck(conv, apart.macs)
+        if stack != "separable" and narrow:
+            options.append(narrow)
     cheaper = tuple(option for option in options if option.macs < conv.macs)
     if cheaper:
         return _Decision(cheaper)
     if wish.by_name and options:
         logging.warning("layer %r: rank %d saves nothing", conv.path, rank)
         return _Decision(tuple(options))
-    return _Decision(reason=f"would not get cheaper: {conv.macs:,} MACs, {budget:,} at rank {rank}")
+    return _Decision(
+        reason=f"would not get cheaper: {conv.macs:,} MACs, {apart.macs:,} at rank {rank}"
+    )
 
 
 # ---------------------------------------------------------------------- solve
@@ -447,11 +392,11 @@ def _decide(conv: _Conv, wish: _Wish, stack: str, method: str) -> _Decision:
 class _Solver:
     """Finds stacks; keeps for each convolution what it chose and how well that does."""
 
-    def __init__(self, options: Mapping[int, tuple[_Option, ...]], method: str, recalibrate: bool):
+    def __init__(self, options: Mapping[int, tuple[Option, ...]], method: str, recalibrate: bool):
         self._options = options
         self._method = method
         self._recalibrate = recalibrate
-        self.chosen: dict[int, _Option] = {}
+        self.chosen: dict[int, Option] = {}
         self.errors: dict[int, tuple[float, float]] = {}  # of the stack; of the best kernel
 
     def without_data(self, conv: keras.layers.Conv2D) -> tuple[factorize.Stack, np.ndarray | None]:
@@ -476,14 +421,15 @@ class _Solver:
             if self._recalibrate:
                 stack, bias = _recalibrated(stack, plain, inputs.matrix)
         else:
-            stack = self._best(conv, target, collected.metric)
+            metric = None if collected.fisher is None else with_identity(collected.fisher)
+            stack = self._best(conv, target, metric)
             stack, bias = self._with_bias(conv, stack, plain, inputs)
             for _ in range(RECTIFICATIONS * collected.can_rectify):
                 assert not isinstance(stack, factorize.Channel)  # rows are kept for "joint" alone
                 wanted = collected.rectified(stack, bias)
                 equations = factorize.equations(inputs, wanted.xy, kernel)
                 with blas.threads(1):
-                    stack = factorize.refit(equations, stack, collected.metric)
+                    stack = factorize.refit(equations, stack, metric)
                 stack, bias = self._with_bias(conv, stack, wanted, inputs)
         variance = float(factorize.variances(stack, inputs.matrix).sum())
         error = _missed(stack.kernel().reshape(best.shape), variance, plain)
@@ -519,7 +465,7 @@ class _Solver:
         return stack
 
     def _factorize(
-        self, option: _Option, target: factorize.Target, metric: np.ndarray | None
+        self, option: Option, target: factorize.Target, metric: np.ndarray | None
     ) -> factorize.Stack:
         if option.stack == "bottleneck":
             return factorize.bottleneck(target, option.size, metric)
@@ -564,7 +510,7 @@ def _report(
     model: keras.Model,
     student: keras.Model,
     method: str,
-    plan: Sequence[tuple[_Conv, _Decision]],
+    plan: Sequence[tuple[Conv, _Decision]],
     solver: _Solver,
     expansions: Mapping[int, rebuild.Expansion],
 ) -> DecompositionReport:

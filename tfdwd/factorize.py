@@ -375,22 +375,25 @@ def joint_steps(equations: Equations, start: Separable, rounds: int) -> Iterator
     yield Separable(depthwise, _solve_pointwise(equations, depthwise, pointwise))
 
 
-def bottleneck(target: Target, width: int, metric: np.ndarray | None = None) -> Bottleneck:
+def bottleneck(
+    target: Target, width: int, metric: np.ndarray | None = None, rounds: int = 25
+) -> Bottleneck:
     """Pointwise to ``width`` channels, depthwise, pointwise: three least squares in turn.
 
     A CP decomposition of the kernel in the metric A, from the SVDs of the filters whose responses
-    are the principal components of the response. No step raises the error. Up to 25 rounds.
+    are the principal components of the response. No step raises the error.
 
     Args:
       target: what to imitate.
       width: 1 or more; exact from n * min(c, q) on.
       metric: (n, n) positive definite weight of the response's error; the identity if None.
+      rounds: triples of least squares, at most.
     """
     if width < 1:
         raise Error(f"width of a bottleneck: expected 1 or more, got {width}")
     lower = _root(target, metric)
     weighted = Target(target.gram, target.product @ lower, target.kernel @ lower)
-    steps = bottleneck_steps(weighted, _principal_start(weighted, width), 25)
+    steps = bottleneck_steps(weighted, _principal_start(weighted, width), rounds)
     last = _settled(weighted, steps, 3)
     return dataclasses.replace(last, expand=last.expand @ np.linalg.inv(lower))
 

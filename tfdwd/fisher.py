@@ -26,8 +26,9 @@ def fisher_metrics(
 
     The second moment of the gradient of the log-likelihood at the response (K-FAC's output
     factor), with labels drawn from the network's own prediction, so none are needed. An output
-    that is no softmax gets random cotangents in units of its own spread instead. The identity is
-    added, both scaled to the trace n: some directions get no gradient from so few images.
+    that is no softmax gets random cotangents in units of its own spread instead. Summed over the
+    positions of an image: half the product with an error's second moment at one position is, to
+    second order, what the error costs in log-likelihood.
 
     Args:
       graph: the network.
@@ -38,7 +39,7 @@ def fisher_metrics(
       seed: of labels and cotangents.
 
     Returns:
-      {id(convolution): (n, n) positive definite, float64}.
+      {id(convolution): (n, n) positive semidefinite, float64}.
 
     Source: Martens and Grosse 2015, "Optimizing Neural Networks with Kronecker-factored
     Approximate Curvature", arXiv 1503.05671, section 3.
@@ -70,11 +71,12 @@ def fisher_metrics(
     signature = [tf.TensorSpec(specs[n].shape, specs[n].dtype) for n in graph.inputs]
     compiled = tf.function(squares, [signature, tf.TensorSpec((2,), tf.int32)], autograph=False)
     sums = [np.zeros((conv.filters, conv.filters)) for conv in convs]
-    for number, arrays in enumerate(_first_images(batches, min(IMAGES, -(-images // 4)))):
+    used = min(IMAGES, -(-images // 4))
+    for number, arrays in enumerate(_first_images(batches, used)):
         found = compiled([tf.constant(array) for array in arrays], tf.constant([seed, number]))
         for total, square in zip(sums, found, strict=True):
             total += square.numpy()
-    return {id(conv): _with_identity(total) for conv, total in zip(convs, sums, strict=True)}
+    return {id(conv): total / used for conv, total in zip(convs, sums, strict=True)}
 
 
 def _first_images(
@@ -112,6 +114,10 @@ def _is_softmax(graph: Graph, number: int) -> bool:
     )
 
 
-def _with_identity(square: np.ndarray) -> np.ndarray:
+def with_identity(square: np.ndarray) -> np.ndarray:
+    """A Fisher metric (n, n) plus the identity, both of the trace n: positive definite.
+
+    Some directions get no gradient from so few images.
+    """
     identity, trace = np.eye(len(square)), np.trace(square)
     return identity + square * (len(square) / trace) if trace > 0 else identity

@@ -143,6 +143,19 @@ def load_model(path: str) -> "keras.Model":
         raise Error(f"{path} is no Keras model that can be loaded here: {reason}") from error
 
 
+def load_text(path: str) -> str:
+    """Reads a text file.
+
+    Raises:
+      tfdwd.Error: there is no such file, or it holds no text.
+    """
+    _check_file(path)
+    try:
+        return Path(path).read_text()
+    except UnicodeDecodeError as error:
+        raise Error(f"{path} holds no text") from error
+
+
 def load_array(path: str, key: str | None, flag: str) -> np.ndarray:
     """Loads an array.
 

@@ -28,6 +28,12 @@ _MAX_IMAGES = flags.DEFINE_integer(
 _RANK = flags.DEFINE_integer(
     "rank", 1, "depthwise filters per channel; 1 is the cheapest", 1, flag_values=FLAGS
 )
+_PLAN = flags.DEFINE_string(
+    "plan",
+    None,
+    "a .json file of tfdwd-plan, edited or not; instead of --rank, --stack, --include, --exclude",
+    flag_values=FLAGS,
+)
 _STACK = flags.DEFINE_enum(
     "stack",
     "separable",
@@ -64,7 +70,9 @@ def main() -> None:
     student, report = tfdwd.decompose(
         model,
         data,
-        rank=_RANK.value,
+        rank=_RANK.value
+        if _PLAN.value is None
+        else tfdwd.Plan.from_json(common.load_text(_PLAN.value)),
         stack=_STACK.value,
         method=_METHOD.value,
         include=_INCLUDE.value,

@@ -8,9 +8,8 @@ Example:
 from absl import flags
 
 import tfdwd
+from tfdwd.conversion import QUANTIZATIONS
 from tfdwd.scripts import common
-
-QUANTIZATIONS = ("none", "float16", "dynamic", "int8", "int16x8")
 
 FLAGS = flags.FlagValues()
 _MODEL = common.define_model(FLAGS)

@@ -1,0 +1,36 @@
+"""Writes the tables of README.md anew from the CSV files that the benchmarks left.
+
+    python benchmarks/tables.py
+
+Each table stands under a comment that names its file and columns; a test holds them together.
+"""
+
+import csv
+import pathlib
+import re
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+_TABLE = re.compile(r"<!-- (\S+\.csv): (.+?) -->\n(?:\|.*\n)*")
+
+
+def table(path: str, columns: list[str]) -> str:
+    """Some columns of a CSV file as a Markdown table; the first is text, the others numbers."""
+    with open(ROOT / path, newline="") as file:
+        headers, *rows = csv.reader(file)
+    places = [headers.index(column) for column in columns]
+    lines = [columns, ["---"] + ["---:"] * (len(columns) - 1)]
+    lines += [[row[place] for place in places] for row in rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def with_tables(text: str) -> str:
+    """The README with every table as its CSV file has it."""
+    return _TABLE.sub(
+        lambda found: f"<!-- {found[1]}: {found[2]} -->\n{table(found[1], found[2].split(', '))}",
+        text,
+    )
+
+
+if __name__ == "__main__":
+    readme = ROOT / "README.md"
+    readme.write_text(with_tables(readme.read_text()))

@@ -1,0 +1,132 @@
+"""The convolutions of a network, and the stacks that could take their places."""
+
+import dataclasses
+import fnmatch
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfdwd import costs, graph
+from tfdwd.errors import Error
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Conv:
+    """A layer that convolves, with the sizes at which it is called.
+
+    Attributes:
+      layer: the layer.
+      path: its name after those of the models around it, "backbone/conv1".
+      inputs, outputs: positions that it reads and writes for one image, all calls together.
+    """
+
+    layer: keras.layers.Layer
+    path: str
+    inputs: int
+    outputs: int
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Input channels c, taps q, outputs n of a regular convolution."""
+        height, width, c, n = self.layer.kernel.shape
+        return c, height * width, n
+
+    @property
+    def parameters(self) -> int:
+        return sum(int(np.prod(weight.shape)) for weight in self.layer.weights)
+
+    @property
+    def macs(self) -> int:
+        return costs.layer_macs(self.layer, self.inputs, self.outputs) or 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """One stack that could take a convolution's place; ``size`` is its rank, width or filters."""
+
+    stack: str
+    size: int
+    macs: int
+
+
+def find_convolutions(traced: graph.Graph) -> list[Conv]:
+    found: dict[int, Conv] = {}
+    for call in traced.calls:
+        if not costs.is_convolution(call.operation):
+            continue
+        inputs, outputs = (
+            costs.positions(traced.specs[n].shape, call.operation)
+            for n in (call.inputs[0], call.outputs[0])
+        )
+        if inputs is None or outputs is None:  # sizes left open: per output position
+            strides = getattr(call.operation, "strides", (1, 1))
+            inputs, outputs = int(np.prod(strides)), 1
+        known = found.get(id(call.operation), Conv(call.operation, call.path, 0, 0))
+        found[id(call.operation)] = dataclasses.replace(
+            known, inputs=known.inputs + inputs, outputs=known.outputs + outputs
+        )
+    return list(found.values())
+
+
+def why_not(layer: Any) -> str:
+    """Why a convolution cannot be replaced at all; empty if it can."""
+    kinds = {kind.__name__ for kind in type(layer).__mro__}
+    for kind, reason in (
+        ("BaseDepthwiseConv", "already depthwise"),
+        ("BaseSeparableConv", "already separable"),
+        ("BaseConvTranspose", "a transposed convolution"),
+    ):
+        if kind in kinds:
+            return reason
+    if type(layer) is not keras.layers.Conv2D:
+        return f"a {type(layer).__name__}, not a plain Conv2D"
+    if layer.data_format != "channels_last":
+        return "channels first, which LiteRT does not run"
+    if layer.groups > 1:
+        return f"grouped ({layer.groups} groups)"
+    if tuple(layer.kernel_size) == (1, 1):
+        return "1x1 already"
+    return ""
+
+
+def matching(convs: Sequence[Conv], option: str, patterns: Any) -> set[str]:
+    """Paths of the convolutions that match any of the patterns; each pattern must match one."""
+    matched = set()
+    for pattern in [patterns] if isinstance(patterns, str) else patterns or ():
+        hits = {
+            conv.path
+            for conv in convs
+            if fnmatch.fnmatchcase(conv.layer.name, pattern)
+            or fnmatch.fnmatchcase(conv.path, pattern)
+        }
+        if not hits:
+            names = ", ".join(conv.path for conv in convs) or "none"
+            raise Error(
+                f"{option}: expected names or patterns of convolutions, but {pattern!r} matches "
+                f"none; the model's convolutions are: {names}"
+            )
+        matched |= hits
+    return matched
+
+
+def separable(conv: Conv, rank: int) -> Option:
+    """The separable stack of a rank."""
+    c, q, n = conv.sizes
+    return Option("separable", rank, costs.separable_macs(c, q, n, rank, conv.outputs))
+
+
+def bottleneck(conv: Conv, macs: int) -> Option | None:
+    """The widest bottleneck stack of at most so many MACs; None if not even one channel fits."""
+    c, q, n = conv.sizes
+    each = costs.bottleneck_macs(c, q, n, 1, conv.outputs, conv.inputs)
+    return Option("bottleneck", macs // each, macs // each * each) if macs >= each else None
+
+
+def channel(conv: Conv, macs: int) -> Option:
+    """The channel decomposition of at most so many MACs, of one filter at least."""
+    c, q, n = conv.sizes
+    each = costs.channel_macs(c, q, n, 1, conv.outputs)
+    filters = min(n, max(1, macs // each))
+    return Option("channel", filters, filters * each)

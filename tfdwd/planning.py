@@ -1,0 +1,561 @@
+"""Which layers to replace, by which stacks: chosen by measured time and by predicted loss."""
+
+import dataclasses
+import itertools
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import scipy.optimize
+from absl import logging
+
+from tfdwd import (
+    benchmarking,
+    blas,
+    bridge,
+    calibration,
+    candidates,
+    conversion,
+    costs,
+    factorize,
+    graph,
+    lite,
+    rebuild,
+    reporting,
+)
+from tfdwd.batches import batches
+from tfdwd.candidates import Conv, Option
+from tfdwd.errors import Error
+from tfdwd.fisher import with_identity
+
+# Widths of the bottlenecks that are tried, as parts of the convolution's MACs.
+_BOTTLENECK_MACS = (0.06, 0.09, 0.13, 0.18, 0.25, 0.35, 0.5)
+_RANKS = 4
+_UNKNOWNS = 3000  # taps times width of the widest bottleneck: its fit takes their cube
+_FIT_ROUNDS = 5  # of a bottleneck: enough to tell stacks apart
+_ROUNDS = 9  # of timing, for each layer with its stacks
+_NETWORK_ROUNDS = 20
+_RANDOM_IMAGES = 8  # for the ranges of a layer that is only timed
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerPlan:
+    """What is to become of one convolution. To be edited by hand where that is wanted.
+
+    Attributes:
+      name: the layer's name, with the names of the nested models around it: "backbone/conv1".
+      replaced: whether a stack is to take its place.
+      reason: why it is kept; empty if it is replaced.
+      stack: "separable", "bottleneck", or empty if kept.
+      rank: of a separable stack; 0 otherwise.
+      width: of a bottleneck; 0 otherwise.
+      macs_before, macs_after: of one image, all calls of a shared layer together.
+      parameters_before, parameters_after: kernels and biases.
+      error: predicted loss in log-likelihood, in nats for each image; 0 if kept.
+      ms_before, ms_after: measured alone, in milliseconds, all calls together; None if it was not
+        measured, as nothing could take its place.
+    """
+
+    name: str
+    replaced: bool
+    reason: str
+    stack: str
+    rank: int
+    width: int
+    macs_before: int
+    macs_after: int
+    parameters_before: int
+    parameters_after: int
+    error: float = 0.0
+    ms_before: float | None = None
+    ms_after: float | None = None
+
+    def __post_init__(self) -> None:
+        sizes = {"separable": (self.rank, self.width), "bottleneck": (self.width, self.rank)}
+        if not self.replaced and (self.stack or not self.reason):
+            raise Error(f"layer {self.name!r}: a kept layer has a reason and no stack")
+        if self.replaced and (self.stack not in sizes or self.reason):
+            raise Error(
+                f"layer {self.name!r}: a replaced layer has no reason and a stack, separable or "
+                f"bottleneck; got {self.stack!r}"
+            )
+        if self.replaced and (sizes[self.stack][0] < 1 or sizes[self.stack][1] != 0):
+            raise Error(
+                f"layer {self.name!r}: a separable stack has a rank from 1 and the width 0, a "
+                f"bottleneck a width from 1 and the rank 0; got {self.rank} and {self.width}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Which layers to replace by what; `tfdwd.decompose(model, data, rank=plan)` does it.
+
+    Attributes:
+      layers: one record per convolution, from the inputs to the outputs.
+      budget: what was asked for, such as "latency=0.5".
+      ms_before: of the whole network, measured, in milliseconds.
+      ms_after: of the student, predicted: less what each replaced layer saves.
+      error: predicted loss of all layers in log-likelihood, in nats for each image. A ranking of
+        plans rather than a promise: it takes the layers' errors for small and independent.
+      quantize, threads, device, runtime: how and where the times were measured.
+    """
+
+    layers: tuple[LayerPlan, ...]
+    budget: str
+    ms_before: float
+    ms_after: float
+    error: float
+    quantize: str
+    threads: int
+    device: str
+    runtime: str
+
+    def layer(self, name: str) -> LayerPlan:
+        """The record of one convolution."""
+        return {layer.name: layer for layer in self.layers}[name]
+
+    def __str__(self) -> str:
+        rows = [
+            (
+                layer.name,
+                f"{layer.stack} {layer.rank or layer.width}" if layer.replaced else "kept",
+                f"{layer.macs_before:,}",
+                f"{layer.macs_after:,}",
+                "" if layer.ms_before is None else f"{layer.ms_before:.4f}",
+                "" if layer.ms_after is None else f"{layer.ms_after:.4f}",
+                f"{layer.error:.4f}",
+                layer.reason,
+            )
+            for layer in self.layers
+        ]
+        headers = ["layer", "stack", "MACs", "after", "ms", "after", "loss", "why kept"]
+        return (
+            f"{reporting.table(headers, rows)}\n{self.budget}: {self.ms_before:.3f} ms -> "
+            f"{self.ms_after:.3f} ms predicted, loss {self.error:.4f}; quantised: {self.quantize}, "
+            f"{self.threads} thread(s), {self.device}, LiteRT {self.runtime}"
+        )
+
+    def to_json(self) -> str:
+        """The plan as JSON; `from_json` reads it back, edited or not."""
+        return reporting.to_json(self)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Plan":
+        """Reads what `to_json` wrote."""
+        return reporting.from_json(cls, text)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Candidate:
+    """One thing that may become of a convolution; option None keeps it."""
+
+    option: Option | None
+    macs: int
+    parameters: int
+    error: float
+    ms: float | None
+
+
+def plan(
+    model: keras.Model,
+    data: Any,
+    *,
+    latency: float | str | None = None,
+    macs: float | None = None,
+    params: float | None = None,
+    max_error: float | None = None,
+    quantize: str = "none",
+    threads: int = 1,
+    include: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] | None = None,
+    cache: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+) -> Plan:
+    """Chooses for each convolution whether and by what to replace it, within one budget.
+
+    Each layer and each stack that could take its place is timed alone on this machine's LiteRT, in
+    the precision and with the threads given; what was not measured to be faster is not taken. The
+    loss that a stack brings is predicted from the second moments of the original's responses and
+    the Fisher metric. Of all combinations within the budget the one of least predicted loss is
+    taken, exactly, by an integer program.
+
+    Args:
+      model: a Functional or Sequential Keras 3 model (or a tf_keras one) of fixed input sizes.
+      data: calibration images, as for `tfdwd.decompose`.
+      latency: budget for the time of a run: a part of the original's (0.5), or milliseconds
+        ("1.5ms").
+      macs, params: budget for the MACs or the parameters of the network: a part of the original's
+        if at most 1, else a number.
+      max_error: budget for the predicted loss, in nats for each image; then the fastest is taken.
+      quantize: the precision that will be deployed, as for `tfdwd.export`.
+      threads: that LiteRT will be given.
+      include, exclude: as for `tfdwd.decompose`.
+      cache: a .json file for measured times; ~/.cache/tfdwd/latency.json if None.
+      seed: of the sampled positions.
+
+    Returns:
+      The plan.
+
+    Raises:
+      tfdwd.Error: not exactly one budget, one that cannot be met (the message says what can), or
+        as `tfdwd.decompose`.
+
+    Example:
+      >>> student = tfdwd.decompose(model, images, rank=plan(model, images, latency=0.5))
+    """
+    budgets = {"latency": latency, "macs": macs, "params": params, "max_error": max_error}
+    given = [(kind, value) for kind, value in budgets.items() if value is not None]
+    if len(given) != 1:
+        raise Error(
+            f"plan: expected exactly one budget of {', '.join(budgets)}, got "
+            f"{', '.join(kind for kind, _ in given) or 'none'}"
+        )
+    [(kind, value)] = given
+    amount, is_part = _amount(kind, value)
+    if quantize not in conversion.QUANTIZATIONS:
+        raise Error(
+            f"quantize: expected one of {', '.join(conversion.QUANTIZATIONS)}, got {quantize!r}"
+        )
+    model = bridge.to_keras3(model)
+    traced = graph.trace(model)
+    convs = candidates.find_convolutions(traced)
+    reasons = _reasons(convs, include, exclude)
+    images = [arrays for arrays, _ in batches(data, model, 64)]
+    options = {id(conv.layer): _options(conv) for conv in convs if not reasons[conv.path]}
+    errors = _errors(traced, images, [c for c in convs if id(c.layer) in options], options, seed)
+    times = _Times(quantize, threads, cache)
+    few = [np.concatenate(arrays)[:256] for arrays in zip(*images, strict=True)]
+    content = conversion.convert(model, quantize, False, few)
+    network = benchmarking.benchmark({"model": content}, threads=threads, rounds=_NETWORK_ROUNDS)
+    whole = costs.count(model)
+    totals = {
+        "latency": network.timings[0].median_ms,
+        "macs": whole.macs,
+        "params": whole.parameters,
+        "max_error": 1.0,
+    }
+    choices: list[list[_Candidate]] = []
+    for conv in reporting.progress(convs, "timing layers"):
+        shapes = [
+            traced.specs[call.inputs[0]].shape[1:]
+            for call in traced.calls
+            if call.operation is conv.layer
+        ]
+        kept = _Candidate(None, conv.macs, conv.parameters, 0.0, None)
+        own = options.get(id(conv.layer), [])
+        if own:
+            kept_ms, measured = times.of(conv, shapes, own)
+            kept = dataclasses.replace(kept, ms=kept_ms)
+            faster = [option for option in own if measured[option] is not None]
+            if not faster:
+                best = min(times.seen.values())
+                reasons[conv.path] = (
+                    f"no stack was measured to be faster: {kept_ms:.4f} ms, the best {best:.4f} ms"
+                )
+            choices.append(
+                [kept]
+                + [
+                    _Candidate(
+                        option,
+                        option.macs,
+                        _parameters(conv, option),
+                        errors[id(conv.layer)][option],
+                        measured[option],
+                    )
+                    for option in faster
+                ]
+            )
+        else:
+            choices.append([kept])
+    limit = amount * totals[kind] if is_part else amount
+    taken = _choose(choices, kind, limit, totals, f"{kind}={value}")
+    return _plan(convs, choices, taken, reasons, f"{kind}={value}", network, quantize)
+
+
+def _amount(kind: str, value: Any) -> tuple[float, bool]:
+    """The budget as a number, and whether it is a part of the original's."""
+    text = str(value)
+    milliseconds = kind == "latency" and isinstance(value, str) and text.endswith("ms")
+    try:
+        number = float(text.removesuffix("ms") if milliseconds else text)
+    except ValueError:
+        number = float("nan")
+    if not number > 0 or (isinstance(value, str) and kind != "latency"):
+        raise Error(
+            f"{kind}: expected a positive number"
+            + (
+                ", a part of the original's, or milliseconds as '1.5ms'"
+                if kind == "latency"
+                else ""
+            )
+            + f", got {value!r}"
+        )
+    if kind == "latency" and not milliseconds and number > 1:
+        raise Error(
+            f"latency: expected a part of the original's up to 1, or '{text}ms', got {text}"
+        )
+    return number, not milliseconds and kind != "max_error" and number <= 1
+
+
+def _reasons(convs: Sequence[Conv], include: Any, exclude: Any) -> dict[str, str]:
+    """Why each convolution is kept whatever the times are; empty where it may be replaced."""
+    included = candidates.matching(convs, "include", include)
+    excluded = candidates.matching(convs, "exclude", exclude)
+    reasons = {}
+    for conv in convs:
+        reason = candidates.why_not(conv.layer)
+        if not reason and conv.path in excluded:
+            reason = "excluded"
+        if not reason and include is not None and conv.path not in included:
+            reason = "not included"
+        reasons[conv.path] = reason
+    return reasons
+
+
+def _options(conv: Conv) -> list[Option]:
+    """Stacks of fewer MACs than the convolution."""
+    _, q, n = conv.sizes
+    found = [candidates.separable(conv, rank) for rank in range(1, min(q, n, _RANKS) + 1)]
+    for part in _BOTTLENECK_MACS:
+        narrow = candidates.bottleneck(conv, int(part * conv.macs))
+        if narrow is not None and narrow not in found and q * narrow.size <= _UNKNOWNS:
+            found.append(narrow)
+    return [option for option in found if option.macs < conv.macs]
+
+
+def _parameters(conv: Conv, option: Option) -> int:
+    c, q, n = conv.sizes
+    bias = n  # fitted, whether the convolution has one or not
+    if option.stack == "separable":
+        return option.size * c * (q + n) + bias
+    return option.size * (c + q + n) + bias
+
+
+# ---------------------------------------------------------------------- predicted loss
+
+
+def _errors(
+    traced: graph.Graph,
+    images: Sequence[Sequence[np.ndarray]],
+    convs: Sequence[Conv],
+    options: Mapping[int, Sequence[Option]],
+    seed: int,
+) -> dict[int, dict[Option, float]]:
+    """Predicted loss in nats of each stack, {id(layer): {option: loss}}, each layer on its own."""
+    found: dict[int, dict[Option, float]] = {}
+
+    def solve(
+        layer: keras.layers.Conv2D, collected: calibration.Collected
+    ) -> tuple[factorize.Stack, np.ndarray | None]:
+        kernel, moments = rebuild.kernel_of(layer), collected.moments
+        fisher = collected.fisher
+        assert fisher is not None
+        with blas.threads(len(moments.sum_x)):
+            target = factorize.target(factorize.gram(moments.xx), moments.xy, kernel)
+        metric = with_identity(fisher)
+        stacks: dict[Option, factorize.Stack] = {}
+        with blas.threads(1):
+            for option in options[id(layer)]:
+                if option.stack == "separable":
+                    stacks[option] = factorize.joint(target, option.size, metric)
+                else:
+                    stacks[option] = factorize.bottleneck(target, option.size, metric, _FIT_ROUNDS)
+        found[id(layer)] = {
+            option: 0.5 * target.error(stack.kernel(), fisher) for option, stack in stacks.items()
+        }
+        return factorize.svd(kernel, 1), None
+
+    layers = [conv.layer for conv in convs]
+    calibration.sweep(traced, images, layers, solve, across_layers=False, weigh=True, seed=seed)
+    return found
+
+
+# ---------------------------------------------------------------------- measured time
+
+
+class _Times:
+    """Measured milliseconds of layers and stacks, cached in a file.
+
+    Attributes:
+      seen: of the last layer asked for, {option: ms}, faster or not.
+    """
+
+    def __init__(self, quantize: str, threads: int, cache: str | os.PathLike[str] | None) -> None:
+        root = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+        self._path = root / "tfdwd" / "latency.json" if cache is None else Path(cache)
+        self._quantize, self._threads = quantize, threads
+        self._known: dict[str, dict[str, float]] = {}
+        if self._path.is_file():
+            try:
+                self._known = json.loads(self._path.read_text())
+            except ValueError as error:
+                raise Error(
+                    f"{self._path}: expected a cache of measured times, got no JSON; delete it"
+                ) from error
+        self._where = f"{benchmarking.device()} | LiteRT {lite.runtime_version()}"
+        self.seen: dict[Option, float] = {}
+
+    def of(
+        self, conv: Conv, shapes: Sequence[tuple[int, ...]], options: Sequence[Option]
+    ) -> tuple[float, dict[Option, float | None]]:
+        """Milliseconds of the convolution; of each stack, None where it was not faster."""
+        kept, self.seen = 0.0, dict.fromkeys(options, 0.0)
+        surely = dict.fromkeys(options, True)
+        for shape in shapes:
+            known = self._measured(conv.layer, shape, options)
+            kept += known["kept"]
+            for option in options:
+                self.seen[option] += known[f"{option.stack} {option.size}"]
+                surely[option] &= known[f"{option.stack} {option.size} surely"] > 1
+        return kept, {
+            option: ms if surely[option] and ms < kept else None for option, ms in self.seen.items()
+        }
+
+    def _measured(
+        self, layer: keras.layers.Conv2D, shape: tuple[int, ...], options: Sequence[Option]
+    ) -> dict[str, float]:
+        key = (
+            f"{self._where} | {self._quantize} | {self._threads} | {'x'.join(map(str, shape))} -> "
+            f"{layer.filters}, taps {layer.kernel_size}, strides {layer.strides}, dilation "
+            f"{layer.dilation_rate}, {layer.padding}"
+        )
+        known = self._known.setdefault(key, {})
+        missing = [o for o in options if f"{o.stack} {o.size}" not in known]
+        if not missing:
+            return known
+        files = dict(_files(layer, shape, missing, self._quantize))
+        report = benchmarking.benchmark(files, threads=self._threads, rounds=_ROUNDS)
+        known["kept"] = report.timings[0].median_ms
+        for timing in report.timings[1:]:
+            known[timing.name] = report.timings[0].median_ms / timing.speed_up
+            known[f"{timing.name} surely"] = timing.speed_up_low
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        reporting.write_whole(self._path, json.dumps(self._known, indent=1))
+        return known
+
+
+def _files(
+    layer: keras.layers.Conv2D, shape: tuple[int, ...], options: Sequence[Option], quantize: str
+) -> Iterator[tuple[str, bytes]]:
+    """A .tflite model of the layer alone, and one of each stack, with random weights."""
+    source = np.random.default_rng(0)
+    images = [source.normal(size=(_RANDOM_IMAGES, *shape)).astype(np.float32)]
+    config = {**layer.get_config(), "dtype": "float32", "activation": "relu", "use_bias": True}
+    conv = keras.layers.Conv2D.from_config(config)
+    x = keras.Input(shape, name="x")
+    yield "kept", conversion.convert(keras.Model(x, conv(x)), quantize, False, images)
+    c, q, n = conv.kernel.shape[2], int(np.prod(layer.kernel_size)), layer.filters
+    for option in options:
+        r = option.size
+        shapes = [(c, q, r), (c, r, n)] if option.stack == "separable" else [(c, r), (q, r), (r, n)]
+        kind = factorize.Separable if option.stack == "separable" else factorize.Bottleneck
+        factors = [source.normal(size=s) / np.sqrt(np.prod(s[:-1])) for s in shapes]
+        stack = rebuild.expand(conv, kind(*factors), np.zeros(n))
+        model = keras.Model(x, stack(x))
+        yield f"{option.stack} {r}", conversion.convert(model, quantize, False, images)
+
+
+# ---------------------------------------------------------------------- choice
+
+
+def _choose(
+    choices: Sequence[Sequence[_Candidate]],
+    kind: str,
+    limit: float,
+    totals: Mapping[str, float],
+    budget: str,
+) -> list[int]:
+    """Which candidate of each convolution to take: an integer program, solved exactly."""
+
+    def amounts(of: str) -> np.ndarray:
+        """What each candidate adds to what keeping everything costs."""
+        value = {
+            "latency": lambda c, kept: 0.0 if c.option is None else c.ms - kept.ms,
+            "macs": lambda c, kept: c.macs - kept.macs,
+            "params": lambda c, kept: c.parameters - kept.parameters,
+            "max_error": lambda c, kept: c.error,
+        }[of]
+        return np.array([value(c, own[0]) for own in choices for c in own], float)
+
+    start = 0.0 if kind == "max_error" else totals[kind]
+    weights, goal = amounts(kind), amounts("latency" if kind == "max_error" else "max_error")
+    first = np.cumsum([0, *map(len, choices)])
+    least = start + sum(weights[a:b].min() for a, b in itertools.pairwise(first))
+    if least > limit:
+        part = "" if kind == "max_error" else f", {least / totals[kind]:.3f} of the original's"
+        raise Error(
+            f"{budget}: expected a budget that can be met; the least is {least:.6g}{part}, with "
+            "every layer replaced by the smallest stack that was measured to be faster"
+        )
+    one_each = np.zeros((len(choices), len(weights)))
+    for row, (a, b) in enumerate(itertools.pairwise(first)):
+        one_each[row, a:b] = 1
+    scale = np.abs(goal).max() or 1.0
+    solution = scipy.optimize.milp(
+        goal / scale + 1e-9 * weights / (np.abs(weights).max() or 1.0),  # of equals the smaller
+        integrality=np.ones(len(weights)),
+        bounds=scipy.optimize.Bounds(0, 1),
+        constraints=[
+            scipy.optimize.LinearConstraint(one_each, 1, 1),
+            scipy.optimize.LinearConstraint(weights[None], ub=limit - start),
+        ],
+        options={"mip_rel_gap": 0},
+    )
+    if solution.x is None:
+        raise Error(f"{budget}: the integer program was not solved: {solution.message}")
+    return [int(np.argmax(solution.x[a:b])) for a, b in itertools.pairwise(first)]
+
+
+def _plan(
+    convs: Sequence[Conv],
+    choices: Sequence[Sequence[_Candidate]],
+    taken: Sequence[int],
+    reasons: Mapping[str, str],
+    budget: str,
+    network: benchmarking.BenchmarkReport,
+    quantize: str,
+) -> Plan:
+    layers, saved = [], 0.0
+    for conv, own, index in zip(convs, choices, taken, strict=True):
+        kept, chosen = own[0], own[index]
+        option, reason = chosen.option, reasons[conv.path]
+        if option is not None:
+            assert kept.ms is not None and chosen.ms is not None
+            saved += kept.ms - chosen.ms
+        elif not reason:
+            best = min(own[1:], key=lambda c: c.ms or 0.0)
+            reason = f"within the budget; {best.ms:.4f} ms for a loss of {best.error:.4f}"
+        layers.append(
+            LayerPlan(
+                name=conv.path,
+                replaced=option is not None,
+                reason="" if option else reason,
+                stack=option.stack if option else "",
+                rank=option.size if option and option.stack == "separable" else 0,
+                width=option.size if option and option.stack == "bottleneck" else 0,
+                macs_before=kept.macs,
+                macs_after=chosen.macs,
+                parameters_before=kept.parameters,
+                parameters_after=chosen.parameters,
+                error=chosen.error,
+                ms_before=kept.ms,
+                ms_after=chosen.ms,
+            )
+        )
+        logging.info("%s", layers[-1])
+    before = network.timings[0].median_ms
+    return Plan(
+        layers=tuple(layers),
+        budget=budget,
+        ms_before=before,
+        ms_after=before - saved,
+        error=sum(layer.error for layer in layers),
+        quantize=quantize,
+        threads=network.threads,
+        device=network.device,
+        runtime=network.runtime,
+    )

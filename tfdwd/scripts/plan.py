@@ -1,0 +1,72 @@
+"""Chooses which layers of a network to replace by what, by measured time; writes a plan.
+
+Example:
+  tfdwd-plan --model=resnet8.keras --output=plan.json --images=train.npz --images_key=x_train \\
+      --latency=0.5
+  tfdwd-decompose --model=resnet8.keras --output=student.keras --images=train.npz \\
+      --images_key=x_train --plan=plan.json
+"""
+
+from absl import flags
+
+import tfdwd
+from tfdwd import reporting
+from tfdwd.conversion import QUANTIZATIONS
+from tfdwd.scripts import common
+
+FLAGS = flags.FlagValues()
+_MODEL = common.define_model(FLAGS)
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "the .json file to write", required=True, flag_values=FLAGS
+)
+_IMAGES = common.define_array(
+    FLAGS, "images", "calibration images (1,000 are plenty, labels are not needed)", required=True
+)
+_MAX_IMAGES = flags.DEFINE_integer(
+    "max_images", 1024, "how many of the images to use, from the first", 1, flag_values=FLAGS
+)
+_LATENCY = flags.DEFINE_string(
+    "latency", None, "budget: a part of the original's time (0.5) or 1.5ms", flag_values=FLAGS
+)
+_MACS = flags.DEFINE_float(
+    "macs", None, "budget: MACs, or a part of the original's up to 1", flag_values=FLAGS
+)
+_PARAMS = flags.DEFINE_float(
+    "params", None, "budget: parameters, or a part of the original's up to 1", flag_values=FLAGS
+)
+_MAX_ERROR = flags.DEFINE_float(
+    "max_error", None, "budget: predicted loss in nats for each image", flag_values=FLAGS
+)
+_QUANTIZE = flags.DEFINE_enum(
+    "quantize", "none", list(QUANTIZATIONS), "the precision to be deployed", flag_values=FLAGS
+)
+_THREADS = flags.DEFINE_integer(
+    "threads", 1, "that LiteRT will be given", lower_bound=1, flag_values=FLAGS
+)
+
+
+def main() -> None:
+    """Loads, plans, writes and prints the plan."""
+    images = _IMAGES()
+    assert images is not None  # the flag is required
+    plan = tfdwd.plan(
+        _MODEL(),
+        images[: _MAX_IMAGES.value],
+        latency=_LATENCY.value,
+        macs=_MACS.value,
+        params=_PARAMS.value,
+        max_error=_MAX_ERROR.value,
+        quantize=_QUANTIZE.value,
+        threads=_THREADS.value,
+    )
+    reporting.write_whole(_OUTPUT.value, plan.to_json())
+    print(plan)
+
+
+def run() -> None:
+    """The console command."""
+    common.run(main, FLAGS, __doc__)
+
+
+if __name__ == "__main__":
+    run()
