@@ -72,7 +72,16 @@ def main() -> None:
                 )
             )  # fmt: skip
             print(*rows[-1], flush=True)
-    headers = ["network", "stacks", "float", "int8", "loses", "unscaled", "loses unscaled", "SQNR in dB"]
+    headers = [
+        "network",
+        "stacks",
+        "float",
+        "int8",
+        "loses",
+        "unscaled",
+        "loses unscaled",
+        "SQNR in dB",
+    ]
     print(reporting.table(headers, rows))
     with open(HERE / "int8.csv", "w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([headers, *rows])

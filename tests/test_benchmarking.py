@@ -1,4 +1,6 @@
 import datetime
+import subprocess
+import sys
 
 import keras
 import numpy as np
@@ -153,3 +155,63 @@ def test_a_timing_checks_itself():
         Timing("a", 1, 1.0, 2.0, 3.0, 1.0, 1.0, 1.0)
     with pytest.raises(Error, match="speed-up of 'a' outside of its interval"):
         Timing("a", 1, 1.0, 1.0, 1.0, 2.0, 1.0, 1.5)
+
+
+def test_loading_and_the_first_run_are_measured_in_a_new_process(one_layer):
+    report = benchmark({"one": one_layer}, rounds=2, startup=True)
+    [timing] = report.timings
+    assert timing.load_ms > 0 and timing.first_ms > 0
+    # The model alone: 36 KiB of weights, but far from an interpreter's tens of MiB.
+    assert timing.peak_kib is None or 36 < timing.peak_kib < 32 * 1024
+    assert "load ms  first ms  peak MiB" in str(report)
+    assert reporting.from_json(BenchmarkReport, report.to_json()) == report
+
+
+def test_a_process_that_fails_is_an_error(monkeypatch):
+    monkeypatch.setattr(benchmarking.sys, "executable", "/bin/false")
+    with pytest.raises(Error, match="the process that measures a model's start failed"):
+        benchmarking._startup(b"", 1, True)
+
+
+def test_without_xnnpack_it_is_slower_and_the_report_says_so(one_layer):
+    slow, fast = (benchmark({"one": one_layer}, rounds=5, xnnpack=x) for x in (False, True))
+    assert slow.timings[0].median_ms > fast.timings[0].median_ms
+    assert " without XNNPACK, " in str(slow) and "XNNPACK" not in str(fast)
+
+
+def report_of(*timings):
+    return BenchmarkReport(timings, "a CPU", 1, 30, "2.3.0", "2026-01-02")
+
+
+def test_noise_is_named():
+    first = Timing("original", 2048, 2.0, 1.9, 2.1, 1.0, 1.0, 1.0)
+    same = Timing("same", 1024, 2.0, 1.9, 2.1, 1.01, 0.97, 1.04)
+    wild = Timing("wild", 1024, 1.0, 0.5, 2.1, 2.0, 1.8, 2.2)
+    calm = str(report_of(first)).splitlines()
+    assert calm[-1].startswith("a CPU, 1 thread")
+    lines = str(report_of(first, same, wild)).splitlines()
+    assert lines[-2] == "same: faster or slower cannot be told from the noise"
+    assert lines[-1].startswith("a noisy machine: p90 is over 1.25 times p10 for wild; ")
+
+
+def test_csv_has_a_line_for_each_model():
+    first = Timing("original", 2048, 2.0, 1.9, 2.1, 1.0, 1.0, 1.0, 5.0, 3.0)
+    header, line = report_of(first).to_csv().splitlines()
+    found = dict(zip(header.split(","), line.split(","), strict=True))
+    assert found["name"] == "original" and found["load_ms"] == "5.0" and found["peak_kib"] == ""
+    assert found["device"] == "a CPU" and found["runtime"] == "2.3.0" and found["xnnpack"] == "True"
+
+
+@pytest.mark.slow
+def test_a_board_needs_no_tensorflow(one_layer, tmp_path, pytestconfig):
+    """The README's board installation, in an environment of its own; needs a package index."""
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "board"], check=True)
+    pip = [tmp_path / "board" / "bin" / "python", "-m", "pip", "install", "--quiet"]
+    subprocess.run([*pip, "numpy", "ai-edge-litert", "absl-py"], check=True)
+    subprocess.run([*pip, "--no-deps", pytestconfig.rootpath], check=True)
+    packages = subprocess.run([*pip[:3], "list"], capture_output=True, text=True, check=True).stdout
+    assert "tensorflow" not in packages and "keras" not in packages and "scipy" not in packages
+    command = [tmp_path / "board" / "bin" / "tfdwd-benchmark", f"--model={one_layer}", "--rounds=2"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[2].startswith("one ")

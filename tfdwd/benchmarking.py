@@ -3,15 +3,21 @@
 Needs only NumPy and ai-edge-litert (and TensorFlow where a Keras model is to be timed).
 """
 
+import csv
+import dataclasses
 import datetime
+import io
+import json
 import os
 import platform
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,6 +31,7 @@ if TYPE_CHECKING:
 # small beside it, however small the model.
 _SAMPLE_SECONDS = 0.02
 _RESAMPLES = 2000
+_NOISY = 1.25  # p90 over p10 from which on a machine is called noisy
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,11 @@ class Timing:
       speed_up: time of the first model over the time of this one: the median of the rounds' ratios.
       speed_up_low: lower end of the 95 % bootstrap interval of `speed_up`.
       speed_up_high: upper end of it.
+      load_ms: from the file to a model that is ready to run, in a new process; None if not asked
+        for.
+      first_ms: the first run there.
+      peak_kib: the most memory that loading and running took there; None where the system does not
+        tell.
     """
 
     name: str
@@ -50,12 +62,20 @@ class Timing:
     speed_up: float
     speed_up_low: float
     speed_up_high: float
+    load_ms: float | None = None
+    first_ms: float | None = None
+    peak_kib: float | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.p10_ms <= self.median_ms <= self.p90_ms:
             raise Error(f"timings of {self.name!r} out of order: {self}")
         if not 0 < self.speed_up_low <= self.speed_up <= self.speed_up_high:
             raise Error(f"speed-up of {self.name!r} outside of its interval: {self}")
+
+    @property
+    def noisy(self) -> bool:
+        """Whether the rounds differ too much to make much of a small difference."""
+        return self.p90_ms > _NOISY * self.p10_ms
 
 
 @dataclass(frozen=True)
@@ -66,6 +86,7 @@ class BenchmarkReport:
       timings: one per model, in the order given.
       device: the board or the CPU.
       threads: that LiteRT was given.
+      xnnpack: whether LiteRT was left to use XNNPACK, as it does by default.
       rounds: samples of each model.
       runtime: version of LiteRT.
       date: when, in UTC, ISO 8601.
@@ -77,9 +98,10 @@ class BenchmarkReport:
     rounds: int
     runtime: str
     date: str
+    xnnpack: bool = True
 
     def __str__(self) -> str:
-        rows = [
+        rows: list[tuple[str, ...]] = [
             (
                 timing.name,
                 f"{timing.bytes / 1024:.1f}",
@@ -91,11 +113,44 @@ class BenchmarkReport:
             for timing in self.timings
         ]
         headers = ["model", "KiB", "median ms", "p10..p90 ms", "speed-up", "95 % interval"]
+        if all(timing.load_ms is not None for timing in self.timings):
+            headers += ["load ms", "first ms", "peak MiB"]
+            rows = [
+                (
+                    *row,
+                    f"{timing.load_ms:.2f}",
+                    f"{timing.first_ms:.3f}",
+                    "-" if timing.peak_kib is None else f"{timing.peak_kib / 1024:.1f}",
+                )
+                for row, timing in zip(rows, self.timings, strict=True)
+            ]
         plural = "" if self.threads == 1 else "s"
-        return (
-            f"{reporting.table(headers, rows)}\n{self.device}, {self.threads} thread{plural}, "
-            f"{self.rounds} rounds, LiteRT {self.runtime}, {self.date}"
-        )
+        lines = [
+            reporting.table(headers, rows),
+            f"{self.device}, {self.threads} thread{plural}, {self.rounds} rounds, LiteRT "
+            f"{self.runtime}{'' if self.xnnpack else ' without XNNPACK'}, {self.date}",
+        ]
+        for timing in self.timings[1:]:
+            if timing.speed_up_low <= 1 <= timing.speed_up_high:
+                lines.append(f"{timing.name}: faster or slower cannot be told from the noise")
+        if noisy := [timing.name for timing in self.timings if timing.noisy]:
+            lines.append(
+                f"a noisy machine: p90 is over {_NOISY:.2f} times p10 for {', '.join(noisy)}; "
+                "trust the interval of the ratio, not the milliseconds"
+            )
+        return "\n".join(lines)
+
+    def to_csv(self) -> str:
+        """One line per model, with the device, threads, runtime and date on each."""
+        sheet = io.StringIO()
+        fields = [field.name for field in dataclasses.fields(Timing)]
+        about = ["device", "threads", "xnnpack", "rounds", "runtime", "date"]
+        writer = csv.writer(sheet, lineterminator="\n")
+        writer.writerow([*fields, *about])
+        for timing in self.timings:
+            own = [getattr(timing, field) for field in fields]
+            writer.writerow([*own, *(getattr(self, field) for field in about)])
+        return sheet.getvalue()
 
     def to_json(self) -> str:
         """Writes the report as JSON; `tfdwd.reporting.from_json` reads it back."""
@@ -106,8 +161,10 @@ def benchmark(
     models: Mapping[str, "str | os.PathLike[str] | bytes | keras.Model"],
     *,
     threads: int = 1,
+    xnnpack: bool = True,
     rounds: int = 30,
     warmup: int = 3,
+    startup: bool = False,
 ) -> BenchmarkReport:
     """Times models on LiteRT, interleaved.
 
@@ -119,8 +176,10 @@ def benchmark(
       models: name to .tflite file, or to its content, or to a Keras model, which is exported first
         (in float32). The first is the one that the others are compared with.
       threads: that LiteRT may use.
+      xnnpack: whether LiteRT may use XNNPACK, as it does by default.
       rounds: samples of each model. Each sample is the mean over runs of 20 ms or more.
       warmup: runs of each model before anything is timed.
+      startup: also measure loading, the first run and peak memory, in a new process for each model.
 
     Returns:
       The timings.
@@ -137,7 +196,7 @@ def benchmark(
         if number < 1:
             raise Error(f"expected {name} of at least 1, got {number}")
     contents = {name: _content(model) for name, model in models.items()}
-    opened = [lite.Model(content, threads) for content in contents.values()]
+    opened = [lite.Model(content, threads, xnnpack=xnnpack) for content in contents.values()]
     for model in opened:
         model.load(_random_inputs(model))
         _seconds_per_run(model, warmup)
@@ -149,13 +208,17 @@ def benchmark(
             seconds[number, index] = _seconds_per_run(opened[index], runs[index])
     return BenchmarkReport(
         timings=tuple(
-            _timing(name, len(content), seconds[:, index], seconds[:, 0])
+            dataclasses.replace(
+                _timing(name, len(content), seconds[:, index], seconds[:, 0]),
+                **(_startup(content, threads, xnnpack) if startup else {}),
+            )
             for index, (name, content) in enumerate(contents.items())
         ),
         device=device(),
         threads=threads,
         rounds=rounds,
         runtime=lite.runtime_version(),
+        xnnpack=xnnpack,
         date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     )
 
@@ -204,6 +267,58 @@ def _runs_per_sample(model: lite.Model) -> int:
     while _seconds_per_run(model, runs) * runs < _SAMPLE_SECONDS:
         runs *= 2
     return runs
+
+
+def _startup(content: bytes, threads: int, xnnpack: bool) -> dict[str, Any]:
+    """What `_print_startup` prints in a process that has opened no model yet."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.tflite"
+        path.write_bytes(content)
+        code = "import sys, tfdwd.benchmarking as b; b._print_startup(*sys.argv[1:])"
+        packages = [str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")]
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(path), str(threads), "1" if xnnpack else ""],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, packages))},
+        )
+    if done.returncode:
+        raise Error(f"the process that measures a model's start failed: {done.stderr[-500:]}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def _print_startup(path: str, threads: str, xnnpack: str) -> None:
+    before = _memory_kib("VmRSS", reset_peak=True)
+    start = time.perf_counter()
+    model = lite.Model(path, int(threads), xnnpack=bool(xnnpack))
+    loaded = time.perf_counter()
+    model.load(_random_inputs(model))
+    ready = time.perf_counter()
+    model.invoke()
+    done = time.perf_counter()
+    peak = _memory_kib("VmHWM")
+    found = {
+        "load_ms": 1000 * (loaded - start),
+        "first_ms": 1000 * (done - ready),
+        "peak_kib": None if peak is None or before is None else max(peak - before, 0.0),
+    }
+    print(json.dumps(found))
+
+
+def _memory_kib(field: str, reset_peak: bool = False) -> float | None:
+    """A field of Linux's account of this process; None elsewhere."""
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        return None
+    if reset_peak:
+        try:
+            Path("/proc/self/clear_refs").write_text("5")
+        except OSError:  # not allowed in some containers: the peak then is that since the start
+            return None
+    lines = [line.split() for line in status.read_text().splitlines()]
+    return next((float(line[1]) for line in lines if line and line[0] == f"{field}:"), None)
 
 
 def _timing(name: str, size: int, seconds: np.ndarray, first: np.ndarray) -> Timing:

@@ -72,6 +72,7 @@ class Model:
     Args:
       source: path of a .tflite file, or its content.
       threads: at least 1.
+      xnnpack: whether LiteRT may use XNNPACK, as it does by default.
       keep: keep the tensors inside for `interpreter.get_tensor`; runs without XNNPACK.
 
     Attributes:
@@ -87,7 +88,9 @@ class Model:
       >>> [scores] = model.run([np.zeros((1, 32, 32, 3))])
     """
 
-    def __init__(self, source: Source, threads: int = 1, *, keep: bool = False) -> None:
+    def __init__(
+        self, source: Source, threads: int = 1, *, xnnpack: bool = True, keep: bool = False
+    ) -> None:
         content = _content(source)
         plain = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
         try:
@@ -96,7 +99,9 @@ class Model:
                 num_threads=threads,
                 experimental_preserve_all_tensors=keep,
                 # A delegate does not show the tensors inside.
-                experimental_op_resolver_type=plain if keep else OpResolverType.AUTO,
+                experimental_op_resolver_type=OpResolverType.AUTO
+                if xnnpack and not keep
+                else plain,
             )
             self.interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:

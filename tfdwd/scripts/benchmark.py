@@ -28,7 +28,11 @@ _THREADS = flags.DEFINE_integer(
 _ROUNDS = flags.DEFINE_integer(
     "rounds", 30, "samples of each model", lower_bound=1, flag_values=FLAGS
 )
+_XNNPACK = flags.DEFINE_bool(
+    "xnnpack", True, "whether LiteRT may use XNNPACK, as it does by default", flag_values=FLAGS
+)
 _JSON = flags.DEFINE_string("json", None, "where to write the result as JSON", flag_values=FLAGS)
+_CSV = flags.DEFINE_string("csv", None, "where to write the result as CSV", flag_values=FLAGS)
 
 
 def main() -> None:
@@ -40,8 +44,12 @@ def main() -> None:
         if name in models:
             raise Error(f"two models are named {name!r}: give --model=NAME=FILE for each")
         models[name] = path if path.endswith(".tflite") else common.load_model(path)
-    report = tfdwd.benchmark(models, threads=_THREADS.value, rounds=_ROUNDS.value)
+    report = tfdwd.benchmark(
+        models, threads=_THREADS.value, rounds=_ROUNDS.value, xnnpack=_XNNPACK.value, startup=True
+    )
     print(report)
+    if _CSV.value is not None:
+        reporting.write_whole(_CSV.value, report.to_csv())
     if _JSON.value is not None:
         reporting.write_whole(_JSON.value, report.to_json())
 
