@@ -97,7 +97,8 @@ class Plan:
     Attributes:
       layers: one record per convolution, from the inputs to the outputs.
       budget: what was asked for, such as "latency=0.5".
-      ms_before: of the whole network, measured, in milliseconds.
+      ms_before: of the whole network, in milliseconds: the tenth percentile of what was measured,
+        as for the layers.
       ms_after: of the student, predicted: less what each replaced layer saves.
       error: predicted loss of all layers in log-likelihood, in nats for each image. A ranking of
         plans rather than a promise: it takes the layers' errors for small and independent.
@@ -233,7 +234,7 @@ def plan(
     network = benchmarking.benchmark({"model": content}, threads=threads, rounds=_NETWORK_ROUNDS)
     whole = costs.count(model)
     totals = {
-        "latency": network.timings[0].median_ms,
+        "latency": network.timings[0].p10_ms,
         "macs": whole.macs,
         "params": whole.parameters,
         "max_error": 1.0,
@@ -429,9 +430,11 @@ class _Times:
             return known
         files = dict(_files(layer, shape, missing, self._quantize))
         report = benchmarking.benchmark(files, threads=self._threads, rounds=_ROUNDS)
-        known["kept"] = report.timings[0].median_ms
+        # The network and its layers are timed minutes apart: the low percentile is what they take
+        # when nothing else runs.
+        known["kept"] = report.timings[0].p10_ms
         for timing in report.timings[1:]:
-            known[timing.name] = report.timings[0].median_ms / timing.speed_up
+            known[timing.name] = timing.p10_ms
             known[f"{timing.name} surely"] = timing.speed_up_low
         self._path.parent.mkdir(parents=True, exist_ok=True)
         reporting.write_whole(self._path, json.dumps(self._known, indent=1))
@@ -547,7 +550,11 @@ def _plan(
             )
         )
         logging.info("%s", layers[-1])
-    before = network.timings[0].median_ms
+    if network.timings[0].noisy:
+        logging.warning(
+            "the machine was noisy while the network was timed; plan again on a quiet one"
+        )
+    before = network.timings[0].p10_ms
     return Plan(
         layers=tuple(layers),
         budget=budget,
