@@ -1,6 +1,7 @@
 """How long `decompose` takes over what cannot be avoided, and how much memory.
 
-    python benchmarks/decompose_speed.py        (about 10 minutes on two cores)
+    python benchmarks/decompose_speed.py             (about 10 minutes on two cores)
+    python benchmarks/decompose_speed.py ResNet-8    (about 1 minute)
 
 Unavoidable is: running the original and the student once over the images, the matrix products of
 the moments (as many rows as decompose takes), one Cholesky factorisation per replaced layer. Both
@@ -8,8 +9,8 @@ are timed in turns in one process; expected ratio: at most 3. Peak memory is tha
 their own, for 256 and for 2,048 images; expected: less than 20 % apart.
 
 Networks: the ResNet-8 of MLPerf Tiny (from TFDWD_DATA) with 1,024 images of CIFAR-10, and
-keras.applications.ResNet50 at 128 px with 128 images, both random. Writes decompose_speed.csv
-beside this file.
+keras.applications.ResNet50 at 128 px with 128 images, both random. Adds to decompose_speed.csv
+beside this file, whose rows for the same networks are replaced.
 """
 
 import csv
@@ -48,6 +49,9 @@ def resnet50(images: int) -> tuple[keras.Model, np.ndarray]:
     model = keras.applications.ResNet50(weights=None, input_shape=(128, 128, 3))
     pixels = np.random.default_rng(0).normal(size=(images, 128, 128, 3))
     return model, pixels.astype(np.float32)
+
+
+NETWORKS = {"ResNet-8": (resnet8, 1024), "ResNet50": (resnet50, 128)}
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -103,9 +107,14 @@ def decompose_and_count(
         calibration.Collected.close = original
 
 
-def main() -> None:
-    lines = []
-    for name, make, images in ("ResNet-8", resnet8, 1024), ("ResNet50", resnet50, 128):
+def main(names: list[str]) -> None:
+    path = HERE / "decompose_speed.csv"
+    lines: list[list[str]] = []
+    if path.is_file():
+        with open(path, newline="") as file:
+            lines = [line for line in list(csv.reader(file))[1:] if line[0] not in names]
+    for name in names:
+        make, images = NETWORKS[name]
         model, data = make(images)
         student, rows = decompose_and_count(model, data)
         ratios, wholes, parts = [], [], []
@@ -123,25 +132,24 @@ def main() -> None:
         )
         peaks = []
         for count in (256, 2048):
-            command = [sys.executable, __file__, make.__name__, str(count)]
+            command = [sys.executable, __file__, "--peak", name, str(count)]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             peaks.append(float(done.stdout.split()[-1]))
         print(
             f"{name}: peak memory {peaks[0]:.0f} MiB for 256 images, {peaks[1]:.0f} MiB for 2,048: "
             f"{100 * (peaks[1] / peaks[0] - 1):+.1f} %"
         )
-        lines.append([name, images, statistics.median(wholes), statistics.median(ratios), *peaks])
-    with open(HERE / "decompose_speed.csv", "w", newline="") as file:
+        figures = [statistics.median(wholes), statistics.median(ratios), *peaks]
+        lines.append([name, str(images), *(f"{figure:.2f}" for figure in figures)])
+    with open(path, "w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["network", "images", "seconds", "ratio", "MiB at 256", "MiB at 2048"])
-        writer.writerows(
-            [f"{cell:.2f}" if isinstance(cell, float) else cell for cell in line] for line in lines
-        )
+        writer.writerows(lines)
 
 
-def peak_memory(make: str, images: int) -> None:
-    """Prints the peak resident MiB of one decomposition, the images streamed from a file."""
-    model, _ = globals()[make](1)
+def peak_memory(name: str, images: int) -> None:
+    """Prints the peak resident MiB of one decomposition, of images made as they are asked for."""
+    model, _ = NETWORKS[name][0](1)
     shape = model.inputs[0].shape[1:]
     source = np.random.default_rng(0)
 
@@ -154,7 +162,7 @@ def peak_memory(make: str, images: int) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        peak_memory(sys.argv[1], int(sys.argv[2]))
+    if sys.argv[1:2] == ["--peak"]:
+        peak_memory(sys.argv[2], int(sys.argv[3]))
     else:
-        main()
+        main(sys.argv[1:] or list(NETWORKS))
