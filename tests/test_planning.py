@@ -230,3 +230,9 @@ def test_a_plan_edited_by_hand_is_checked(model, made_up_times):
     ):
         with pytest.raises(Error, match=message):
             tfdwd.decompose(model, DATA, rank=wrong, **options)
+
+
+def test_open_sizes_are_refused_before_anything_runs():
+    model = keras.Sequential([keras.Input((None, None, 8)), layers.Conv2D(16, 3)])
+    with pytest.raises(Error, match="fix its size"):
+        tfdwd.plan(model, DATA, macs=0.5)

@@ -144,7 +144,7 @@ class Collected:
         """Whether an activation with a flat part follows, and the rows were kept."""
         return bool(self._sites)
 
-    def add(self, site: "Site", x: np.ndarray, y: np.ndarray, z: np.ndarray) -> None:
+    def add(self, site: Site, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> None:
         """Adds rows: inputs (rows, d), responses (rows, n), what the activation gets (rows, n)."""
         # Overflow is found below, with the layer's name.
         with np.errstate(over="ignore", invalid="ignore"), blas.threads(x.shape[1]):
@@ -190,7 +190,7 @@ class Collected:
 
 
 def _free_change(
-    site: "Site", response: np.ndarray, before: np.ndarray, fitted: np.ndarray
+    site: Site, response: np.ndarray, before: np.ndarray, fitted: np.ndarray
 ) -> np.ndarray:
     """By how much the wanted responses may move towards the fitted ones at no loss, (rows, n).
 

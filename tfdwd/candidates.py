@@ -52,6 +52,7 @@ class Option:
 
 
 def find_convolutions(traced: graph.Graph) -> list[Conv]:
+    """The layers of a network that convolve, in the order of their first calls."""
     found: dict[int, Conv] = {}
     for call in traced.calls:
         if not costs.is_convolution(call.operation):

@@ -181,7 +181,7 @@ def export(
     whole = quantize in ("int8", "int16x8")
     if float_io and not whole:
         raise Error(f"float_io: expected quantize 'int8' or 'int16x8', got {quantize!r}")
-    _check_convertible(model)
+    check_convertible(model)
     images = (
         None if data is None else _first_images(model, data, _RANGE_IMAGES if whole else _IMAGES)
     )
@@ -217,7 +217,12 @@ def export(
     return report
 
 
-def _check_convertible(model: "keras.Model") -> None:
+def check_convertible(model: "keras.Model") -> None:
+    """Refuses what is no Keras 3 model of inputs of fixed sizes.
+
+    Raises:
+      tfdwd.Error: what it is, and what to do.
+    """
     import keras
 
     if not isinstance(model, keras.Model):

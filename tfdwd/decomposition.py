@@ -108,10 +108,7 @@ class DecompositionReport:
     def __str__(self) -> str:
         rows = [
             (
-                layer.name,
-                f"{layer.stack} {layer.rank or layer.width}" if layer.replaced else "kept",
-                f"{layer.macs_before:,}",
-                f"{layer.macs_after:,}",
+                *reporting.layer_cells(layer),
                 "" if layer.error is None else f"{layer.error:.4f}",
                 "" if layer.irreducible is None else f"{layer.irreducible:.4f}",
                 layer.reason,

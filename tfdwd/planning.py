@@ -122,10 +122,7 @@ class Plan:
     def __str__(self) -> str:
         rows = [
             (
-                layer.name,
-                f"{layer.stack} {layer.rank or layer.width}" if layer.replaced else "kept",
-                f"{layer.macs_before:,}",
-                f"{layer.macs_after:,}",
+                *reporting.layer_cells(layer),
                 "" if layer.ms_before is None else f"{layer.ms_before:.4f}",
                 "" if layer.ms_after is None else f"{layer.ms_after:.4f}",
                 f"{layer.error:.4f}",
@@ -222,6 +219,7 @@ def plan(
             f"quantize: expected one of {', '.join(conversion.QUANTIZATIONS)}, got {quantize!r}"
         )
     model = bridge.to_keras3(model)
+    conversion.check_convertible(model)
     traced = graph.trace(model)
     convs = candidates.find_convolutions(traced)
     reasons = _reasons(convs, include, exclude)

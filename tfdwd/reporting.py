@@ -58,6 +58,12 @@ def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
     return "  ".join([first, *rest]).rstrip()
 
 
+def layer_cells(layer: Any) -> tuple[str, str, str, str]:
+    """Name, stack, MACs before and after of a convolution's record, for a table."""
+    stack = f"{layer.stack} {layer.rank or layer.width}" if layer.replaced else "kept"
+    return layer.name, stack, f"{layer.macs_before:,}", f"{layer.macs_after:,}"
+
+
 def to_json(record: Any) -> str:
     """Writes a dataclass as JSON, dataclasses inside it included.
 
