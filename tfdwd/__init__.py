@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tfdwd.errors import Error
     from tfdwd.evaluation import Evaluation, evaluate
     from tfdwd.planning import LayerPlan, Plan, plan
+    from tfdwd.quantization import quantize_aware
     from tfdwd.rebuild import flatten
 
 __version__ = "0.1.0"
@@ -41,6 +42,7 @@ __all__ = [
     "flatten",
     "models",
     "plan",
+    "quantize_aware",
 ]
 
 _MODULE_OF = {
@@ -57,6 +59,7 @@ _MODULE_OF = {
     "export": "tfdwd.conversion",
     "flatten": "tfdwd.rebuild",
     "plan": "tfdwd.planning",
+    "quantize_aware": "tfdwd.quantization",
 }
 
 

@@ -149,7 +149,9 @@ def export(
     ``"image-1"`` to ``"image_1"``. The file holds only built-in operators.
 
     Args:
-      model: a Sequential or Functional Keras 3 model of fixed input sizes; not changed.
+      model: a Sequential or Functional Keras 3 model of fixed input sizes; not changed. Or, for
+        "int8", one of `tfdwd.quantize_aware` that was trained: its ranges are kept, and data only
+        serves to compare.
       path: where to write, ending in .tflite; the folder must exist. Written whole or not at all.
       quantize: "none" (float32), "float16" (weights), "dynamic" (int8 weights, float
         activations), "int8" (weights and activations) or "int16x8" (int8 weights, int16
@@ -181,24 +183,26 @@ def export(
     whole = quantize in ("int8", "int16x8")
     if float_io and not whole:
         raise Error(f"float_io: expected quantize 'int8' or 'int16x8', got {quantize!r}")
-    check_convertible(model)
+    aware = _is_aware(model, quantize)
+    if not aware:
+        check_convertible(model)
     images = (
         None if data is None else _first_images(model, data, _RANGE_IMAGES if whole else _IMAGES)
     )
-    if whole and (images is None or len(images[0]) < _LEAST_RANGE_IMAGES):
+    if whole and not aware and (images is None or len(images[0]) < _LEAST_RANGE_IMAGES):
         raise Error(
             f"quantize={quantize!r}: expected at least {_LEAST_RANGE_IMAGES} real images to take "
             f"the activations' ranges from, got {0 if images is None else len(images[0])}; pass "
             "data=images"
         )
-    content = convert(model, quantize, float_io, images)
+    content = convert(model, quantize, float_io, None if aware else images)
     found = lite.operators(content)
     outputs: tuple[OutputAgreement, ...] = ()
     layers: tuple[LayerNoise, ...] = ()
     if images is not None:
         compared = [array[:_IMAGES] for array in images]
         outputs = _compare(model, lite.Model(content), compared, quantize)
-        if whole:
+        if whole and not aware:  # the float file of an aware model would round, too
             few = [array[:_NOISE_IMAGES] for array in compared]
             layers = _layer_noise(model, convert(model), content, few)
     reporting.write_whole(path, content)
@@ -215,6 +219,22 @@ def export(
     )
     logging.info("wrote %s, %d bytes", path, len(content))
     return report
+
+
+def _is_aware(model: Any, quantize: str) -> bool:
+    """Whether it is a model of `tfdwd.quantize_aware`; one that cannot be exported is refused."""
+    if not type(model).__module__.startswith("tf_keras."):
+        return False
+    from tfdwd import quantization  # and tensorflow-model-optimization, which takes seconds
+
+    if not quantization.is_aware(model):
+        return False
+    if quantize != "int8":
+        raise Error(
+            f"model {model.name!r} was trained for int8: expected quantize='int8', got {quantize!r}"
+        )
+    quantization.check_trained(model)
+    return True
 
 
 def check_convertible(model: "keras.Model") -> None:
@@ -261,7 +281,10 @@ def convert(
     float_io: bool = False,
     images: Sequence[np.ndarray] | None = None,
 ) -> bytes:
-    """Converts through a signature of named inputs and outputs, at a batch of 1."""
+    """Converts through a signature of named inputs and outputs, at a batch of 1.
+
+    The ranges of "int8" and "int16x8" come from the images; without them the model has its own.
+    """
     import tensorflow as tf
 
     inputs, outputs = _input_names(model), _output_names(model)
@@ -277,7 +300,10 @@ def convert(
     # TFLiteConverter.from_keras_model knows Keras 2 alone. A Keras 3 model in the place of `holder`
     # would leave its weights in the file as variables; plain tf.Variables become constants.
     holder = tf.Module()
-    holder.variables_of_model = [variable.value for variable in model.variables]
+    holder.variables_of_model = [
+        variable if isinstance(variable, tf.Variable) else variable.value
+        for variable in model.variables
+    ]
     function = tf.function(serve).get_concrete_function(**specs)
     converter = tf.lite.TFLiteConverter.from_concrete_functions([function], holder)
     if quantize != "none":
@@ -293,9 +319,9 @@ def convert(
                 tf.int16,
             ),
         }[quantize]
-        converter.target_spec.supported_ops = [kind]
-        assert images is not None  # export has seen to it
-        converter.representative_dataset = functools.partial(_samples, model, inputs, images)
+        if images is not None:
+            converter.target_spec.supported_ops = [kind]
+            converter.representative_dataset = functools.partial(_samples, model, inputs, images)
         if not float_io:
             converter.inference_input_type = converter.inference_output_type = dtype
     try:

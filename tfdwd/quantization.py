@@ -1,0 +1,327 @@
+"""Quantisation-aware training: the only file that knows tensorflow-model-optimization."""
+
+import collections
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+import tensorflow_model_optimization as tfmot
+import tf_keras
+from absl import logging
+
+from tfdwd import bridge, graph, rebuild
+from tfdwd.errors import Error
+
+_EMA = 0.99  # how much of a range is kept at each training step
+_LEVELS = 127  # of a weight on either side of zero: LiteRT's int8 weights leave out -128
+
+# Attribute and axes of the kernel along which LiteRT has one scale for each channel.
+_KERNELS = {
+    "Conv2D": ("kernel", (3,)),
+    "DepthwiseConv2D": ("depthwise_kernel", (2, 3)),
+    "Conv2DTranspose": ("kernel", (2,)),
+    "Dense": ("kernel", (1,)),
+}
+# LiteRT folds a batch norm after these into them, and a ReLU after these and Add.
+_FOLDING = (*_KERNELS, "Add", "BatchNormalization")
+# Their outputs have the ranges of their inputs.
+_SAME_RANGE = {
+    "AveragePooling2D", "Cropping2D", "Dropout", "Flatten", "GetItem", "GlobalMaxPooling2D",
+    "Identity", "MaxPooling2D", "Permute", "Reshape", "SpatialDropout2D", "ZeroPadding2D",
+}  # fmt: skip
+# LiteRT computes these in one operator whose output has a range of its own.
+_OWN_RANGE = {
+    "Add", "Concatenate", "GlobalAveragePooling2D", "LeakyReLU", "Multiply", "ReLU", "Rescaling",
+    "Subtract",
+}  # fmt: skip
+_FIXED_RANGE = {"sigmoid", "softmax", "tanh"}  # the converter knows the ranges of these outputs
+_ACTIVATIONS = {"hard_swish", "leaky_relu", "relu", "relu6", "silu", "swish"}
+
+
+class ChannelWeights(tfmot.quantization.keras.quantizers.Quantizer):
+    """Rounds a kernel to 8 bits with one symmetric scale for each channel, as LiteRT does.
+
+    tensorflow-model-optimization's own takes one scale for all channels of a depthwise kernel
+    (issue 808 there). The gradient passes the rounding unchanged.
+
+    Attributes:
+      axes: of the kernel that count channels.
+    """
+
+    def __init__(self, axes: Sequence[int]) -> None:
+        self.axes = tuple(axes)
+
+    def build(self, tensor_shape: Any, name: str, layer: Any) -> dict[str, Any]:
+        return {}
+
+    def __call__(self, inputs: Any, training: bool, weights: Any, **kwargs: Any) -> Any:
+        others = [axis for axis in range(len(inputs.shape)) if axis not in self.axes]
+        kernel = tf.convert_to_tensor(inputs)
+        limit = tf.reduce_max(tf.abs(kernel), others, keepdims=True)
+        scale = tf.maximum(limit, 1e-30) / _LEVELS
+        rounded = tf.round(kernel / scale) * scale
+        return kernel + tf.stop_gradient(rounded - kernel) if training else rounded
+
+    def get_config(self) -> dict[str, Any]:
+        return {"axes": self.axes}
+
+
+class SeenRange(tfmot.quantization.keras.quantizers.Quantizer):
+    """Rounds activations to 8 bits over the range seen in training.
+
+    The range is that of the first batch, then an exponential moving average; before any training
+    activations pass unrounded. (tensorflow-model-optimization's own begins at -6..6 and takes
+    thousands of steps to leave it.)
+    """
+
+    def build(self, tensor_shape: Any, name: str, layer: Any) -> dict[str, Any]:
+        def state(end: str) -> Any:
+            return layer.add_weight(f"{name}_{end}", (), initializer="zeros", trainable=False)
+
+        return {end: state(end) for end in ("low", "high", "seen")}
+
+    def __call__(self, inputs: Any, training: bool, weights: Any, **kwargs: Any) -> Any:
+        low, high, seen = weights["low"], weights["high"], weights["seen"]
+        if not training:
+            return tf.cond(seen > 0, lambda: _rounded(inputs, low, high), lambda: inputs)
+        keep = _EMA * seen
+        low = low.assign(keep * low + (1 - keep) * tf.minimum(tf.reduce_min(inputs), 0))
+        high = high.assign(keep * high + (1 - keep) * tf.maximum(tf.reduce_max(inputs), 0))
+        with tf.control_dependencies([low, high]):
+            seen.assign(1.0)
+        return _rounded(inputs, low, high)
+
+    def get_config(self) -> dict[str, Any]:
+        return {}
+
+
+def _rounded(x: Any, low: Any, high: Any) -> Any:
+    return tf.quantization.fake_quant_with_min_max_vars(x, low, tf.maximum(high, low + 1e-6))
+
+
+class LikeLiteRT(tfmot.quantization.keras.QuantizeConfig):
+    """What of one layer is rounded: its kernel if it has one, its output if it is to be.
+
+    Attributes:
+      kind: the layer's class.
+      output: whether LiteRT holds the layer's output as a tensor of its own range.
+    """
+
+    def __init__(self, kind: str, output: bool) -> None:
+        self.kind, self.output = kind, output
+
+    def get_weights_and_quantizers(self, layer: Any) -> list[tuple[Any, Any]]:
+        if self.kind not in _KERNELS:
+            return []
+        attribute, axes = _KERNELS[self.kind]
+        return [(getattr(layer, attribute), ChannelWeights(axes))]
+
+    def get_activations_and_quantizers(self, layer: Any) -> list[tuple[Any, Any]]:
+        return []
+
+    def set_quantize_weights(self, layer: Any, quantize_weights: Sequence[Any]) -> None:
+        for weights in quantize_weights:
+            setattr(layer, _KERNELS[self.kind][0], weights)
+
+    def set_quantize_activations(self, layer: Any, quantize_activations: Sequence[Any]) -> None:
+        pass
+
+    def get_output_quantizers(self, layer: Any) -> list[Any]:
+        return [SeenRange()] if self.output else []
+
+    def get_config(self) -> dict[str, Any]:
+        return {"kind": self.kind, "output": self.output}
+
+
+def quantize_aware(model: keras.Model) -> tf_keras.Model:
+    """Makes a tf_keras model that computes, and learns, as the int8 .tflite file will compute.
+
+    Weights are rounded per channel, activations wherever LiteRT holds them as int8: after a whole
+    convolution -> batch norm -> ReLU, and between the depthwise and the pointwise layers of a
+    stack. The ranges of the activations are learnt in training. Nested models are flattened. Train
+    it with ``fit``, then ``tfdwd.export(model, path, quantize="int8")`` takes its ranges over.
+
+    Args:
+      model: a Functional or Sequential Keras 3 model (or a tf_keras one), such as a student. It is
+        not changed.
+
+    Returns:
+      A Functional tf_keras model with the same weights, inputs, outputs and layer names, not
+      compiled. To keep it, ``save_weights("aware.weights.h5")``, and load those into what
+      ``quantize_aware`` makes of the same model: tensorflow-model-optimization's wrappers do not
+      load from .keras files.
+
+    Raises:
+      tfdwd.Error: a layer that tf_keras does not have; the message names it.
+
+    Layers that cannot be trained like this stay in float32, here and in the file; a warning names
+    them.
+
+    Example:
+      >>> student = quantize_aware(keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]))
+      >>> student.compile("sgd", "mse")
+      >>> history = student.fit(np.ones((8, 4)), np.ones((8, 2)), verbose=0)
+
+    Source: Jacob et al., "Quantization and Training of Neural Networks for Efficient
+    Integer-Arithmetic-Only Inference", arXiv 1712.05877, section 3.
+    """
+    model = rebuild.flatten(bridge.to_keras3(model))
+    steps, traced = _steps(model)
+    readers = collections.Counter(number for step in steps for number in set(step.reads))
+    readers.update(traced.outputs)
+    reader_of = {number: step for step in steps for number in step.reads if readers[number] == 1}
+    convolved = {
+        step.writes[0] for step in steps if step.kind in _KERNELS and readers[step.writes[0]] == 1
+    }
+    values: dict[int, Any] = {}
+    for number in traced.inputs:
+        spec = traced.specs[number]
+        values[number] = tf_keras.Input(spec.shape[1:], dtype=spec.dtype, name=spec.name)
+    inputs = [values[number] for number in traced.inputs]
+    for number, tensor in list(values.items()):
+        if tensor.dtype.is_floating:
+            layer = tf_keras.layers.Activation("linear", name=f"{traced.specs[number].name}_range")
+            values[number] = _wrapped(layer, "Activation", True)(tensor)
+    left: list[str] = []
+    layers: dict[int, Any] = {}  # a shared layer stays shared
+    for step in steps:
+        known = _known(step)
+        if step.kind == "BatchNormalization":  # alone it is a product and a sum
+            known = step.reads[0] in convolved
+        if id(step.layer) not in layers:
+            held = known and _held(step, reader_of.get(step.writes[0]))
+            layers[id(step.layer)] = _wrapped(step.layer, step.kind, held)
+            if not known:
+                left.append(step.layer.name)
+        args, kwargs = step.fill(values)
+        kwargs = {name: value for name, value in kwargs.items() if value is not None}
+        results = tf.nest.flatten(layers[id(step.layer)](*args, **kwargs))
+        values.update(zip(step.writes, results, strict=True))
+    if left:
+        logging.warning(
+            "model %r: these layers are not trained for int8 and stay in float32, here and in the "
+            "file: %s",
+            model.name,
+            ", ".join(left),
+        )
+    function = graph.functional(model)
+    outputs = [values[number] for number in traced.outputs]
+    return tf_keras.Model(
+        keras.tree.pack_sequence_as(function._inputs_struct, inputs),
+        keras.tree.pack_sequence_as(function._outputs_struct, outputs),
+        name=model.name,
+    )
+
+
+def is_aware(model: Any) -> bool:
+    """Whether a model comes from `quantize_aware`."""
+    return any(
+        isinstance(getattr(layer, "quantize_config", None), LikeLiteRT) for layer in model.layers
+    )
+
+
+def check_trained(model: tf_keras.Model) -> None:
+    """Refuses a model of `quantize_aware` that has not seen any data.
+
+    Raises:
+      tfdwd.Error: no range has been seen.
+    """
+    for variable in model.non_trainable_variables:
+        if variable.name.endswith("output_seen:0") and not variable.numpy():
+            raise Error(
+                f"model {model.name!r}: expected one that was trained, so that the ranges of its "
+                "activations are known; call model.fit(images, labels) first"
+            )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Step:
+    """One call of a tf_keras layer, or of a function.
+
+    `reads`, `writes` and `fill` are as in `graph.Call`; `kind` is the class of the layer.
+    """
+
+    layer: Any
+    kind: str
+    reads: tuple[int, ...]
+    writes: tuple[int, ...]
+    fill: Callable[[dict[int, Any]], tuple[tuple[Any, ...], dict[str, Any]]]
+
+
+def _steps(model: keras.Model) -> tuple[list[_Step], graph.Graph]:
+    """The model's calls in tf_keras; what LiteRT computes in two operators, in two steps."""
+    traced = graph.trace(model)
+    fresh = itertools.count(len(traced.specs))
+    names = {layer.name for layer in model.layers}
+    parts: dict[int, list[Any]] = {}
+    steps = []
+    for call in traced.calls:
+        operation, reads, fill = call.operation, call.inputs, call.fill
+        if id(operation) not in parts:
+            shapes = [traced.specs[number].shape for number in reads]
+            parts[id(operation)] = bridge.tf_keras_parts(operation, shapes, names)
+        if bridge.is_merge(operation):
+            fill = functools.partial(_fill_list, reads)
+        *first, last = parts[id(operation)]
+        for layer in first:
+            steps.append(_Step(layer, type(layer).__name__, reads, (next(fresh),), fill))
+            reads = steps[-1].writes
+            fill = functools.partial(_fill_one, reads)
+        kind = type(last if isinstance(last, tf_keras.layers.Layer) else operation).__name__
+        steps.append(_Step(last, kind, reads, call.outputs, fill))
+    return steps, traced
+
+
+def _fill_one(
+    numbers: tuple[int, ...], values: dict[int, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return (values[numbers[0]],), {}
+
+
+def _fill_list(
+    numbers: tuple[int, ...], values: dict[int, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return ([values[number] for number in numbers],), {}
+
+
+def _function(step: _Step) -> str:
+    """The name of an activation layer's function, else of its class."""
+    return step.layer.activation.__name__ if step.kind == "Activation" else step.kind.lower()
+
+
+def _known(step: _Step) -> bool:
+    """Whether the output of the step is as in LiteRT once its range is known, or has no own."""
+    if step.kind in ("Activation", "Softmax"):
+        return _function(step) in _FIXED_RANGE | _ACTIVATIONS | {"linear"}
+    return step.kind in _SAME_RANGE | _OWN_RANGE | _KERNELS.keys() | {"BatchNormalization"}
+
+
+def _rectifies(step: _Step) -> bool:
+    """Whether LiteRT folds the step into the one before it."""
+    if step.kind != "ReLU":
+        return step.kind == "Activation" and _function(step) in ("relu", "relu6")
+    layer = step.layer
+    return not layer.negative_slope and not layer.threshold and layer.max_value in (None, 6)
+
+
+def _held(step: _Step, reader: _Step | None) -> bool:
+    """Whether LiteRT holds the step's output in a range of its own; `reader` is its only one."""
+    if step.kind in _SAME_RANGE or _function(step) in _FIXED_RANGE | {"linear"}:
+        return False
+    if reader is None:
+        return True
+    if reader.kind == "BatchNormalization":
+        return step.kind not in _KERNELS
+    return reader.kind != "Concatenate" and not (step.kind in _FOLDING and _rectifies(reader))
+
+
+def _wrapped(layer: Any, kind: str, held: bool) -> Any:
+    """The layer in tfmot's wrapper, where there is anything to round."""
+    if kind not in _KERNELS and not held:
+        return layer
+    wrapper = tfmot.quantization.keras.QuantizeWrapperV2
+    return wrapper(layer, LikeLiteRT(kind, held), name=layer.name)
