@@ -1,0 +1,114 @@
+"""Logs as the tools print them; that of litert-benchmark is made by the real tool."""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import tfdwd
+from tfdwd import logs
+from tfdwd.errors import Error
+
+# The formats are those of tensorflow/lite/tools/benchmark, of TensorFlow 1.13 (without percentiles,
+# "Average inference timings"), 2.4 and 2.20; the numbers are made up.
+OLD = """STARTING!
+Num threads: [4]
+Graph: [/data/local/tmp/first one.tflite]
+#threads used for CPU inference: [4]
+Loaded model /data/local/tmp/first one.tflite
+The input model file size (MB): 0.004448
+Initialized session in 0.855ms.
+Running benchmark for at least 1 iterations and at least 0.5 seconds but terminate if exceeding 150 seconds.
+count=15 first=49060 curr=33682 min=32825 max=49060 avg=34825.1 std=3930
+
+Running benchmark for at least 50 iterations and at least 1 seconds but terminate if exceeding 150 seconds.
+count=49 first=32891 curr=33978 min=32641 max=34005 avg=33209.4 std=700
+
+Inference timings in us: Init: 855, First inference: 49060, Warmup (avg): 34825.1, Inference (avg): 33209.4
+Note: as the benchmark tool itself affects memory footprint, the following is only APPROXIMATE to ...
+Peak memory footprint (MB): init=0 overall=12.5
+"""  # noqa: E501
+NEW = """INFO: STARTING!
+INFO: Log parameter values verbosely: [0]
+INFO: Num threads: [2]
+INFO: Graph: [/data/local/tmp/second.tflite]
+INFO: Loaded model /data/local/tmp/second.tflite
+INFO: Created TensorFlow Lite XNNPACK delegate for CPU.
+INFO: count=1 curr=1357602 p5=1357602 median=1357602 p95=1357602
+
+INFO: count=100 first=1249964 curr=1240143 min=1238588 max=1e+07 avg=1.34e+06 std=99999 p5=1238355 median=1239807 p95=1241645
+
+INFO: Inference timings in us: Init: 5579, First inference: 1357602, Warmup (avg): 1.3576e+06, Inference (avg): 1.34e+06
+INFO: Memory footprint delta from the start of the tool (MB): init=6.36328 overall=2
+"""  # noqa: E501
+
+
+def test_benchmark_model() -> None:
+    first, second = logs.read(OLD + NEW)
+    assert dataclasses.replace(first, error_ms=round(first.error_ms, 9)) == logs.Run(
+        "benchmark_model", "/data/local/tmp/first one.tflite", 33.2094, 0.1, 4, 0.855, 49.06, 12800
+    )
+    # The median and the percentiles: not the mean and the deviation, which one outlier spoilt.
+    assert second == dataclasses.replace(
+        second,
+        model="/data/local/tmp/second.tflite",
+        ms=1239.807,
+        threads=2,
+        load_ms=5.579,
+        first_ms=1357.602,
+        peak_kib=2048,
+    )
+    assert second.error_ms == pytest.approx(0.1)
+
+
+def test_a_log_that_was_cut_at_its_start() -> None:
+    [run] = logs.read(OLD[OLD.index("Graph") :])
+    assert run.ms == 33.2094
+
+
+def test_android_prefixes() -> None:
+    prefixed = "\n".join(f"01-02 03:04:05.678  9  9 I tflite  : {line}" for line in NEW.split("\n"))
+    assert logs.read(prefixed) == logs.read(NEW)
+
+
+def test_litert_benchmark(tmp_path: Path, classifier: object) -> None:
+    path = tmp_path / "network.tflite"
+    tfdwd.export(classifier, path)
+    command = [Path(sys.executable).with_name("litert-benchmark"), f"--model={path}"]
+    done = subprocess.run(
+        [*command, "--num_runs=9"], check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    [run] = logs.read(done.stdout.decode())
+    assert (run.tool, run.model, run.threads) == ("litert-benchmark", str(path), 1)
+    assert f"Inference (median):    {run.ms:.2f} ms" in done.stdout.decode()
+    assert run.error_ms >= 0.005
+    assert run.load_ms is not None and run.load_ms > 0
+
+
+def test_tfdwds_own(tmp_path: Path, classifier: object) -> None:
+    report = tfdwd.benchmark({"a": classifier, "b": classifier}, rounds=4)
+    runs = logs.read(report.to_json())
+    assert [(run.tool, run.model, run.threads) for run in runs] == [("tfdwd", n, 1) for n in "ab"]
+    np.testing.assert_allclose([r.ms for r in runs], [t.median_ms for t in report.timings])
+    assert all(0 <= run.error_ms < run.ms for run in runs)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "expected the output of benchmark_model or litert-benchmark, or the JSON"),
+        ("hello", "got 'hello'"),
+        ("{}", "expected the JSON of a BenchmarkReport"),
+        (
+            OLD + NEW[: NEW.index("INFO: count")] + "\nERROR: Op builtin_code out of range: 147.\n",
+            "no result for /data/local/tmp/second.tflite; .* words: ERROR: Op builtin_code out",
+        ),
+        ("Graph: [a.tflite]", "no result for a.tflite; the tool's last words: Graph"),
+    ],
+)
+def test_what_is_no_result(text: str, message: str) -> None:
+    with pytest.raises(Error, match=message):
+        logs.read(text)

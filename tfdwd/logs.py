@@ -1,0 +1,147 @@
+"""Reads what benchmark tools print for .tflite files: TensorFlow's, LiteRT's and tfdwd's own."""
+
+import dataclasses
+import re
+
+from tfdwd import benchmarking, reporting
+from tfdwd.errors import Error
+
+_NUMBER = r"([0-9.]+(?:[eE][+-]?[0-9]+)?)"
+_MODEL = re.compile(r"(?:\bGraph: \[(.+)\]|benchmark_litert_model: Model: +(.+))$")
+_THREADS = re.compile(r"(?:[Nn]um threads|#threads used for CPU inference): +\[?(\d+)")
+# What benchmark_model prints, in microseconds, and what the rest of its lines means here.
+_COUNT = re.compile(rf"\b(\w+)={_NUMBER}")
+_SUMMARY = re.compile(rf"Inference timings in us: Init: {_NUMBER}, First inference: {_NUMBER}")
+_MEMORY = re.compile(rf"emory footprint.*overall={_NUMBER}")
+# What litert-benchmark prints, in milliseconds to two places.
+_RESULT = re.compile(rf"^(?:Inference|Warmup|Model) ?\(?(\w+)\)?: +{_NUMBER} ms(?: \((\d+) runs\))?")
+_RESOLUTION_MS = 0.005
+_90_PERCENT = 3.29  # standard deviations between the 5th and the 95th percentile
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a tool found for one file.
+
+    Attributes:
+      tool: "benchmark_model", "litert-benchmark" or "tfdwd".
+      model: the file's path where it ran, or its name in a report of tfdwd's own.
+      ms: median of the runs, or their mean where the tool prints no median.
+      error_ms: standard error of `ms`.
+      threads: that the tool used.
+      load_ms, first_ms: until it was ready to run, and the first run; None where it is not said.
+      peak_kib: memory at the end over that at the start; None where it is not said.
+    """
+
+    tool: str
+    model: str
+    ms: float
+    error_ms: float
+    threads: int
+    load_ms: float | None = None
+    first_ms: float | None = None
+    peak_kib: float | None = None
+
+
+def read(text: str) -> list[Run]:
+    """Finds all runs in a log.
+
+    Args:
+      text: the output of one run or of many of TensorFlow's ``benchmark_model``, old or new, with or
+        without the prefixes of Android's log, or of LiteRT's ``litert-benchmark``; or the JSON of a
+        `tfdwd.BenchmarkReport`.
+
+    Returns:
+      The runs, in their order.
+
+    Raises:
+      tfdwd.Error: no run in it, or one that did not come to its end; the message has the tool's
+        own last words.
+
+    Example:
+      >>> log = '''Graph: [/data/local/tmp/a.tflite]
+      ... count=50 first=1500 curr=1490 min=1480 max=1530 avg=1501.5 std=9
+      ... Inference timings in us: Init: 855, First inference: 1600, Warmup (avg): 1550, ...'''
+      >>> read(log)[0].ms
+      1.5015
+
+    Source of the formats: tensorflow/lite/tools/benchmark/README.md; litert-benchmark as in
+    ai-edge-litert 2.3.
+    """
+    if text.lstrip().startswith("{"):
+        return _own(text)
+    pieces: list[list[str]] = [[]]
+    for line in map(str.rstrip, text.splitlines()):
+        begun = any(map(_MODEL.search, pieces[-1]))
+        # benchmark_model tells the threads before it tells the model.
+        if line.endswith("STARTING!") or (begun and _MODEL.search(line)):
+            pieces.append([])
+        pieces[-1].append(line)
+    named = [(hit, lines) for lines in pieces for hit in map(_MODEL.search, lines) if hit]
+    if not named:
+        raise Error(
+            "expected the output of benchmark_model or litert-benchmark, or the JSON of "
+            f"tfdwd-benchmark, got {text.strip()[-200:]!r}"
+        )
+    return [_run(hit[1] or hit[2], lines) for hit, lines in named]
+
+
+def _own(text: str) -> list[Run]:
+    report = reporting.from_json(benchmarking.BenchmarkReport, text)
+    return [
+        Run(
+            "tfdwd",
+            timing.name,
+            timing.median_ms,
+            # Of a normal distribution 80 % lie within 2.56 standard deviations.
+            (timing.p90_ms - timing.p10_ms) / 2.56 / report.rounds**0.5,
+            report.threads,
+            timing.load_ms,
+            timing.first_ms,
+            timing.peak_kib,
+        )
+        for timing in report.timings
+    ]
+
+
+def _run(model: str, lines: list[str]) -> Run:
+    threads = [int(found[1]) for found in map(_THREADS.search, lines) if found]
+    summary = next(filter(None, map(_SUMMARY.search, lines)), None)
+    results = {found[1]: found for found in map(_RESULT.search, lines) if found}
+    if summary:
+        # The last of such lines is of the runs that count, those before it of the warm-up.
+        counts = [dict(_COUNT.findall(line)) for line in lines if "count=" in line]
+        found = {name: float(value) / 1000 for name, value in counts[-1].items()}
+        count = int(counts[-1]["count"])
+        mean = found.get("avg", found["curr"] if "curr" in found else 0.0)
+        memory = [float(hit[1]) for hit in map(_MEMORY.search, lines) if hit]
+        return Run(
+            "benchmark_model",
+            model,
+            found.get("median", mean),
+            _spread(found) / count**0.5,
+            threads[-1] if threads else 1,
+            float(summary[1]) / 1000,
+            float(summary[2]) / 1000,
+            1024 * memory[-1] if memory else None,
+        )
+    if "median" in results:
+        found = {name: float(hit[2]) for name, hit in results.items()}
+        return Run(
+            "litert-benchmark",
+            model,
+            found["median"],
+            max(_spread(found) / int(results["avg"][3] or 1) ** 0.5, _RESOLUTION_MS),
+            threads[-1] if threads else 1,
+            found.get("initialization"),
+            found.get("first"),
+        )
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "nothing")
+    raise Error(f"the log has no result for {model}; the tool's last words: {last[:200]}")
+
+
+def _spread(found: dict[str, float]) -> float:
+    """Standard deviation; from percentiles where there are some, which a single outlier spares."""
+    if "p5" in found and "p95" in found:
+        return (found["p95"] - found["p5"]) / _90_PERCENT
+    return found.get("std", 0.0)
