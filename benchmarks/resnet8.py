@@ -66,7 +66,7 @@ def main() -> None:
         for (name, top1, macs, parameters, size, gap), t in zip(rows, timings.timings, strict=True)
     ]  # fmt: skip
     print(reporting.table(headers, table))
-    print(f"{timings.threads} thread, LiteRT {timings.runtime}, {timings.device}, {timings.date}")
+    print(f"{timings.threads} thread, {timings.runtime}, {timings.device}, {timings.date}")
     with open(HERE / "resnet8.csv", "w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([headers, *table])
 

@@ -35,7 +35,7 @@ def test_four_times_the_work_takes_longer(one_layer, capfd):
     assert 0 < one.median_ms < four.median_ms
     assert one.bytes == one_layer.stat().st_size
     assert report.rounds == 5 and report.threads == 1 and report.device
-    assert report.runtime == lite.runtime_version()
+    assert report.runtime == f"LiteRT {lite.runtime_version()}"
     when = datetime.datetime.fromisoformat(report.date)
     assert abs(datetime.datetime.now(datetime.timezone.utc) - when) < datetime.timedelta(hours=1)
     assert capfd.readouterr().out == ""
@@ -81,7 +81,7 @@ def test_a_sample_lasts_long_enough(one_layer):
 def test_the_interval_covers_the_truth_and_not_much_else():
     generator = np.random.default_rng(5)
     first = generator.normal(3.0, 0.1, 200)
-    timing = benchmarking._timing("x", 1, np.ones(200), first)
+    timing = benchmarking.timing_of("x", 1, np.ones(200), first)
     assert timing.speed_up_low < 3.0 < timing.speed_up_high
     # The standard error of a median is 1.25 sigma / sqrt(n): 0.009 here, the interval 4 of them.
     assert timing.speed_up_high - timing.speed_up_low == pytest.approx(0.035, rel=0.4)
@@ -140,7 +140,7 @@ def test_the_report_prints_and_survives_json():
         device="a CPU",
         threads=1,
         rounds=30,
-        runtime="2.3.0",
+        runtime="LiteRT 2.3.0",
         date="2026-01-02T03:04:05+00:00",
     )
     lines = str(report).splitlines()
@@ -180,7 +180,7 @@ def test_without_xnnpack_it_is_slower_and_the_report_says_so(one_layer):
 
 
 def report_of(*timings):
-    return BenchmarkReport(timings, "a CPU", 1, 30, "2.3.0", "2026-01-02")
+    return BenchmarkReport(timings, "a CPU", 1, 30, "LiteRT 2.3.0", "2026-01-02")
 
 
 def test_noise_is_named():
@@ -199,7 +199,11 @@ def test_csv_has_a_line_for_each_model():
     header, line = report_of(first).to_csv().splitlines()
     found = dict(zip(header.split(","), line.split(","), strict=True))
     assert found["name"] == "original" and found["load_ms"] == "5.0" and found["peak_kib"] == ""
-    assert found["device"] == "a CPU" and found["runtime"] == "2.3.0" and found["xnnpack"] == "True"
+    assert (
+        found["device"] == "a CPU"
+        and found["runtime"] == "LiteRT 2.3.0"
+        and found["xnnpack"] == "True"
+    )
 
 
 @pytest.mark.slow

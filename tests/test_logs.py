@@ -83,9 +83,8 @@ def test_litert_benchmark(tmp_path: Path, classifier: object) -> None:
     )
     [run] = logs.read(done.stdout.decode())
     assert (run.tool, run.model, run.threads) == ("litert-benchmark", str(path), 1)
-    assert f"Inference (median):    {run.ms:.2f} ms" in done.stdout.decode()
-    assert run.error_ms >= 0.005
-    assert run.load_ms is not None and run.load_ms > 0
+    assert f"Model initialization:  {run.load_ms:.2f} ms" in done.stdout.decode()
+    assert run.ms >= 0.005 and run.error_ms >= 0.005  # it prints two places
 
 
 def test_tfdwds_own(tmp_path: Path, classifier: object) -> None:

@@ -11,7 +11,7 @@ from cases import randomised
 from keras import layers
 
 import tfdwd
-from tfdwd import benchmarking, planning
+from tfdwd import benchmarking, latency, planning
 from tfdwd.candidates import Option
 from tfdwd.errors import Error
 
@@ -34,12 +34,12 @@ def made_up_times(monkeypatch):
     """A layer takes 1 ms for a million MACs, a stack ``factor`` times as long for its own."""
     factors = {"separable": 0.5, "bottleneck": 0.5}
 
-    def of(times, conv, shapes, options):
-        kept = conv.macs / 1e6
-        times.seen = {o: factors[o.stack] * o.macs / 1e6 for o in options}
-        return kept, {o: ms if ms < kept else None for o, ms in times.seen.items()}
+    def timed(source, layer, shapes, options):
+        kept = 144 * np.prod(layer.kernel.shape) / 1e6
+        times = {o: factors[o.stack] * o.macs / 1e6 for o in options}
+        return kept, {o: (ms, ms < kept) for o, ms in times.items()}
 
-    monkeypatch.setattr(planning._Times, "of", of)
+    monkeypatch.setattr(planning, "timed", timed)
     measured = benchmarking.benchmark
 
     def whole(models, **options):
@@ -76,7 +76,7 @@ def test_times_are_measured_once(model, tmp_path, monkeypatch):
     tfdwd.plan(model, DATA, macs=0.5, cache=cache)
     known = json.loads(cache.read_text())
     assert len(known) == 2 and all("LiteRT" in key and "| none | 1 |" in key for key in known)
-    monkeypatch.setattr(planning, "_files", None)  # nothing more to make
+    monkeypatch.setattr(latency, "_files", None)  # nothing more to make
     tfdwd.plan(model, DATA, macs=0.7, cache=cache)
     assert json.loads(cache.read_text()) == known
     cache.write_text("{")

@@ -380,3 +380,24 @@ def test_networks_of_keras_applications_at_full_rank(name):
         student = tfdwd.decompose(model)
     images = np.random.default_rng(0).uniform(0, 255, (2, size, size, 3)).astype(np.float32)
     assert difference(outputs_of(student, images), outputs_of(model, images)) < CLOSE
+
+
+def test_average_pools_over_whole_maps_become_global_ones():
+    image = keras.Input((6, 4, 3))
+    x = keras.layers.Conv2D(5, 1, name="conv")(image)
+    whole = keras.layers.AveragePooling2D((6, 4), name="whole")
+    part = keras.layers.AveragePooling2D((3, 4), name="part")
+    twice = keras.layers.AveragePooling2D((6, 4), strides=1, padding="same", name="same")
+    outputs = [whole(x), part(x), twice(x)]
+    model = keras.Model(image, outputs)
+    pooled = rebuild.with_global_pools(model)
+    kinds = {layer.name: type(layer).__name__ for layer in pooled.layers}
+    assert kinds["whole"] == "GlobalAveragePooling2D"
+    assert kinds["part"] == kinds["same"] == "AveragePooling2D"
+    images = np.random.default_rng(0).normal(size=(2, 6, 4, 3)).astype(np.float32)
+    for expected, found in zip(model(images), pooled(images), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+    # The same layer, shared with a smaller map, must stay.
+    small = keras.Input((6, 8, 3))
+    model = keras.Model([image, small], [whole(x), whole(keras.layers.Conv2D(5, 1)(small))])
+    assert rebuild.with_global_pools(model) is model

@@ -9,7 +9,7 @@ import pytest
 import tfdwd
 from tfdwd import lite
 from tfdwd.errors import Error
-from tfdwd.scripts import benchmark, common, decompose, evaluate, export, plan
+from tfdwd.scripts import benchmark, common, decompose, evaluate, export, micro_models, plan
 
 SCRIPTS = {
     "decompose": decompose,
@@ -17,6 +17,7 @@ SCRIPTS = {
     "export": export,
     "evaluate": evaluate,
     "benchmark": benchmark,
+    "micro_models": micro_models,
 }
 
 
@@ -109,6 +110,7 @@ L = "--labels={}/labels.npy"
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
+        ("benchmark", ["--model={}/m.tflite", "--adb"], "expected --benchmark_model=FILE"),
         ("export", ["--output=o.tflite"], "--model must have a value"),
         ("export", ["--modle=x"], "Unknown command line flag 'modle'"),
         ("export", ["--model=x", "--output=y", "extra"], "got the argument 'extra'; see --help"),

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tfdwd.decomposition import DecompositionReport, decompose
     from tfdwd.errors import Error
     from tfdwd.evaluation import Evaluation, evaluate
+    from tfdwd.latency import LatencyTable, read_latency_table, write_micro_models
     from tfdwd.planning import LayerPlan, Plan, plan
     from tfdwd.quantization import quantize_aware
     from tfdwd.rebuild import flatten
@@ -31,6 +32,7 @@ __all__ = [
     "Error",
     "Evaluation",
     "ExportReport",
+    "LatencyTable",
     "LayerPlan",
     "Plan",
     "benchmark",
@@ -43,6 +45,8 @@ __all__ = [
     "models",
     "plan",
     "quantize_aware",
+    "read_latency_table",
+    "write_micro_models",
 ]
 
 _MODULE_OF = {
@@ -51,6 +55,7 @@ _MODULE_OF = {
     "Error": "tfdwd.errors",
     "Evaluation": "tfdwd.evaluation",
     "ExportReport": "tfdwd.conversion",
+    "LatencyTable": "tfdwd.latency",
     "LayerPlan": "tfdwd.planning",
     "Plan": "tfdwd.planning",
     "benchmark": "tfdwd.benchmarking",
@@ -60,6 +65,8 @@ _MODULE_OF = {
     "flatten": "tfdwd.rebuild",
     "plan": "tfdwd.planning",
     "quantize_aware": "tfdwd.quantization",
+    "read_latency_table": "tfdwd.latency",
+    "write_micro_models": "tfdwd.latency",
 }
 
 

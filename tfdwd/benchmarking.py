@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,7 +88,7 @@ class BenchmarkReport:
       threads: that LiteRT was given.
       xnnpack: whether LiteRT was left to use XNNPACK, as it does by default.
       rounds: samples of each model.
-      runtime: version of LiteRT.
+      runtime: what ran them, with its version.
       date: when, in UTC, ISO 8601.
     """
 
@@ -127,7 +127,7 @@ class BenchmarkReport:
         plural = "" if self.threads == 1 else "s"
         lines = [
             reporting.table(headers, rows),
-            f"{self.device}, {self.threads} thread{plural}, {self.rounds} rounds, LiteRT "
+            f"{self.device}, {self.threads} thread{plural}, {self.rounds} rounds, "
             f"{self.runtime}{'' if self.xnnpack else ' without XNNPACK'}, {self.date}",
         ]
         for timing in self.timings[1:]:
@@ -195,21 +195,19 @@ def benchmark(
     for name, number in (("threads", threads), ("rounds", rounds), ("warmup", warmup)):
         if number < 1:
             raise Error(f"expected {name} of at least 1, got {number}")
-    contents = {name: _content(model) for name, model in models.items()}
+    contents = {name: content_of(model) for name, model in models.items()}
     opened = [lite.Model(content, threads, xnnpack=xnnpack) for content in contents.values()]
     for model in opened:
         model.load(_random_inputs(model))
         _seconds_per_run(model, warmup)
     runs = [_runs_per_sample(model) for model in opened]
     seconds = np.zeros((rounds, len(opened)))
-    for number in reporting.progress(range(rounds), "timing"):
-        order = range(len(opened))
-        for index in order if number % 2 == 0 else reversed(order):
-            seconds[number, index] = _seconds_per_run(opened[index], runs[index])
+    for number, index in interleaved(rounds, len(opened)):
+        seconds[number, index] = _seconds_per_run(opened[index], runs[index])
     return BenchmarkReport(
         timings=tuple(
             dataclasses.replace(
-                _timing(name, len(content), seconds[:, index], seconds[:, 0]),
+                timing_of(name, len(content), seconds[:, index], seconds[:, 0]),
                 **(_startup(content, threads, xnnpack) if startup else {}),
             )
             for index, (name, content) in enumerate(contents.items())
@@ -217,14 +215,28 @@ def benchmark(
         device=device(),
         threads=threads,
         rounds=rounds,
-        runtime=lite.runtime_version(),
+        runtime=f"LiteRT {lite.runtime_version()}",
         xnnpack=xnnpack,
         date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     )
 
 
-def _content(model: "str | os.PathLike[str] | bytes | keras.Model") -> bytes:
-    """The .tflite model as bytes."""
+def interleaved(rounds: int, models: int) -> Iterator[tuple[int, int]]:
+    """The order A B C, C B A, A B C and so on, as (round, model), with a progress bar."""
+    with reporting.progress(rounds * models, "timing") as bar:
+        for number in range(rounds):
+            order = range(models)
+            for index in order if number % 2 == 0 else reversed(order):
+                yield number, index
+                bar.update()
+
+
+def content_of(model: "str | os.PathLike[str] | bytes | keras.Model") -> bytes:
+    """A .tflite model as bytes; a Keras model is exported.
+
+    Raises:
+      tfdwd.Error: no such file, or as `tfdwd.export`.
+    """
     if isinstance(model, bytes):
         return model
     if isinstance(model, (str, os.PathLike)):
@@ -321,7 +333,14 @@ def _memory_kib(field: str, reset_peak: bool = False) -> float | None:
     return next((float(line[1]) for line in lines if line and line[0] == f"{field}:"), None)
 
 
-def _timing(name: str, size: int, seconds: np.ndarray, first: np.ndarray) -> Timing:
+def timing_of(name: str, size: int, seconds: np.ndarray, first: np.ndarray) -> Timing:
+    """Sums up rounds.
+
+    Args:
+      name, size: of the model, the size in bytes.
+      seconds: (rounds,) for one run.
+      first: the same of the model that it is compared with.
+    """
     p10, median, p90 = np.percentile(seconds * 1000, (10, 50, 90))
     ratios = first / seconds
     drawn = np.random.default_rng(0).choice(ratios, (_RESAMPLES, len(ratios)))

@@ -11,6 +11,11 @@ import numpy as np
 from tfdwd import costs, graph
 from tfdwd.errors import Error
 
+# What a plan tries: ranks up to this, and widths of bottlenecks as parts of the convolution's MACs.
+_RANKS = 4
+_BOTTLENECK_MACS = (0.06, 0.09, 0.13, 0.18, 0.25, 0.35, 0.5)
+_UNKNOWNS = 3000  # taps times width of the widest bottleneck: its fit takes their cube
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Conv:
@@ -131,3 +136,14 @@ def channel(conv: Conv, macs: int) -> Option:
     each = costs.channel_macs(c, q, n, 1, conv.outputs)
     filters = min(n, max(1, macs // each))
     return Option("channel", filters, filters * each)
+
+
+def options(conv: Conv) -> list[Option]:
+    """The stacks that a plan tries for a convolution: all are of fewer MACs."""
+    _, q, n = conv.sizes
+    found = [separable(conv, rank) for rank in range(1, min(q, n, _RANKS) + 1)]
+    for part in _BOTTLENECK_MACS:
+        narrow = bottleneck(conv, int(part * conv.macs))
+        if narrow is not None and narrow not in found and q * narrow.size <= _UNKNOWNS:
+            found.append(narrow)
+    return [option for option in found if option.macs < conv.macs]

@@ -287,7 +287,11 @@ def convert(
     """
     import tensorflow as tf
 
+    from tfdwd import rebuild
+
     inputs, outputs = _input_names(model), _output_names(model)
+    if images is not None and quantize in ("int8", "int16x8"):
+        model = rebuild.with_global_pools(model)
     specs = {
         name: tf.TensorSpec((1, *tensor.shape[1:]), tensor.dtype, name=name)
         for name, tensor in zip(inputs, model.inputs, strict=True)

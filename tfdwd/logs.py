@@ -14,7 +14,9 @@ _COUNT = re.compile(rf"\b(\w+)={_NUMBER}")
 _SUMMARY = re.compile(rf"Inference timings in us: Init: {_NUMBER}, First inference: {_NUMBER}")
 _MEMORY = re.compile(rf"emory footprint.*overall={_NUMBER}")
 # What litert-benchmark prints, in milliseconds to two places.
-_RESULT = re.compile(rf"^(?:Inference|Warmup|Model) ?\(?(\w+)\)?: +{_NUMBER} ms(?: \((\d+) runs\))?")
+_RESULT = re.compile(
+    rf"^(?:Inference|Warmup|Model) ?\(?(\w+)\)?: +{_NUMBER} ms(?: \((\d+) runs\))?"
+)
 _RESOLUTION_MS = 0.005
 _90_PERCENT = 3.29  # standard deviations between the 5th and the 95th percentile
 
@@ -47,9 +49,9 @@ def read(text: str) -> list[Run]:
     """Finds all runs in a log.
 
     Args:
-      text: the output of one run or of many of TensorFlow's ``benchmark_model``, old or new, with or
-        without the prefixes of Android's log, or of LiteRT's ``litert-benchmark``; or the JSON of a
-        `tfdwd.BenchmarkReport`.
+      text: the output of one run or of many of TensorFlow's ``benchmark_model``, old or new, with
+        or without the prefixes of Android's log, or of LiteRT's ``litert-benchmark``; or the JSON
+        of a `tfdwd.BenchmarkReport`.
 
     Returns:
       The runs, in their order.
@@ -130,7 +132,7 @@ def _run(model: str, lines: list[str]) -> Run:
         return Run(
             "litert-benchmark",
             model,
-            found["median"],
+            max(found["median"], _RESOLUTION_MS),  # it prints 0.00 for the smallest
             max(_spread(found) / int(results["avg"][3] or 1) ** 0.5, _RESOLUTION_MS),
             threads[-1] if threads else 1,
             found.get("initialization"),

@@ -2,10 +2,8 @@
 
 import dataclasses
 import itertools
-import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -23,7 +21,6 @@ from tfdwd import (
     costs,
     factorize,
     graph,
-    lite,
     rebuild,
     reporting,
 )
@@ -31,15 +28,10 @@ from tfdwd.batches import batches
 from tfdwd.candidates import Conv, Option
 from tfdwd.errors import Error
 from tfdwd.fisher import with_identity
+from tfdwd.latency import LatencyTable, measured_here, timed
 
-# Widths of the bottlenecks that are tried, as parts of the convolution's MACs.
-_BOTTLENECK_MACS = (0.06, 0.09, 0.13, 0.18, 0.25, 0.35, 0.5)
-_RANKS = 4
-_UNKNOWNS = 3000  # taps times width of the widest bottleneck: its fit takes their cube
 _FIT_ROUNDS = 5  # of a bottleneck: enough to tell stacks apart
-_ROUNDS = 9  # of timing, for each layer with its stacks
 _NETWORK_ROUNDS = 20
-_RANDOM_IMAGES = 8  # for the ranges of a layer that is only timed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +126,7 @@ class Plan:
         return (
             f"{reporting.table(headers, rows)}\n{self.budget}: {self.ms_before:.3f} ms -> "
             f"{self.ms_after:.3f} ms predicted, loss {self.error:.4f}; quantised: {self.quantize}, "
-            f"{self.threads} thread(s), {self.device}, LiteRT {self.runtime}"
+            f"{self.threads} thread(s), {self.device}, {self.runtime}"
         )
 
     def to_json(self) -> str:
@@ -158,6 +150,15 @@ class _Candidate:
     ms: float | None
 
 
+@dataclasses.dataclass(frozen=True)
+class _Network:
+    """Time of the whole network, and where and with what it was measured."""
+
+    ms: float
+    device: str
+    runtime: str
+
+
 def plan(
     model: keras.Model,
     data: Any,
@@ -171,15 +172,16 @@ def plan(
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
     cache: str | os.PathLike[str] | None = None,
+    latency_table: LatencyTable | None = None,
     seed: int = 0,
 ) -> Plan:
     """Chooses for each convolution whether and by what to replace it, within one budget.
 
-    Each layer and each stack that could take its place is timed alone on this machine's LiteRT, in
-    the precision and with the threads given; what was not measured to be faster is not taken. The
-    loss that a stack brings is predicted from the second moments of the original's responses and
-    the Fisher metric. Of all combinations within the budget the one of least predicted loss is
-    taken, exactly, by an integer program.
+    Each layer and each stack that could take its place is timed alone on this machine's LiteRT (or
+    was on another device), in the precision and with the threads given; what was not measured to be
+    faster is not taken. The loss that a stack brings is predicted from the second moments of the
+    original's responses and the Fisher metric. Of all combinations within the budget the one of
+    least predicted loss is taken, exactly, by an integer program.
 
     Args:
       model: a Functional or Sequential Keras 3 model (or a tf_keras one) of fixed input sizes.
@@ -193,6 +195,8 @@ def plan(
       threads: that LiteRT will be given.
       include, exclude: as for `tfdwd.decompose`.
       cache: a .json file for measured times; ~/.cache/tfdwd/latency.json if None.
+      latency_table: times from another device, as `tfdwd.read_latency_table` gives them; then
+        nothing is timed here.
       seed: of the sampled positions.
 
     Returns:
@@ -218,21 +222,36 @@ def plan(
         raise Error(
             f"quantize: expected one of {', '.join(conversion.QUANTIZATIONS)}, got {quantize!r}"
         )
+    table = latency_table
+    if table is not None and (table.quantize, table.threads) != (quantize, threads):
+        raise Error(
+            f"latency_table: measured with quantize={table.quantize!r}, threads={table.threads}; "
+            f"pass these, got quantize={quantize!r}, threads={threads}"
+        )
     model = bridge.to_keras3(model)
     conversion.check_convertible(model)
     traced = graph.trace(model)
     convs = candidates.find_convolutions(traced)
     reasons = _reasons(convs, include, exclude)
     images = [arrays for arrays, _ in batches(data, model, 64)]
-    options = {id(conv.layer): _options(conv) for conv in convs if not reasons[conv.path]}
+    options = {id(conv.layer): candidates.options(conv) for conv in convs if not reasons[conv.path]}
     errors = _errors(traced, images, [c for c in convs if id(c.layer) in options], options, seed)
-    times = _Times(quantize, threads, cache)
-    few = [np.concatenate(arrays)[:256] for arrays in zip(*images, strict=True)]
-    content = conversion.convert(model, quantize, False, few)
-    network = benchmarking.benchmark({"model": content}, threads=threads, rounds=_NETWORK_ROUNDS)
+    if table is None:
+        source = measured_here(quantize, threads, cache)
+        few = [np.concatenate(arrays)[:256] for arrays in zip(*images, strict=True)]
+        content = conversion.convert(model, quantize, False, few)
+        report = benchmarking.benchmark({"model": content}, threads=threads, rounds=_NETWORK_ROUNDS)
+        if report.timings[0].noisy:
+            logging.warning(
+                "the machine was noisy while the network was timed; plan again on a quiet one"
+            )
+        network = _Network(report.timings[0].p10_ms, report.device, report.runtime)
+    else:
+        source = table.times
+        network = _Network(table.network_ms, table.device, table.runtime)
     whole = costs.count(model)
     totals = {
-        "latency": network.timings[0].p10_ms,
+        "latency": network.ms,
         "macs": whole.macs,
         "params": whole.parameters,
         "max_error": 1.0,
@@ -247,11 +266,11 @@ def plan(
         kept = _Candidate(None, conv.macs, conv.parameters, 0.0, None)
         own = options.get(id(conv.layer), [])
         if own:
-            kept_ms, measured = times.of(conv, shapes, own)
+            kept_ms, measured = timed(source, conv.layer, shapes, own)
             kept = dataclasses.replace(kept, ms=kept_ms)
-            faster = [option for option in own if measured[option] is not None]
+            faster = [option for option in own if measured[option][1]]
             if not faster:
-                best = min(times.seen.values())
+                best = min(ms for ms, _ in measured.values())
                 reasons[conv.path] = (
                     f"no stack was measured to be faster: {kept_ms:.4f} ms, the best {best:.4f} ms"
                 )
@@ -263,7 +282,7 @@ def plan(
                         option.macs,
                         _parameters(conv, option),
                         errors[id(conv.layer)][option],
-                        measured[option],
+                        measured[option][0],
                     )
                     for option in faster
                 ]
@@ -272,7 +291,7 @@ def plan(
             choices.append([kept])
     limit = amount * totals[kind] if is_part else amount
     taken = _choose(choices, kind, limit, totals, f"{kind}={value}")
-    return _plan(convs, choices, taken, reasons, f"{kind}={value}", network, quantize)
+    return _plan(convs, choices, taken, reasons, f"{kind}={value}", network, quantize, threads)
 
 
 def _amount(kind: str, value: Any) -> tuple[float, bool]:
@@ -313,17 +332,6 @@ def _reasons(convs: Sequence[Conv], include: Any, exclude: Any) -> dict[str, str
             reason = "not included"
         reasons[conv.path] = reason
     return reasons
-
-
-def _options(conv: Conv) -> list[Option]:
-    """Stacks of fewer MACs than the convolution."""
-    _, q, n = conv.sizes
-    found = [candidates.separable(conv, rank) for rank in range(1, min(q, n, _RANKS) + 1)]
-    for part in _BOTTLENECK_MACS:
-        narrow = candidates.bottleneck(conv, int(part * conv.macs))
-        if narrow is not None and narrow not in found and q * narrow.size <= _UNKNOWNS:
-            found.append(narrow)
-    return [option for option in found if option.macs < conv.macs]
 
 
 def _parameters(conv: Conv, option: Option) -> int:
@@ -371,93 +379,6 @@ def _errors(
     layers = [conv.layer for conv in convs]
     calibration.sweep(traced, images, layers, solve, across_layers=False, weigh=True, seed=seed)
     return found
-
-
-# ---------------------------------------------------------------------- measured time
-
-
-class _Times:
-    """Measured milliseconds of layers and stacks, cached in a file.
-
-    Attributes:
-      seen: of the last layer asked for, {option: ms}, faster or not.
-    """
-
-    def __init__(self, quantize: str, threads: int, cache: str | os.PathLike[str] | None) -> None:
-        root = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-        self._path = root / "tfdwd" / "latency.json" if cache is None else Path(cache)
-        self._quantize, self._threads = quantize, threads
-        self._known: dict[str, dict[str, float]] = {}
-        if self._path.is_file():
-            try:
-                self._known = json.loads(self._path.read_text())
-            except ValueError as error:
-                raise Error(
-                    f"{self._path}: expected a cache of measured times, got no JSON; delete it"
-                ) from error
-        self._where = f"{benchmarking.device()} | LiteRT {lite.runtime_version()}"
-        self.seen: dict[Option, float] = {}
-
-    def of(
-        self, conv: Conv, shapes: Sequence[tuple[int, ...]], options: Sequence[Option]
-    ) -> tuple[float, dict[Option, float | None]]:
-        """Milliseconds of the convolution; of each stack, None where it was not faster."""
-        kept, self.seen = 0.0, dict.fromkeys(options, 0.0)
-        surely = dict.fromkeys(options, True)
-        for shape in shapes:
-            known = self._measured(conv.layer, shape, options)
-            kept += known["kept"]
-            for option in options:
-                self.seen[option] += known[f"{option.stack} {option.size}"]
-                surely[option] &= known[f"{option.stack} {option.size} surely"] > 1
-        return kept, {
-            option: ms if surely[option] and ms < kept else None for option, ms in self.seen.items()
-        }
-
-    def _measured(
-        self, layer: keras.layers.Conv2D, shape: tuple[int, ...], options: Sequence[Option]
-    ) -> dict[str, float]:
-        key = (
-            f"{self._where} | {self._quantize} | {self._threads} | {'x'.join(map(str, shape))} -> "
-            f"{layer.filters}, taps {layer.kernel_size}, strides {layer.strides}, dilation "
-            f"{layer.dilation_rate}, {layer.padding}"
-        )
-        known = self._known.setdefault(key, {})
-        missing = [o for o in options if f"{o.stack} {o.size}" not in known]
-        if not missing:
-            return known
-        files = dict(_files(layer, shape, missing, self._quantize))
-        report = benchmarking.benchmark(files, threads=self._threads, rounds=_ROUNDS)
-        # The network and its layers are timed minutes apart: the low percentile is what they take
-        # when nothing else runs.
-        known["kept"] = report.timings[0].p10_ms
-        for timing in report.timings[1:]:
-            known[timing.name] = timing.p10_ms
-            known[f"{timing.name} surely"] = timing.speed_up_low
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        reporting.write_whole(self._path, json.dumps(self._known, indent=1))
-        return known
-
-
-def _files(
-    layer: keras.layers.Conv2D, shape: tuple[int, ...], options: Sequence[Option], quantize: str
-) -> Iterator[tuple[str, bytes]]:
-    """A .tflite model of the layer alone, and one of each stack, with random weights."""
-    source = np.random.default_rng(0)
-    images = [source.normal(size=(_RANDOM_IMAGES, *shape)).astype(np.float32)]
-    config = {**layer.get_config(), "dtype": "float32", "activation": "relu", "use_bias": True}
-    conv = keras.layers.Conv2D.from_config(config)
-    x = keras.Input(shape, name="x")
-    yield "kept", conversion.convert(keras.Model(x, conv(x)), quantize, False, images)
-    c, q, n = conv.kernel.shape[2], int(np.prod(layer.kernel_size)), layer.filters
-    for option in options:
-        r = option.size
-        shapes = [(c, q, r), (c, r, n)] if option.stack == "separable" else [(c, r), (q, r), (r, n)]
-        kind = factorize.Separable if option.stack == "separable" else factorize.Bottleneck
-        factors = [source.normal(size=s) / np.sqrt(np.prod(s[:-1])) for s in shapes]
-        stack = rebuild.expand(conv, kind(*factors), np.zeros(n))
-        model = keras.Model(x, stack(x))
-        yield f"{option.stack} {r}", conversion.convert(model, quantize, False, images)
 
 
 # ---------------------------------------------------------------------- choice
@@ -517,8 +438,9 @@ def _plan(
     taken: Sequence[int],
     reasons: Mapping[str, str],
     budget: str,
-    network: benchmarking.BenchmarkReport,
+    network: _Network,
     quantize: str,
+    threads: int,
 ) -> Plan:
     layers, saved = [], 0.0
     for conv, own, index in zip(convs, choices, taken, strict=True):
@@ -548,19 +470,14 @@ def _plan(
             )
         )
         logging.info("%s", layers[-1])
-    if network.timings[0].noisy:
-        logging.warning(
-            "the machine was noisy while the network was timed; plan again on a quiet one"
-        )
-    before = network.timings[0].p10_ms
     return Plan(
         layers=tuple(layers),
         budget=budget,
-        ms_before=before,
-        ms_after=before - saved,
+        ms_before=network.ms,
+        ms_after=network.ms - saved,
         error=sum(layer.error for layer in layers),
         quantize=quantize,
-        threads=network.threads,
+        threads=threads,
         device=network.device,
         runtime=network.runtime,
     )

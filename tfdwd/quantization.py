@@ -169,7 +169,7 @@ def quantize_aware(model: keras.Model) -> tf_keras.Model:
     Source: Jacob et al., "Quantization and Training of Neural Networks for Efficient
     Integer-Arithmetic-Only Inference", arXiv 1712.05877, section 3.
     """
-    model = rebuild.flatten(bridge.to_keras3(model))
+    model = rebuild.with_global_pools(rebuild.flatten(bridge.to_keras3(model)))
     steps, traced = _steps(model)
     readers = collections.Counter(number for step in steps for number in set(step.reads))
     readers.update(traced.outputs)

@@ -171,6 +171,37 @@ def flatten(model: keras.Model) -> keras.Model:
     return _Copier({}, flat=True).copy_whole(model)
 
 
+def with_global_pools(model: keras.Model) -> keras.Model:
+    """Turns average pools over whole maps into global ones, which compute the same.
+
+    To LiteRT's int8 they differ: what an AVERAGE_POOL_2D gives has the scale of what it reads, much
+    too coarse for an average; the output of a MEAN has its own.
+
+    Args:
+      model: Functional or Sequential; stays as it is.
+
+    Returns:
+      A copy, or the model itself where there is no such pool.
+    """
+    traced = graph.trace(model)
+    calls = [c for c in traced.calls if isinstance(c.operation, keras.layers.AveragePooling2D)]
+    whole, others = {}, set()
+    for call in calls:
+        layer = call.operation
+        if layer.data_format == "channels_last" and (
+            traced.specs[call.inputs[0]].shape[1:3] == tuple(layer.pool_size)
+            and traced.specs[call.outputs[0]].shape[1:3] == (1, 1)
+        ):
+            pool = keras.layers.GlobalAveragePooling2D(
+                keepdims=True, name=layer.name, dtype=layer.dtype_policy
+            )
+            whole[id(layer)] = Expansion(((),), None, pool)
+        else:
+            others.add(id(layer))
+    found = {number: pool for number, pool in whole.items() if number not in others}
+    return rebuild(model, found) if found else model
+
+
 class _Copier:
     """One copy for each original layer: what keeps shared layers shared."""
 

@@ -87,7 +87,7 @@ def main(argv: list[str]) -> None:
     text = (
         f"{reporting.table(headers, rows)}\n\nFashion-MNIST, {len(data['x_test'])} test images, "
         f"calibrated on {IMAGES} unlabelled ones, not fine-tuned; "
-        f"{timings.threads} thread, LiteRT {timings.runtime}, {timings.device}, {timings.date}\n"
+        f"{timings.threads} thread, {timings.runtime}, {timings.device}, {timings.date}\n"
     )
     sheet = io.StringIO()
     csv.writer(sheet, lineterminator="\n").writerows([headers, *rows])

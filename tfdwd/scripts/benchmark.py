@@ -1,15 +1,17 @@
-"""Times .tflite files and Keras models side by side on LiteRT.
+"""Times .tflite files and Keras models side by side, on this machine's LiteRT or on a phone.
 
 Example:
   tfdwd-benchmark --model=original=resnet8.tflite --model=student=student.tflite --json=times.json
+  tfdwd-benchmark --adb --benchmark_model=android_aarch64_benchmark_model --model=student.tflite
 """
 
+import os
 from pathlib import Path
 
 from absl import flags
 
 import tfdwd
-from tfdwd import reporting
+from tfdwd import adb, reporting
 from tfdwd.errors import Error
 from tfdwd.scripts import common
 
@@ -17,8 +19,8 @@ FLAGS = flags.FlagValues()
 _MODEL = flags.DEFINE_multi_string(
     "model",
     None,
-    "NAME=FILE or FILE, a .tflite, .keras or .h5 file; give the flag once for each model, the one "
-    "to compare with first",
+    "NAME=FILE or FILE, a .tflite, .keras or .h5 file, or a folder of .tflite files; give the flag "
+    "once for each model, the one to compare with first",
     required=True,
     flag_values=FLAGS,
 )
@@ -26,10 +28,24 @@ _THREADS = flags.DEFINE_integer(
     "threads", 1, "threads that LiteRT may use", lower_bound=1, flag_values=FLAGS
 )
 _ROUNDS = flags.DEFINE_integer(
-    "rounds", 30, "samples of each model", lower_bound=1, flag_values=FLAGS
+    "rounds",
+    None,
+    "samples of each model (default: 30, on a phone 5)",
+    lower_bound=1,
+    flag_values=FLAGS,
 )
 _XNNPACK = flags.DEFINE_bool(
     "xnnpack", True, "whether LiteRT may use XNNPACK, as it does by default", flag_values=FLAGS
+)
+_ADB = flags.DEFINE_bool("adb", False, "time on a phone, through adb", flag_values=FLAGS)
+_TOOL = flags.DEFINE_string(
+    "benchmark_model",
+    None,
+    "with --adb: TensorFlow's tool of that name, built for the phone",
+    flag_values=FLAGS,
+)
+_SERIAL = flags.DEFINE_string(
+    "serial", None, "with --adb: which phone, where there are several", flag_values=FLAGS
 )
 _JSON = flags.DEFINE_string("json", None, "where to write the result as JSON", flag_values=FLAGS)
 _CSV = flags.DEFINE_string("csv", None, "where to write the result as CSV", flag_values=FLAGS)
@@ -40,13 +56,28 @@ def main() -> None:
     models = {}
     for given in _MODEL.value:
         name, _, path = given.rpartition("=")
-        name = name or Path(path).stem
-        if name in models:
-            raise Error(f"two models are named {name!r}: give --model=NAME=FILE for each")
-        models[name] = path if path.endswith(".tflite") else common.load_model(path)
-    report = tfdwd.benchmark(
-        models, threads=_THREADS.value, rounds=_ROUNDS.value, xnnpack=_XNNPACK.value, startup=True
-    )
+        for file in sorted(Path(path).glob("*.tflite")) if Path(path).is_dir() else [Path(path)]:
+            own = name or file.stem
+            if own in models:
+                raise Error(f"two models are named {own!r}: give --model=NAME=FILE for each")
+            tflite = file.suffix == ".tflite"
+            models[own] = file if tflite else common.load_model(os.fspath(file))
+    rounds = {} if _ROUNDS.value is None else {"rounds": _ROUNDS.value}
+    if _ADB.value:
+        if _TOOL.value is None:
+            raise Error("--adb: expected --benchmark_model=FILE, TensorFlow's tool for the phone")
+        report = adb.benchmark(
+            models,
+            benchmark_model=_TOOL.value,
+            serial=_SERIAL.value,
+            threads=_THREADS.value,
+            xnnpack=_XNNPACK.value,
+            **rounds,
+        )
+    else:
+        report = tfdwd.benchmark(
+            models, threads=_THREADS.value, xnnpack=_XNNPACK.value, startup=True, **rounds
+        )
     print(report)
     if _CSV.value is not None:
         reporting.write_whole(_CSV.value, report.to_csv())

@@ -43,10 +43,19 @@ _QUANTIZE = flags.DEFINE_enum(
 _THREADS = flags.DEFINE_integer(
     "threads", 1, "that LiteRT will be given", lower_bound=1, flag_values=FLAGS
 )
+_TABLE = flags.DEFINE_string(
+    "latency_table",
+    None,
+    "times from another device, a .json file of tfdwd-micro-models; nothing is timed here then",
+    flag_values=FLAGS,
+)
 
 
 def main() -> None:
     """Loads, plans, writes and prints the plan."""
+    table = None
+    if _TABLE.value is not None:
+        table = tfdwd.LatencyTable.from_json(common.load_text(_TABLE.value))
     images = _IMAGES()
     assert images is not None  # the flag is required
     plan = tfdwd.plan(
@@ -58,6 +67,7 @@ def main() -> None:
         max_error=_MAX_ERROR.value,
         quantize=_QUANTIZE.value,
         threads=_THREADS.value,
+        latency_table=table,
     )
     reporting.write_whole(_OUTPUT.value, plan.to_json())
     print(plan)

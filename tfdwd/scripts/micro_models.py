@@ -1,0 +1,76 @@
+"""Writes what a plan times as .tflite files, for another device, or reads what was timed there.
+
+Example:
+  tfdwd-micro-models --model=resnet8.keras --folder=micro
+  tfdwd-benchmark --adb --benchmark_model=benchmark_model --model=micro --rounds=3 --json=phone.json
+  tfdwd-micro-models --folder=micro --log=phone.json --device="my phone" --output=phone-table.json
+  tfdwd-plan --model=resnet8.keras --output=plan.json --images=train.npz --images_key=x_train \\
+      --latency=0.5 --latency_table=phone-table.json
+"""
+
+from absl import flags
+
+import tfdwd
+from tfdwd import reporting
+from tfdwd.conversion import QUANTIZATIONS
+from tfdwd.errors import Error
+from tfdwd.scripts import common
+
+FLAGS = flags.FlagValues()
+_FOLDER = flags.DEFINE_string(
+    "folder", None, "of the .tflite files and their manifest", required=True, flag_values=FLAGS
+)
+_MODEL = flags.DEFINE_string(
+    "model", None, "to write: the Keras model, a .keras or .h5 file", flag_values=FLAGS
+)
+_QUANTIZE = flags.DEFINE_enum(
+    "quantize",
+    "none",
+    list(QUANTIZATIONS),
+    "to write: the precision to be deployed",
+    flag_values=FLAGS,
+)
+_IMAGES = common.define_array(FLAGS, "images", "to write for int8: images to take ranges from")
+_LOG = flags.DEFINE_multi_string(
+    "log",
+    None,
+    "to read: what benchmark_model or litert-benchmark printed for the files, or the JSON of "
+    "tfdwd-benchmark; may be given several times",
+    flag_values=FLAGS,
+)
+_DEVICE = flags.DEFINE_string("device", "", "to read: what was measured on", flag_values=FLAGS)
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "to read: the .json file to write the latency table to", flag_values=FLAGS
+)
+
+
+def main() -> None:
+    """Writes the files, or reads the logs."""
+    if (_MODEL.value is None) == (_LOG.value is None):
+        raise Error("expected --model, to write the files, or --log, to read what was timed")
+    if _MODEL.value is not None:
+        model = common.load_model(_MODEL.value)
+        images = _IMAGES()
+        count = tfdwd.write_micro_models(
+            model, _FOLDER.value, quantize=_QUANTIZE.value, data=images
+        )
+        print(f"{_FOLDER.value}: {count} .tflite files; time each of them on the device")
+        return
+    if _OUTPUT.value is None:
+        raise Error("expected --output=FILE.json for the latency table")
+    table = tfdwd.read_latency_table(_FOLDER.value, _LOG.value, _DEVICE.value)
+    reporting.write_whole(_OUTPUT.value, table.to_json())
+    print(
+        f"{_OUTPUT.value}: {len(table.layers)} kinds of layers, the network in "
+        f"{table.network_ms:.3f} ms; {table.runtime}, {table.threads} thread(s), quantised: "
+        f"{table.quantize}"
+    )
+
+
+def run() -> None:
+    """The console command."""
+    common.run(main, FLAGS, __doc__)
+
+
+if __name__ == "__main__":
+    run()
