@@ -4,9 +4,10 @@ import os
 import stat
 
 import keras
+import numpy as np
 import pytest
 
-from tfdwd import reporting
+from tfdwd import benchmarking, planning, reporting
 from tfdwd.errors import Error
 
 
@@ -125,3 +126,24 @@ def test_progress_goes_through_and_is_silent_where_there_is_no_terminal(capfd):
         assert bar.total == 2
         bar.update()
     assert capfd.readouterr() == ("", "")
+
+
+def test_html_has_the_same_cells():
+    parts = [(["layer", "MACs"], [["a < b", 12]]), "1 & 2"]
+    assert reporting.as_html(parts) == (
+        "<table><tr><th>layer</th><th>MACs</th></tr><tr><td>a &lt; b</td><td>12</td></tr></table>"
+        "<p>1 &amp; 2</p>"
+    )
+    assert reporting.as_text(parts).splitlines()[2:] == ["a < b    12", "1 & 2"]
+
+
+def test_plots_have_a_bar_for_each_model_or_layer():
+    timing = benchmarking.timing_of("a", 1, np.array([0.001, 0.002, 0.004]), np.ones(3))
+    report = benchmarking.BenchmarkReport((timing, timing), "CPU", 1, 3, "LiteRT", "today")
+    [axes] = reporting.plot(report).axes
+    assert [bar.get_width() for bar in axes.patches] == [2.0, 2.0]
+    layer = planning.LayerPlan("x", False, "why", "", 0, 0, 9, 9, 9, 9, 0.0, 2.0, 1.0)
+    untimed = dataclasses.replace(layer, ms_before=None, ms_after=None)
+    plan = planning.Plan((layer, untimed), "", 2.0, 1.0, 0.0, "none", 1, "CPU", "LiteRT")
+    [axes] = reporting.plot(plan).axes
+    assert [bar.get_width() for bar in axes.patches] == [2.0, 1.0]

@@ -100,7 +100,7 @@ class BenchmarkReport:
     date: str
     xnnpack: bool = True
 
-    def __str__(self) -> str:
+    def _parts(self) -> reporting.Parts:
         rows: list[tuple[str, ...]] = [
             (
                 timing.name,
@@ -125,20 +125,26 @@ class BenchmarkReport:
                 for row, timing in zip(rows, self.timings, strict=True)
             ]
         plural = "" if self.threads == 1 else "s"
-        lines = [
-            reporting.table(headers, rows),
+        parts: list[Any] = [
+            (headers, rows),
             f"{self.device}, {self.threads} thread{plural}, {self.rounds} rounds, "
             f"{self.runtime}{'' if self.xnnpack else ' without XNNPACK'}, {self.date}",
         ]
         for timing in self.timings[1:]:
             if timing.speed_up_low <= 1 <= timing.speed_up_high:
-                lines.append(f"{timing.name}: faster or slower cannot be told from the noise")
+                parts.append(f"{timing.name}: faster or slower cannot be told from the noise")
         if noisy := [timing.name for timing in self.timings if timing.noisy]:
-            lines.append(
+            parts.append(
                 f"a noisy machine: p90 is over {_NOISY:.2f} times p10 for {', '.join(noisy)}; "
                 "trust the interval of the ratio, not the milliseconds"
             )
-        return "\n".join(lines)
+        return parts
+
+    def __str__(self) -> str:
+        return reporting.as_text(self._parts())
+
+    def _repr_html_(self) -> str:
+        return reporting.as_html(self._parts())
 
     def to_csv(self) -> str:
         """One line per model, with the device, threads, runtime and date on each."""

@@ -97,15 +97,15 @@ class ExportReport:
         if (self.images == 0) != (not self.outputs):
             raise Error(f"{self.images} images compared, but {len(self.outputs)} outputs")
 
-    def __str__(self) -> str:
+    def _parts(self) -> reporting.Parts:
         counts = ", ".join(f"{count} {name}" for name, count in self.operators.items())
-        lines = [
+        parts: list[Any] = [
             f"{self.path}: {self.bytes / 1024:.1f} KiB, quantised: {self.quantize}, needs "
             f"TensorFlow Lite {self.needed_runtime or '(unknown)'}",
             f"operators: {counts}",
         ]
         if not self.images:
-            return "\n".join([*lines, "not compared with Keras: no data was given"])
+            return [*parts, "not compared with Keras: no data was given"]
         rows = [
             (
                 output.name,
@@ -116,9 +116,9 @@ class ExportReport:
             for output in self.outputs
         ]
         headers = ["output", "largest difference / scale", "SQNR in dB", "top-1 agreement"]
-        lines += [
+        parts += [
             f"against Keras on {self.images} images, LiteRT {self.checked_with}:",
-            reporting.table(headers, rows),
+            (headers, rows),
         ]
         if self.layers:
             costliest = [
@@ -126,8 +126,14 @@ class ExportReport:
                 for layer in self.layers[:5]
             ]
             headers = ["quantising costs most at", "SQNR in dB", "noise that it adds"]
-            lines.append(reporting.table(headers, costliest))
-        return "\n".join(lines)
+            parts.append((headers, costliest))
+        return parts
+
+    def __str__(self) -> str:
+        return reporting.as_text(self._parts())
+
+    def _repr_html_(self) -> str:
+        return reporting.as_html(self._parts())
 
     def to_json(self) -> str:
         """Writes the report as JSON; `tfdwd.reporting.from_json` reads it back."""
@@ -328,12 +334,17 @@ def convert(
             converter.representative_dataset = functools.partial(_samples, model, inputs, images)
         if not float_io:
             converter.inference_input_type = converter.inference_output_type = dtype
+    logger = tf.get_logger()  # which would tell of temporary folders
+    level = logger.level
+    logger.setLevel("WARNING")
     try:
         with warnings.catch_warnings():  # the converter uses tf.lite's own, deprecated interpreter
             warnings.filterwarnings("ignore", ".*tf.lite.Interpreter is deprecated", UserWarning)
             content = converter.convert()
     except Exception as error:  # ConverterError has no public name.
         raise Error(_conversion_message(model, error)) from error
+    finally:
+        logger.setLevel(level)
     return lite.in_order(content, inputs, outputs)
 
 

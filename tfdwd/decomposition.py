@@ -105,7 +105,7 @@ class DecompositionReport:
     parameters_before: int
     parameters_after: int
 
-    def __str__(self) -> str:
+    def _parts(self) -> reporting.Parts:
         rows = [
             (
                 *reporting.layer_cells(layer),
@@ -116,11 +116,17 @@ class DecompositionReport:
             for layer in self.layers
         ]
         headers = ["layer", "stack", "MACs", "after", "error", "irreducible", "why kept"]
-        return (
-            f"{reporting.table(headers, rows)}\n"
+        last = (
             f"method {self.method}; MACs {self.macs_before:,} -> {self.macs_after:,}, "
             f"parameters {self.parameters_before:,} -> {self.parameters_after:,}"
         )
+        return [(headers, rows), last]
+
+    def __str__(self) -> str:
+        return reporting.as_text(self._parts())
+
+    def _repr_html_(self) -> str:
+        return reporting.as_html(self._parts())
 
     def to_json(self) -> str:
         """The report as JSON; `from_json` reads it back."""

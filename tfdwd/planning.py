@@ -111,7 +111,7 @@ class Plan:
         """The record of one convolution."""
         return {layer.name: layer for layer in self.layers}[name]
 
-    def __str__(self) -> str:
+    def _parts(self) -> reporting.Parts:
         rows = [
             (
                 *reporting.layer_cells(layer),
@@ -123,11 +123,18 @@ class Plan:
             for layer in self.layers
         ]
         headers = ["layer", "stack", "MACs", "after", "ms", "after", "loss", "why kept"]
-        return (
-            f"{reporting.table(headers, rows)}\n{self.budget}: {self.ms_before:.3f} ms -> "
-            f"{self.ms_after:.3f} ms predicted, loss {self.error:.4f}; quantised: {self.quantize}, "
-            f"{self.threads} thread(s), {self.device}, {self.runtime}"
+        last = (
+            f"{self.budget}: {self.ms_before:.3f} ms -> {self.ms_after:.3f} ms predicted, loss "
+            f"{self.error:.4f}; quantised: {self.quantize}, {self.threads} thread(s), "
+            f"{self.device}, {self.runtime}"
         )
+        return [(headers, rows), last]
+
+    def __str__(self) -> str:
+        return reporting.as_text(self._parts())
+
+    def _repr_html_(self) -> str:
+        return reporting.as_html(self._parts())
 
     def to_json(self) -> str:
         """The plan as JSON; `from_json` reads it back, edited or not."""

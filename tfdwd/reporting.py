@@ -5,6 +5,7 @@ Imports nothing heavy, so that `benchmarking` runs on a board without TensorFlow
 
 import contextlib
 import dataclasses
+import html
 import json
 import os
 import types
@@ -19,6 +20,7 @@ from tfdwd.errors import Error
 
 if TYPE_CHECKING:
     import keras
+    import matplotlib.figure
 
 Record = TypeVar("Record")
 
@@ -56,6 +58,79 @@ def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
     first = cells[0].ljust(widths[0])
     rest = (cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True))
     return "  ".join([first, *rest]).rstrip()
+
+
+# What a report shows: lines of text, and tables as (headers, rows).
+Parts = Sequence[str | tuple[Sequence[str], Sequence[Sequence[object]]]]
+
+
+def as_text(parts: Parts) -> str:
+    """Lays out the parts of a report one below the other.
+
+    Example:
+      >>> print(as_text([(["layer", "MACs"], [["conv", 1200]]), "1 layer"]))
+      layer  MACs
+      -----  ----
+      conv   1200
+      1 layer
+    """
+    return "\n".join(part if isinstance(part, str) else table(*part) for part in parts)
+
+
+def as_html(parts: Parts) -> str:
+    """The same as HTML, for notebooks.
+
+    Example:
+      >>> as_html([(["layer"], [["a < b"]]), "1 layer"])
+      '<table><tr><th>layer</th></tr><tr><td>a &lt; b</td></tr></table><p>1 layer</p>'
+    """
+
+    def row(cells: Sequence[object], tag: str) -> str:
+        inner = "".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in cells)
+        return f"<tr>{inner}</tr>"
+
+    def one(part: str | tuple[Sequence[str], Sequence[Sequence[object]]]) -> str:
+        if isinstance(part, str):
+            return f"<p>{html.escape(part)}</p>"
+        headers, rows = part
+        return f"<table>{row(headers, 'th')}{''.join(row(cells, 'td') for cells in rows)}</table>"
+
+    return "".join(map(one, parts))
+
+
+def plot(report: Any) -> "matplotlib.figure.Figure":
+    """Draws times as bars: those of a benchmark's models, or of a plan's layers before and after.
+
+    Args:
+      report: a `tfdwd.BenchmarkReport` (bars from the tenth to the ninetieth percentile are drawn
+        too) or a `tfdwd.Plan` (layers that were not timed are left out).
+
+    Returns:
+      A matplotlib figure, which notebooks show by themselves.
+
+    Example:
+      >>> plot(tfdwd.plan(model, images, latency=0.5)).savefig("plan.png")  # doctest: +SKIP
+    """
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 4), layout="constrained")
+    pyplot.close(figure)  # or notebooks would show it twice
+    if hasattr(report, "timings"):
+        names = [timing.name for timing in report.timings]
+        middle = [timing.median_ms for timing in report.timings]
+        below = [timing.median_ms - timing.p10_ms for timing in report.timings]
+        above = [timing.p90_ms - timing.median_ms for timing in report.timings]
+        axes.barh(names, middle, xerr=[below, above], capsize=3)
+        axes.set_xlabel(f"ms, {report.threads} thread(s), {report.device}")
+    else:
+        timed = [layer for layer in report.layers if layer.ms_before is not None]
+        names = [layer.name for layer in timed]
+        axes.barh(names, [layer.ms_before for layer in timed], color="lightgrey", label="original")
+        axes.barh(names, [layer.ms_after for layer in timed], height=0.4, label="planned")
+        axes.legend()
+        axes.set_xlabel(f"ms alone, {report.threads} thread(s), {report.device}")
+    axes.invert_yaxis()
+    return figure
 
 
 def layer_cells(layer: Any) -> tuple[str, str, str, str]:
