@@ -195,12 +195,8 @@ def export(
     images = (
         None if data is None else _first_images(model, data, _RANGE_IMAGES if whole else _IMAGES)
     )
-    if whole and not aware and (images is None or len(images[0]) < _LEAST_RANGE_IMAGES):
-        raise Error(
-            f"quantize={quantize!r}: expected at least {_LEAST_RANGE_IMAGES} real images to take "
-            f"the activations' ranges from, got {0 if images is None else len(images[0])}; pass "
-            "data=images"
-        )
+    if not aware:
+        check_enough(images, quantize)
     content = convert(model, quantize, float_io, None if aware else images)
     found = lite.operators(content)
     outputs: tuple[OutputAgreement, ...] = ()
@@ -241,6 +237,20 @@ def _is_aware(model: Any, quantize: str) -> bool:
         )
     quantization.check_trained(model)
     return True
+
+
+def check_enough(images: Sequence[np.ndarray] | None, quantize: str) -> None:
+    """Refuses too few images to take ranges from, where there are to be some.
+
+    Raises:
+      tfdwd.Error: how many were expected.
+    """
+    count = 0 if images is None else len(images[0])
+    if quantize in ("int8", "int16x8") and count < _LEAST_RANGE_IMAGES:
+        raise Error(
+            f"quantize={quantize!r}: expected at least {_LEAST_RANGE_IMAGES} real images to take "
+            f"the activations' ranges from, got {count}; pass data=images"
+        )
 
 
 def check_convertible(model: "keras.Model") -> None:

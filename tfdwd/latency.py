@@ -130,15 +130,20 @@ def _files(
     conv = keras.layers.Conv2D.from_config(config)
     x = keras.Input(shape, name="x")
     yield "kept", conversion.convert(keras.Model(x, conv(x)), quantize, False, images)
-    c, q, n = conv.kernel.shape[2], int(np.prod(layer.kernel_size)), layer.filters
     for option in options:
-        r = option.size
-        shapes = [(c, q, r), (c, r, n)] if option.stack == "separable" else [(c, r), (q, r), (r, n)]
-        kind = factorize.Separable if option.stack == "separable" else factorize.Bottleneck
-        factors = [source.normal(size=s) / np.sqrt(np.prod(s[:-1])) for s in shapes]
-        stack = rebuild.expand(conv, kind(*factors), np.zeros(n))
-        model = keras.Model(x, stack(x))
+        model = keras.Model(x, random_stack(conv, option)(x))
         yield _name(option), conversion.convert(model, quantize, False, images)
+
+
+def random_stack(conv: keras.layers.Conv2D, option: Option) -> rebuild.Expansion:
+    """A stack that runs as the one to be fitted will, with random weights of a sound scale."""
+    c, q, n = conv.kernel.shape[2], int(np.prod(conv.kernel_size)), conv.filters
+    r = option.size
+    shapes = [(c, q, r), (c, r, n)] if option.stack == "separable" else [(c, r), (q, r), (r, n)]
+    kind = factorize.Separable if option.stack == "separable" else factorize.Bottleneck
+    source = np.random.default_rng(0)
+    factors = [source.normal(size=s) / np.sqrt(np.prod(s[:-1])) for s in shapes]
+    return rebuild.expand(conv, kind(*factors), np.zeros(n))
 
 
 # ---------------------------------------------------------------------- other devices
