@@ -34,7 +34,7 @@ from tfdwd import reporting
 DATA = pathlib.Path(os.environ.get("TFDWD_DATA", "../shared/data"))
 HERE = pathlib.Path(__file__).parent
 HEADERS = [
-    "stacks", "float", "int8", "loses", "QAT, tf_keras", "QAT, int8 file", "loses with QAT", "gap",
+    "stacks", "float", "int8", "loses", "QAT in tf_keras", "QAT in int8", "QAT loses", "gap",
 ]  # fmt: skip
 EPOCHS, MORE, BATCH = 10, 3, 64
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tfdwd.planning import LayerPlan, Plan, plan
     from tfdwd.quantization import quantize_aware
     from tfdwd.rebuild import flatten
+    from tfdwd.training import finetune
 
 __version__ = "0.1.0"
 
@@ -41,6 +42,7 @@ __all__ = [
     "evaluate",
     "export",
     "factorize",
+    "finetune",
     "flatten",
     "models",
     "plan",
@@ -62,6 +64,7 @@ _MODULE_OF = {
     "decompose": "tfdwd.decomposition",
     "evaluate": "tfdwd.evaluation",
     "export": "tfdwd.conversion",
+    "finetune": "tfdwd.training",
     "flatten": "tfdwd.rebuild",
     "plan": "tfdwd.planning",
     "quantize_aware": "tfdwd.quantization",

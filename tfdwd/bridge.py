@@ -88,6 +88,15 @@ def _earlier(nodes: Any, names: set[str]) -> Any:
     return [_earlier(node, names) for node in nodes]
 
 
+def kit(model: Any) -> Any:
+    """The package that a model is of: keras, or tf_keras."""
+    if isinstance(model, keras.Model):
+        return keras
+    import tf_keras
+
+    return tf_keras
+
+
 def is_merge(operation: Any) -> bool:
     """Whether it is what ``x + y``, ``x - y`` or ``x * y`` puts into a Keras 3 graph."""
     return not isinstance(operation, keras.Layer) and type(operation).__name__ in _MERGES
