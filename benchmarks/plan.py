@@ -118,6 +118,7 @@ def main():
             for row in compared(name, precision):
                 print(*row, flush=True)
                 rows.append(row)
+                rows.sort(key=lambda row: list(NETWORKS).index(row[0]))
                 with open(path, "w", newline="") as file:
                     csv.writer(file, lineterminator="\n").writerows([HEADERS, *rows])
     print(reporting.table(HEADERS, rows))
