@@ -1,0 +1,317 @@
+"""ImageNet, or any data set in one of its layouts: TFRecord shards, or a folder for each class."""
+
+import dataclasses
+import os
+import re
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+
+from tfdwd import reporting
+from tfdwd.errors import Error
+
+_SHARD = re.compile(r"-(\d{5})-of-(\d{5})$")
+_ENDINGS = (".jpeg", ".jpg", ".png", ".bmp", ".gif")
+_SHUFFLED = 10_000  # examples among which the next one is drawn
+_READ_AT_ONCE = 8  # shards
+# Of the crop for training: part of the area, and width over height (Szegedy et al., arXiv
+# 1409.4842, section 6).
+_AREA = (0.08, 1.0)
+_ASPECT = (3 / 4, 4 / 3)
+_JITTER = 0.4  # of brightness, contrast and saturation, either way
+_ENOUGH = 100  # examples before their damaged share means something
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Encoded images with labels.
+
+    Attributes:
+      count: how many.
+      classes: how many classes, if the source tells.
+      examples: a function of (worker, workers, seed) that gives a worker's part as a dataset of
+        (encoded image, label), in an order that the seed decides; in the order of the files if it
+        is None.
+    """
+
+    count: int
+    classes: int | None
+    examples: Callable[[int, int, int | None], tf.data.Dataset]
+
+
+def tfrecords(folder: str | os.PathLike[str], split: str, *, first_label: int = 0) -> Source:
+    """TFRecord shards in the layout of ImageNet.
+
+    Args:
+      folder: with shards such as train-00000-of-01024, whose records have ``image/encoded`` and
+        ``image/class/label``.
+      split: "train", "validation" or what the shards' names begin with.
+      first_label: number of the first class in the records: 1 in the usual ImageNet files, where 0
+        is the background.
+
+    Returns:
+      The source, with labels from 0. Every shard was gone through once, without reading the images.
+
+    Raises:
+      tfdwd.Error: no shard, a missing or a truncated one; the message names it.
+
+    Example:
+      >>> tfrecords("../shared/data/cifar10", "validation").count  # doctest: +SKIP
+      10000
+    """
+    paths = sorted(Path(folder).glob(f"{split}-*-of-*"))
+    found = [match for path in paths if (match := _SHARD.search(path.name))]
+    if not found:
+        raise Error(f"{folder}: expected shards such as {split}-00000-of-00008, got none")
+    totals = {int(match[2]) for match in found}
+    missing = sorted(set(range(max(totals))) - {int(match[1]) for match in found})
+    if len(totals) > 1 or missing:
+        raise Error(
+            f"{folder}: expected {max(totals)} shards, but {split}-{missing[0]:05}-of-"
+            f"{max(totals):05} is missing"
+            if missing
+            else f"{folder}: expected one set of shards, got some of {sorted(totals)}"
+        )
+    count = sum(map(_records_in, reporting.progress(paths, "checking shards")))
+    names = [os.fspath(path) for path in paths]
+
+    def examples(worker: int, workers: int, seed: int | None) -> tf.data.Dataset:
+        files = tf.data.Dataset.from_tensor_slices(names)
+        whole = len(names) % workers == 0  # each worker reads its own shards
+        if whole:
+            files = files.shard(workers, worker)
+        if seed is not None:
+            files = files.shuffle(len(names), seed=seed)
+        records = files.interleave(tf.data.TFRecordDataset, cycle_length=_READ_AT_ONCE)
+        if not whole:
+            records = records.shard(workers, worker)
+        if seed is not None:
+            records = records.shuffle(_SHUFFLED, seed=seed)
+        return records.map(parsed)
+
+    def parsed(record: Any) -> tuple[Any, Any]:
+        features = {
+            "image/encoded": tf.io.FixedLenFeature([], tf.string),
+            "image/class/label": tf.io.FixedLenFeature([], tf.int64),
+        }
+        example = tf.io.parse_single_example(record, features)
+        return example["image/encoded"], example["image/class/label"] - first_label
+
+    return Source(count, None, examples)
+
+
+def _records_in(path: Path) -> int:
+    """Counts the records of a shard by their lengths, and finds a cut one."""
+    size, place, count = path.stat().st_size, 0, 0
+    with open(path, "rb") as file:
+        while place < size:
+            file.seek(place)
+            header = file.read(12)  # length, and its checksum; after the data another one
+            place += 12 + (struct.unpack("<Q", header[:8])[0] if len(header) == 12 else size) + 4
+            count += 1
+    if place != size:
+        raise Error(f"{path}: expected whole records, but record {count} is cut: get the file anew")
+    return count
+
+
+def image_folder(folder: str | os.PathLike[str]) -> Source:
+    """A folder of folders of images: one for each class, whose sorted names count from 0.
+
+    Args:
+      folder: such as imagenet/train.
+
+    Raises:
+      tfdwd.Error: no such images.
+
+    Example:
+      >>> image_folder("imagenet/val").classes  # doctest: +SKIP
+      1000
+    """
+    classes = sorted(path for path in Path(folder).glob("*") if path.is_dir())
+    files = [
+        (os.fspath(path), label)
+        for label, inside in enumerate(classes)
+        for path in sorted(inside.iterdir())
+        if path.suffix.lower() in _ENDINGS
+    ]
+    if not files:
+        raise Error(
+            f"{folder}: expected a folder for each class with images ({', '.join(_ENDINGS)}), got "
+            f"{len(classes)} folders without any"
+        )
+    names, labels = zip(*files, strict=True)
+
+    def examples(worker: int, workers: int, seed: int | None) -> tf.data.Dataset:
+        pairs = tf.data.Dataset.from_tensor_slices((list(names), tf.constant(labels, tf.int64)))
+        if seed is not None:
+            pairs = pairs.shuffle(len(names), seed=seed)
+        pairs = pairs.shard(workers, worker)
+        return pairs.map(lambda name, label: (tf.io.read_file(name), label))
+
+    return Source(len(names), len(classes), examples)
+
+
+def training(
+    source: Source,
+    batch_size: int,
+    *,
+    size: int = 224,
+    epoch: int = 0,
+    seed: int = 0,
+    worker: int = 0,
+    workers: int = 1,
+    max_damaged: float = 0.001,
+) -> tf.data.Dataset:
+    """One epoch of images for training: cropped at random, flipped, of jittered colours.
+
+    Only the crop of a JPEG is decoded. All that is random follows from seed and epoch, so that an
+    epoch can be had again; `tfdwd.finetune` takes a function of the epoch.
+
+    Args:
+      source: of the images.
+      batch_size: images of one worker; what is left over is dropped.
+      size: pixels on a side.
+      epoch, seed: of the order and of the distortions.
+      worker, workers: which part of the source this is.
+      max_damaged: share of the images that may fail to decode. They are left out.
+
+    Returns:
+      Batches of (images (batch, size, size, 3) uint8, labels (batch,) int64).
+
+    Raises:
+      tfdwd.Error: wrong numbers. While it is gone through, tf.errors.InvalidArgumentError: more
+        images were damaged; the message has the numbers.
+
+    Example:
+      >>> source = tfrecords("imagenet", "train", first_label=1)  # doctest: +SKIP
+      >>> finetune(student, lambda epoch: training(source, 64, epoch=epoch), epochs=10,
+      ...          teacher=model)  # doctest: +SKIP
+    """
+    if not 0 <= worker < workers:
+        raise Error(f"expected a worker of 0..{workers - 1}, got {worker}")
+    if not 1 <= batch_size <= source.count // workers:
+        raise Error(
+            f"batch_size: expected 1..{source.count // workers}, the images of one worker, got "
+            f"{batch_size}"
+        )
+    examples = source.examples(worker, workers, hash((seed, epoch)) % 2**31)
+
+    def made(number: Any, encoded: Any, label: Any) -> tuple[Any, Any]:
+        seeds = tf.random.experimental.stateless_split(
+            tf.stack([tf.constant(seed, tf.int64) * 1_000_003 + epoch, number]), 5
+        )
+        return _for_training(encoded, size, seeds), label
+
+    # A second time around makes up for what was left out.
+    images = _decoded(examples.repeat(2), made, max_damaged)
+    steps = source.count // workers // batch_size
+    batches = images.batch(batch_size, drop_remainder=True).take(steps)
+    return batches.apply(tf.data.experimental.assert_cardinality(steps)).prefetch(tf.data.AUTOTUNE)
+
+
+def evaluation(
+    source: Source,
+    batch_size: int = 64,
+    *,
+    size: int = 224,
+    resize: int = 256,
+    max_damaged: float = 0.0,
+) -> tf.data.Dataset:
+    """All images as they are for testing and calibration: shorter side resized, centre cropped.
+
+    Args:
+      source: of the images.
+      batch_size: the last one may be smaller.
+      size: pixels on a side.
+      resize: of the shorter side before the crop.
+      max_damaged: share of the images that may fail to decode. They are left out.
+
+    Returns:
+      Batches of (images (batch, size, size, 3) uint8, labels (batch,) int64), in the order of the
+      files; `tfdwd.evaluate`, `export`, `decompose` and `plan` take them.
+
+    Example:
+      >>> data = evaluation(tfrecords("imagenet", "validation", first_label=1))  # doctest: +SKIP
+      >>> tfdwd.evaluate("student.tflite", data)  # doctest: +SKIP
+    """
+    if batch_size < 1:
+        raise Error(f"batch_size: expected at least 1, got {batch_size}")
+    if not 0 < size <= resize:
+        raise Error(f"expected 0 < size <= resize, got {size} and {resize}")
+
+    def made(number: Any, encoded: Any, label: Any) -> tuple[Any, Any]:
+        image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
+        shape = tf.cast(tf.shape(image)[:2], tf.float32)
+        scaled = tf.cast(tf.round(shape * resize / tf.reduce_min(shape)), tf.int32)
+        image = tf.image.resize(image, scaled, antialias=True)
+        top, left = (scaled[0] - size) // 2, (scaled[1] - size) // 2
+        return _as_bytes(image[top : top + size, left : left + size]), label
+
+    images = _decoded(source.examples(0, 1, None), made, max_damaged)
+    if not max_damaged:  # nothing may be missing at the end either
+        images = images.apply(tf.data.experimental.assert_cardinality(source.count))
+    return images.batch(batch_size).prefetch(tf.data.AUTOTUNE)
+
+
+def _decoded(
+    examples: tf.data.Dataset, made: Callable[..., Any], max_damaged: float
+) -> tf.data.Dataset:
+    """Leaves out what does not decode, and stops where that is too much."""
+
+    def numbered(number: Any, example: tuple[Any, Any]) -> tuple[Any, Any]:
+        return number, made(number, *example)
+
+    def checked(whole: Any, found: tuple[Any, Any]) -> Any:
+        number, image_and_label = found  # those between that are not there were damaged
+        damaged, seen = number - whole, number + 1
+        limit = max_damaged * tf.cast(tf.maximum(seen, _ENOUGH), tf.float64)
+        fine = tf.debugging.Assert(
+            tf.cast(damaged, tf.float64) <= limit,
+            [f"expected at most {max_damaged} of the images damaged; do not decode:", damaged,
+             "of", seen],
+        )  # fmt: skip
+        with tf.control_dependencies([fine]):
+            return tf.nest.map_structure(tf.identity, image_and_label)
+
+    images = examples.enumerate().map(numbered, num_parallel_calls=tf.data.AUTOTUNE)
+    return images.ignore_errors().enumerate().map(checked)
+
+
+def _for_training(encoded: Any, size: int, seeds: Any) -> Any:
+    def crop(shape: Any) -> Any:
+        begin, extent, _ = tf.image.stateless_sample_distorted_bounding_box(
+            shape,
+            tf.constant([[[0.0, 0.0, 1.0, 1.0]]]),
+            seeds[0],
+            min_object_covered=0.1,
+            aspect_ratio_range=_ASPECT,
+            area_range=_AREA,
+        )
+        return tf.concat([begin[:2], extent[:2]], 0)
+
+    def jpeg() -> Any:
+        window = crop(tf.io.extract_jpeg_shape(encoded))
+        return tf.io.decode_and_crop_jpeg(encoded, window, channels=3)
+
+    def other() -> Any:
+        image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
+        top, left, height, width = tf.unstack(crop(tf.shape(image)))
+        return image[top : top + height, left : left + width]
+
+    image = tf.image.resize(tf.cond(tf.io.is_jpeg(encoded), jpeg, other), (size, size))
+    image = tf.image.stateless_random_flip_left_right(image, seeds[1])
+    brightness, contrast, saturation = (
+        tf.random.stateless_uniform((), seeds[part], 1 - _JITTER, 1 + _JITTER) for part in (2, 3, 4)
+    )
+    image = image * brightness
+    mean = tf.reduce_mean(tf.image.rgb_to_grayscale(image))
+    image = mean + contrast * (image - mean)
+    grey = tf.image.rgb_to_grayscale(image)
+    return _as_bytes(grey + saturation * (image - grey))
+
+
+def _as_bytes(image: Any) -> Any:
+    return tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8)
