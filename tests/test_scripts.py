@@ -5,11 +5,12 @@ import sys
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import tfdwd
 from tfdwd import lite
 from tfdwd.errors import Error
-from tfdwd.scripts import benchmark, common, decompose, evaluate, export, micro_models, plan
+from tfdwd.scripts import benchmark, common, decompose, evaluate, export, micro_models, plan, train
 
 SCRIPTS = {
     "decompose": decompose,
@@ -18,6 +19,7 @@ SCRIPTS = {
     "evaluate": evaluate,
     "benchmark": benchmark,
     "micro_models": micro_models,
+    "train": train,
 }
 
 
@@ -271,3 +273,61 @@ def test_a_plan_is_written_and_carried_out(folder, tmp_path, monkeypatch, capsys
     assert "plan.json holds no text" in capsys.readouterr().err
     assert call("plan", model, images, "--latency=soon", f"--output={tmp_path}/p.json") == 1
     assert "latency: expected a positive number" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def softmax_model(tmp_path_factory):
+    """A classifier that gives probabilities, and images and labels of 8 x 8 px, as shards too."""
+    folder = tmp_path_factory.mktemp("train")
+    keras.utils.set_random_seed(5)
+    x = image = keras.Input((8, 8, 3), name="image")
+    x = keras.layers.Conv2D(6, 3, name="conv")(x)
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.ReLU()(x))
+    model = keras.Model(image, keras.layers.Dense(3, activation="softmax")(x))
+    model.save(folder / "model.keras")
+    tfdwd.decompose(model, rank=1, method="svd", include="conv").save(folder / "student.keras")
+    images = np.random.default_rng(0).integers(0, 255, (48, 8, 8, 3)).astype(np.uint8)
+    np.savez(folder / "data.npz", x=images, y=images.mean((1, 2)).argmax(1))
+    with tf.io.TFRecordWriter(str(folder / "train-00000-of-00001")) as writer:
+        for number, array in enumerate(images):
+            encoded = tf.train.BytesList(value=[tf.io.encode_jpeg(array).numpy()])
+            label = tf.train.Int64List(value=[number % 3])
+            feature = {
+                "image/encoded": tf.train.Feature(bytes_list=encoded),
+                "image/class/label": tf.train.Feature(int64_list=label),
+            }
+            example = tf.train.Example(features=tf.train.Features(feature=feature))
+            writer.write(example.SerializeToString())
+    return folder
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        ["--images={}/data.npz", "--images_key=x", "--teacher={}/model.keras", "--features=1"],
+        ["--images={}/data.npz", "--images_key=x", "--labels={}/data.npz", "--labels_key=y"],
+        ["--records={}", "--teacher={}/model.keras"],
+    ],
+    ids=["teacher", "labels", "records"],
+)
+def test_train_goes_on_where_it_stopped(softmax_model, tmp_path, capsys, data):
+    own = [argument.format(softmax_model) for argument in data]
+    student = f"--model={softmax_model}/student.keras"
+    output, folder = f"--output={tmp_path}/tuned.keras", f"--folder={tmp_path}"
+    common_flags = [student, output, "--batch_size=16", "--learning_rate=0.01", *own]
+    assert call("train", "--epochs=3", folder, *common_flags) == 0
+    whole = capsys.readouterr().out
+    assert len(whole.splitlines()) == 5
+    assert keras.models.load_model(tmp_path / "tuned.keras").count_params() > 0
+    # Nothing is left to do: the losses are those of the checkpoint.
+    assert call("train", "--epochs=3", folder, "--resume", *common_flags) == 0
+    assert capsys.readouterr().out == whole
+
+
+def test_train_needs_one_kind_of_data(softmax_model, tmp_path, capsys):
+    model = f"--model={softmax_model}/student.keras"
+    output = f"--output={tmp_path}/tuned.keras"
+    for data in ([], [f"--images={softmax_model}/data.npz", "--images_key=x", "--records=x"]):
+        assert call("train", model, output, "--epochs=1", *data) == 1
+        assert "expected --images or --records, one of them" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
