@@ -1,5 +1,6 @@
 """Times .tflite files on a phone, through adb and the official benchmark_model."""
 
+import contextlib
 import dataclasses
 import datetime
 import hashlib
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 _TIMEOUT_SECONDS = 600  # of one command: a large model is run 50 times
 _TOO_OLD = ("Didn't find op for builtin opcode", "old TFLite binary", "builtin_code out of range")
 _CANNOT_RUN = ("not executable", "xec format error", "CANNOT LINK EXECUTABLE", "No such file")
+_LOST = ("not found", "offline", "closed")  # what adb says of a phone that is gone
 
 
 def benchmark(
@@ -66,8 +68,7 @@ def benchmark(
             f"{tool}: no such file; download or build benchmark_model for the phone's processor "
             "(TensorFlow's page on measuring performance says where)"
         )
-    if not models:
-        raise Error("expected at least one model to time, got none")
+    benchmarking.check(models, threads=threads, rounds=rounds)
     contents = [benchmarking.content_of(model) for model in models.values()]
     serial = _only_phone(serial)
     device = " ".join(_property(serial, f"ro.product.{what}") for what in ("manufacturer", "model"))
@@ -93,7 +94,8 @@ def benchmark(
                 runs[index].append(_run(log, list(models)[index], tool, serial))
                 seconds[number, index] = runs[index][-1].ms / 1000
     finally:
-        _remove(serial, folder)
+        with contextlib.suppress(Error):  # the phone may be gone
+            _adb(serial, "shell", f"rm -rf {folder}")
     return BenchmarkReport(
         timings=tuple(
             dataclasses.replace(
@@ -175,18 +177,8 @@ def _adb(serial: str | None, *arguments: str) -> str:
         ) from error
     if done.returncode:
         words = " ".join((done.stderr or done.stdout).split())[-200:]
-        lost = f"the connection to phone {serial} was lost" if serial else "adb failed"
-        if serial and "not found" not in words and "offline" not in words and "closed" not in words:
-            lost = f"adb {arguments[0]} failed on phone {serial}"
-        raise Error(f"{lost}: {words}; nothing was measured")
+        what = f"adb {arguments[0]} failed"
+        if serial and any(sign in words for sign in _LOST):
+            what = f"the connection to phone {serial} was lost"
+        raise Error(f"{what}: {words}; nothing was measured")
     return done.stdout
-
-
-def _remove(serial: str, folder: str) -> None:
-    """Removes the folder on the phone, if the phone is still there."""
-    subprocess.run(
-        ["adb", "-s", serial, "shell", f"rm -rf {folder}"],
-        capture_output=True,
-        timeout=_TIMEOUT_SECONDS,
-        check=False,
-    )

@@ -79,7 +79,7 @@ class Timing:
 
 
 @dataclass(frozen=True)
-class BenchmarkReport:
+class BenchmarkReport(reporting.Report):
     """Timings of several models from one run of `benchmark`. Prints as a table.
 
     Attributes:
@@ -140,12 +140,6 @@ class BenchmarkReport:
             )
         return parts
 
-    def __str__(self) -> str:
-        return reporting.as_text(self._parts())
-
-    def _repr_html_(self) -> str:
-        return reporting.as_html(self._parts())
-
     def to_csv(self) -> str:
         """One line per model, with the device, threads, runtime and date on each."""
         sheet = io.StringIO()
@@ -157,10 +151,6 @@ class BenchmarkReport:
             own = [getattr(timing, field) for field in fields]
             writer.writerow([*own, *(getattr(self, field) for field in about)])
         return sheet.getvalue()
-
-    def to_json(self) -> str:
-        """Writes the report as JSON; `tfdwd.reporting.from_json` reads it back."""
-        return reporting.to_json(self)
 
 
 def benchmark(
@@ -196,11 +186,7 @@ def benchmark(
     Example:
       >>> print(benchmark({"original": "model.tflite", "student": "student.tflite"}))
     """
-    if not models:
-        raise Error("expected at least one model to time, got none")
-    for name, number in (("threads", threads), ("rounds", rounds), ("warmup", warmup)):
-        if number < 1:
-            raise Error(f"expected {name} of at least 1, got {number}")
+    check(models, threads=threads, rounds=rounds, warmup=warmup)
     contents = {name: content_of(model) for name, model in models.items()}
     opened = [lite.Model(content, threads, xnnpack=xnnpack) for content in contents.values()]
     for model in opened:
@@ -225,6 +211,15 @@ def benchmark(
         xnnpack=xnnpack,
         date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     )
+
+
+def check(models: Mapping[str, Any], **counts: int) -> None:
+    """Refuses no models, and counts below 1."""
+    if not models:
+        raise Error("expected at least one model to time, got none")
+    for name, number in counts.items():
+        if number < 1:
+            raise Error(f"expected {name} of at least 1, got {number}")
 
 
 def interleaved(rounds: int, models: int) -> Iterator[tuple[int, int]]:

@@ -26,9 +26,9 @@ def to_keras3(model: Any) -> keras.Model:
     """
     if isinstance(model, keras.Model):
         return model
-    kinds = [f"{kind.__module__}.{kind.__name__}" for kind in type(model).__mro__]
-    if not any(kind.startswith("tf_keras.") and kind.endswith(".Model") for kind in kinds):
-        raise Error(f"expected a Keras model, got {kinds[0]}; load it with keras.models.load_model")
+    if not is_tf_keras(model):
+        kind = f"{type(model).__module__}.{type(model).__name__}"
+        raise Error(f"expected a Keras model, got {kind}; load it with keras.models.load_model")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.h5"
         try:
@@ -88,21 +88,29 @@ def _earlier(nodes: Any, names: set[str]) -> Any:
     return [_earlier(node, names) for node in nodes]
 
 
+def is_tf_keras(model: Any) -> bool:
+    """Whether it is a tf_keras model; tf_keras, which takes seconds to load, is not loaded."""
+    return any(
+        kind.__module__.startswith("tf_keras.") and kind.__name__ == "Model"
+        for kind in type(model).__mro__
+    )
+
+
 def kit(model: Any) -> Any:
     """The package that a model is of: keras, or tf_keras."""
-    if isinstance(model, keras.Model):
+    if not is_tf_keras(model):
         return keras
     import tf_keras
 
     return tf_keras
 
 
+_MERGES = ("Add", "Subtract", "Multiply")
+
+
 def is_merge(operation: Any) -> bool:
     """Whether it is what ``x + y``, ``x - y`` or ``x * y`` puts into a Keras 3 graph."""
     return not isinstance(operation, keras.Layer) and type(operation).__name__ in _MERGES
-
-
-_MERGES = ("Add", "Subtract", "Multiply")
 
 
 def tf_keras_parts(

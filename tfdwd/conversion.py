@@ -68,7 +68,7 @@ class LayerNoise:
 
 
 @dataclass(frozen=True)
-class ExportReport:
+class ExportReport(reporting.Report):
     """What was written, and how well it agrees with the Keras model. Prints as a table.
 
     Attributes:
@@ -128,16 +128,6 @@ class ExportReport:
             headers = ["quantising costs most at", "SQNR in dB", "noise that it adds"]
             parts.append((headers, costliest))
         return parts
-
-    def __str__(self) -> str:
-        return reporting.as_text(self._parts())
-
-    def _repr_html_(self) -> str:
-        return reporting.as_html(self._parts())
-
-    def to_json(self) -> str:
-        """Writes the report as JSON; `tfdwd.reporting.from_json` reads it back."""
-        return reporting.to_json(self)
 
 
 def export(
@@ -225,7 +215,9 @@ def export(
 
 def _is_aware(model: Any, quantize: str) -> bool:
     """Whether it is a model of `tfdwd.quantize_aware`; one that cannot be exported is refused."""
-    if not type(model).__module__.startswith("tf_keras."):
+    from tfdwd import bridge
+
+    if not bridge.is_tf_keras(model):
         return False
     from tfdwd import quantization  # and tensorflow-model-optimization, which takes seconds
 

@@ -88,7 +88,7 @@ class LayerReport:
 
 
 @dataclasses.dataclass(frozen=True)
-class DecompositionReport:
+class DecompositionReport(reporting.Report):
     """What became of a model.
 
     Attributes:
@@ -121,21 +121,6 @@ class DecompositionReport:
             f"parameters {self.parameters_before:,} -> {self.parameters_after:,}"
         )
         return [(headers, rows), last]
-
-    def __str__(self) -> str:
-        return reporting.as_text(self._parts())
-
-    def _repr_html_(self) -> str:
-        return reporting.as_html(self._parts())
-
-    def to_json(self) -> str:
-        """The report as JSON; `from_json` reads it back."""
-        return reporting.to_json(self)
-
-    @classmethod
-    def from_json(cls, text: str) -> "DecompositionReport":
-        """Reads what `to_json` wrote."""
-        return reporting.from_json(cls, text)
 
 
 def decompose(

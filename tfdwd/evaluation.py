@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tfdwd import lite, reporting
+from tfdwd import reporting
 from tfdwd.batches import batches, pack
 from tfdwd.errors import Error
 
 if TYPE_CHECKING:
     import keras
 
+    from tfdwd import lite
+
 
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluation(reporting.Report):
     """Accuracy on labelled data. Prints as one line.
 
     Attributes:
@@ -33,12 +35,8 @@ class Evaluation:
         if not 0 <= self.top1 <= self.top5 <= 1 or self.count < 1:
             raise Error(f"expected 0 <= top1 <= top5 <= 1 and a count of at least 1, got {self!r}")
 
-    def __str__(self) -> str:
-        return f"top-1 {self.top1:.4f}, top-5 {self.top5:.4f}, {self.count} images"
-
-    def to_json(self) -> str:
-        """Writes the evaluation as JSON; `tfdwd.reporting.from_json` reads it back."""
-        return reporting.to_json(self)
+    def _parts(self) -> reporting.Parts:
+        return [f"top-1 {self.top1:.4f}, top-5 {self.top5:.4f}, {self.count} images"]
 
 
 def evaluate(
@@ -65,6 +63,8 @@ def evaluate(
       top-1 0.8801, top-5 0.9941, 1017 images
     """
     if isinstance(model, (str, os.PathLike)):
+        from tfdwd import lite  # a machine that only trains has no LiteRT
+
         model = lite.Model(model)
         run = _runner_of_file(model)
     else:
@@ -85,18 +85,18 @@ def evaluate(
 
 
 def _runner_of_keras(model: "keras.Model") -> Callable[[list[np.ndarray]], np.ndarray]:
-    import tensorflow as tf
+    import keras
 
     _check_outputs([tuple(tensor.shape) for tensor in model.outputs])
 
-    @tf.function(reduce_retracing=True)
-    def run(*inputs: Any) -> Any:
-        return tf.nest.flatten(model(pack(model, list(inputs)), training=False))[0]
+    def run(inputs: list[np.ndarray]) -> np.ndarray:
+        [scores] = keras.tree.flatten(model.predict_on_batch(pack(model, inputs)))
+        return np.asarray(scores, np.float32)
 
-    return lambda inputs: np.asarray(run(*inputs), np.float32)
+    return run
 
 
-def _runner_of_file(model: lite.Model) -> Callable[[list[np.ndarray]], np.ndarray]:
+def _runner_of_file(model: "lite.Model") -> Callable[[list[np.ndarray]], np.ndarray]:
     _check_outputs([tensor.shape for tensor in model.outputs])
 
     def run(inputs: list[np.ndarray]) -> np.ndarray:

@@ -150,7 +150,7 @@ def random_stack(conv: keras.layers.Conv2D, option: Option) -> rebuild.Expansion
 
 
 @dataclasses.dataclass(frozen=True)
-class LatencyTable:
+class LatencyTable(reporting.Saved):
     """What the layers of one network, and their stacks, take on some device.
 
     Attributes:
@@ -184,15 +184,6 @@ class LatencyTable:
                 "of this model and measure those"
             )
         return found
-
-    def to_json(self) -> str:
-        """The table as JSON; `from_json` reads it back."""
-        return reporting.to_json(self)
-
-    @classmethod
-    def from_json(cls, text: str) -> "LatencyTable":
-        """Reads what `to_json` wrote."""
-        return reporting.from_json(cls, text)
 
 
 def write_micro_models(

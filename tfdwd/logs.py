@@ -110,18 +110,16 @@ def _run(model: str, lines: list[str]) -> Run:
     threads = [int(found[1]) for found in map(_THREADS.search, lines) if found]
     summary = next(filter(None, map(_SUMMARY.search, lines)), None)
     results = {found[1]: found for found in map(_RESULT.search, lines) if found}
-    if summary:
-        # The last of such lines is of the runs that count, those before it of the warm-up.
-        counts = [dict(_COUNT.findall(line)) for line in lines if "count=" in line]
+    # The last of such lines is of the runs that count, those before it of the warm-up.
+    counts = [dict(_COUNT.findall(line)) for line in lines if " curr=" in line]
+    if summary and counts:
         found = {name: float(value) / 1000 for name, value in counts[-1].items()}
-        count = int(counts[-1]["count"])
-        mean = found.get("avg", found["curr"] if "curr" in found else 0.0)
         memory = [float(hit[1]) for hit in map(_MEMORY.search, lines) if hit]
         return Run(
             "benchmark_model",
             model,
-            found.get("median", mean),
-            _spread(found) / count**0.5,
+            found.get("median", found.get("avg", found["curr"])),  # of a single run no average
+            _spread(found) / int(counts[-1].get("count", 1)) ** 0.5,
             threads[-1] if threads else 1,
             float(summary[1]) / 1000,
             float(summary[2]) / 1000,

@@ -86,7 +86,7 @@ class LayerPlan:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class Plan(reporting.Report):
     """Which layers to replace by what; `tfdwd.decompose(model, data, rank=plan)` does it.
 
     Attributes:
@@ -133,21 +133,6 @@ class Plan:
             f"{self.device}, {self.runtime}"
         )
         return [(headers, rows), last]
-
-    def __str__(self) -> str:
-        return reporting.as_text(self._parts())
-
-    def _repr_html_(self) -> str:
-        return reporting.as_html(self._parts())
-
-    def to_json(self) -> str:
-        """The plan as JSON; `from_json` reads it back, edited or not."""
-        return reporting.to_json(self)
-
-    @classmethod
-    def from_json(cls, text: str) -> "Plan":
-        """Reads what `to_json` wrote."""
-        return reporting.from_json(cls, text)
 
 
 @dataclasses.dataclass(frozen=True)

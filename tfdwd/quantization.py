@@ -143,7 +143,9 @@ def quantize_aware(model: keras.Model) -> tf_keras.Model:
     Weights are rounded per channel, activations wherever LiteRT holds them as int8: after a whole
     convolution -> batch norm -> ReLU, and between the depthwise and the pointwise layers of a
     stack. The ranges of the activations are learnt in training. Nested models are flattened. Train
-    it with ``fit``, then ``tfdwd.export(model, path, quantize="int8")`` takes its ranges over.
+    it with ``fit`` or `tfdwd.finetune`, then ``tfdwd.export(model, path, quantize="int8")`` takes
+    its ranges over. Layers that cannot be trained like this stay in float32, here and in the file;
+    a warning names them.
 
     Args:
       model: a Functional or Sequential Keras 3 model (or a tf_keras one), such as a student. It is
@@ -157,9 +159,6 @@ def quantize_aware(model: keras.Model) -> tf_keras.Model:
 
     Raises:
       tfdwd.Error: a layer that tf_keras does not have; the message names it.
-
-    Layers that cannot be trained like this stay in float32, here and in the file; a warning names
-    them.
 
     Example:
       >>> student = quantize_aware(keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]))

@@ -24,6 +24,39 @@ if TYPE_CHECKING:
 
 Record = TypeVar("Record")
 
+# What a report shows: lines of text, and tables as (headers, rows).
+Parts = Sequence[str | tuple[Sequence[str], Sequence[Sequence[object]]]]
+
+
+class Saved:
+    """A dataclass that goes to JSON and back."""
+
+    def to_json(self) -> str:
+        """The record as JSON; `from_json` reads it back."""
+        return to_json(self)
+
+    @classmethod
+    def from_json(cls: type[Record], text: str) -> Record:
+        """Reads what `to_json` wrote.
+
+        Raises:
+          tfdwd.Error: the text is something else.
+        """
+        return from_json(cls, text)
+
+
+class Report(Saved):
+    """A dataclass that shows itself, as text where it is printed and as HTML in notebooks."""
+
+    def _parts(self) -> Parts:
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        return as_text(self._parts())
+
+    def _repr_html_(self) -> str:
+        return as_html(self._parts())
+
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """Lays out a text table: the first column to the left, the others to the right.
@@ -58,10 +91,6 @@ def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
     first = cells[0].ljust(widths[0])
     rest = (cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True))
     return "  ".join([first, *rest]).rstrip()
-
-
-# What a report shows: lines of text, and tables as (headers, rows).
-Parts = Sequence[str | tuple[Sequence[str], Sequence[Sequence[object]]]]
 
 
 def as_text(parts: Parts) -> str:

@@ -15,7 +15,7 @@ import keras
 import numpy as np
 from absl import logging
 
-from tfdwd import bridge, reporting
+from tfdwd import bridge, evaluation, reporting
 from tfdwd.batches import batches, pack
 from tfdwd.errors import Error
 
@@ -96,6 +96,9 @@ def finetune(
     for name, value in (("epochs", epochs), ("batch_size", batch_size)):
         if value < 1:
             raise Error(f"expected {name} of at least 1, got {value}")
+    for name, part in (("warmup", warmup), ("label_smoothing", label_smoothing), ("ema", ema or 0)):
+        if not 0 <= part < 1:
+            raise Error(f"{name}: expected 0 or more and less than 1, got {part}")
     if optimizer not in _OPTIMIZERS:
         raise Error(f"optimizer: expected one of {', '.join(_OPTIMIZERS)}, got {optimizer!r}")
     if teacher is None and (labels or features):
@@ -110,6 +113,9 @@ def finetune(
             variable.assign(np.random.default_rng((seed, number)).integers(0, 2**31, 2))
     with_labels = teacher is None or labels > 0
     data, steps = _epochs_of(dataset, model, batch_size, with_labels, seed, steps_per_epoch)
+    for network in (model, teacher):
+        if network is not None:
+            _check_probabilities(network, next(iter(data(0)))[0])
     kit = bridge.kit(model)
     if mixed_precision and kit is not keras:
         raise Error("mixed_precision: a quantise-aware model trains in float32; leave it away")
@@ -121,14 +127,16 @@ def finetune(
     )
     pairs = _pairs(model, teacher) if features and teacher is not None else []
     with contextlib.ExitStack() as stack:
-        if mixed_precision:
-            stack.enter_context(_half_precision(model))
+        half = stack.enter_context(_half_precision(model)) if mixed_precision else ""
         if freeze_batch_norm:
             stack.enter_context(_frozen_batch_norms(model))
         learner = _mixed(_Learner, kit.Model)(
             model, teacher, pairs, labels, features, label_smoothing, with_labels
         )
-        learner.compile(optimizer=_optimizer(kit, optimizer, schedule, weight_decay, ema))
+        made = _optimizer(kit, optimizer, schedule, weight_decay, ema)
+        if half == "mixed_float16":  # small gradients would be 0
+            made = keras.optimizers.LossScaleOptimizer(made)
+        learner.compile(optimizer=made)
         base = kit.callbacks.Callback
         checkpoint = _mixed(_Checkpoint, base)(model, learner, validation, folder)
         first = checkpoint.restored() if resume else 0
@@ -183,6 +191,25 @@ def _epochs_of(
 
         found, own_steps = streamed, _length(given(0)) if steps is None else steps
     return found, own_steps if steps is None else steps
+
+
+def _check_probabilities(model: keras.Model, inputs: list[np.ndarray]) -> None:
+    """Refuses a model whose output is something else, such as logits.
+
+    Raises:
+      tfdwd.Error: what was expected.
+    """
+    shapes = [tuple(tensor.shape) for tensor in model.outputs]
+    fine = len(shapes) == 1 and len(shapes[0]) == 2
+    if fine:
+        scores = np.asarray(keras.tree.flatten(model.predict_on_batch(pack(model, inputs)))[0])
+        # Written so that NaN passes: the loss tells of it, with the step.
+        fine = not (scores.min() < -0.01 or (np.abs(scores.sum(1) - 1) > 0.01).any())
+    if not fine:
+        raise Error(
+            f"model {model.name!r}: expected one output of probabilities (batch, classes), got "
+            f"outputs {shapes} that are not; end it with a softmax"
+        )
 
 
 def _length(data: Any) -> int:
@@ -335,8 +362,8 @@ def _frozen_batch_norms(model: keras.Model) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _half_precision(model: keras.Model) -> Iterator[None]:
-    """All layers but those of the outputs compute in half precision."""
+def _half_precision(model: keras.Model) -> Iterator[str]:
+    """All layers but those of the outputs compute in half precision; gives the policy's name."""
     half = "mixed_float16" if keras.distribution.list_devices("gpu") else "mixed_bfloat16"
     last = {id(tensor._keras_history.operation) for tensor in model.outputs}
     layers = [layer for layer in model._flatten_layers() if id(layer) not in last]
@@ -344,7 +371,7 @@ def _half_precision(model: keras.Model) -> Iterator[None]:
     try:
         for layer in layers:
             layer.dtype_policy = half
-        yield
+        yield half
     finally:
         for layer, policy in zip(layers, before, strict=True):
             layer.dtype_policy = policy
@@ -393,7 +420,7 @@ class _Checkpoint:
         learner = self.model  # which brings the weights up to date under JAX
         self.found.setdefault("loss", []).append(float((logs or {})["loss"]))
         if self.validation is not None:
-            top1 = _top1(self.student, self.validation)
+            top1 = evaluation.evaluate(self.student, self.validation).top1
             best = max(self.found.get("val_top1", [-1.0]))
             self.found.setdefault("val_top1", []).append(top1)
             if self.folder is not None and top1 > best:
@@ -454,15 +481,3 @@ def _save(student: Any, folder: Path, name: str) -> None:
 def _state(learner: Any) -> list[Any]:
     """All that training changes: weights, seeds of dropout, and what the optimizer remembers."""
     return [*learner.student.variables, *learner.optimizer.variables]
-
-
-def _top1(model: keras.Model, data: Any) -> float:
-    """As `tfdwd.evaluate`, which needs TensorFlow."""
-    right = count = 0
-    for inputs, labels in batches(data, model, 256, True):
-        scores = np.asarray(model.predict_on_batch(pack(model, inputs)))
-        assert labels is not None
-        classes = labels.argmax(-1) if labels.shape == scores.shape else labels.reshape(-1)
-        right += int((scores.argmax(-1) == classes).sum())
-        count += len(scores)
-    return right / count

@@ -32,14 +32,12 @@ class Source:
 
     Attributes:
       count: how many.
-      classes: how many classes, if the source tells.
       examples: a function of (worker, workers, seed) that gives a worker's part as a dataset of
         (encoded image, label), in an order that the seed decides; in the order of the files if it
         is None.
     """
 
     count: int
-    classes: int | None
     examples: Callable[[int, int, int | None], tf.data.Dataset]
 
 
@@ -101,7 +99,7 @@ def tfrecords(folder: str | os.PathLike[str], split: str, *, first_label: int = 
         example = tf.io.parse_single_example(record, features)
         return example["image/encoded"], example["image/class/label"] - first_label
 
-    return Source(count, None, examples)
+    return Source(count, examples)
 
 
 def _records_in(path: Path) -> int:
@@ -128,8 +126,8 @@ def image_folder(folder: str | os.PathLike[str]) -> Source:
       tfdwd.Error: no such images.
 
     Example:
-      >>> image_folder("imagenet/val").classes  # doctest: +SKIP
-      1000
+      >>> image_folder("imagenet/val").count  # doctest: +SKIP
+      50000
     """
     classes = sorted(path for path in Path(folder).glob("*") if path.is_dir())
     files = [
@@ -152,7 +150,7 @@ def image_folder(folder: str | os.PathLike[str]) -> Source:
         pairs = pairs.shard(workers, worker)
         return pairs.map(lambda name, label: (tf.io.read_file(name), label))
 
-    return Source(len(names), len(classes), examples)
+    return Source(len(names), examples)
 
 
 def training(
