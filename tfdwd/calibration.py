@@ -16,7 +16,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfdwd import blas
+from tfdwd import blas, workers
 from tfdwd.errors import Error
 from tfdwd.execution import patches_at, response, rows_at, run_call
 from tfdwd.factorize import Stack
@@ -50,7 +50,8 @@ def sweep(
 
     Args:
       graph: the original network, `tfdwd.graph.trace`.
-      batches: the images; each item has one array per input, batch axis first. Read once.
+      batches: the images, this worker's part where there are several (`tfdwd.workers`); each item
+        has one array per input, batch axis first. Read once.
       convs: the convolutions to replace.
       solve: makes a convolution's stack and bias (n,) from what was collected of it. x is what
         the student feeds the convolution, (c * q,) channel-major; y the original's response
@@ -89,6 +90,7 @@ def sweep(
             images += len(tensors[0])
         if shapes is None:
             raise Error("calibration data: expected at least one image, got an empty data set")
+        images = int(workers.add_up([np.array(images)])[0])
         specs = _shaped_specs(graph, shapes)
         metrics = fisher_metrics(graph, frontier, images, convs, specs, seed) if weigh else {}
         collected = {
@@ -116,6 +118,7 @@ def sweep(
             frontier, live = after, following
             for conv in schedule.solvable[stage]:
                 rows = collected.pop(id(conv))
+                rows.share()
                 solved[id(conv)] = expand(conv, *solve(conv, rows))
                 rows.close()
     return solved
@@ -125,7 +128,7 @@ class Collected:
     """What a sweep collected of one convolution: moments, and the rows where a ReLU follows.
 
     Attributes:
-      moments: of (x, y).
+      moments: of (x, y), this worker's until they are shared.
       fisher: `tfdwd.fisher.fisher_metrics` of the response, (n, n), or None.
     """
 
@@ -134,6 +137,7 @@ class Collected:
     ) -> None:
         c, q, n = kernel_of(conv).shape
         self.moments = Moments.empty(np.zeros(c * q), np.zeros(n))
+        self._own = self.moments
         self.fisher = fisher
         self._name = conv.name
         self._rows = rows
@@ -162,6 +166,11 @@ class Collected:
             self._rows.append([x, y, z])
             self._sites.append(site)
 
+    def share(self) -> None:
+        """Adds up the moments of all workers; each keeps the rows of its own."""
+        self._own = self.moments
+        self.moments = self._own.over_workers()
+
     def rectified(self, stack: Stack, bias: np.ndarray | None) -> Moments:
         """Moments of (x, what the stack is to give), after a first answer.
 
@@ -178,10 +187,10 @@ class Collected:
         assert self._rows is not None  # can_rectify
         addend = 0 if bias is None else bias.astype(np.float32)
         with blas.threads(len(self.moments.sum_x)):
-            return self.moments.with_responses_changed(
+            return self._own.with_responses_changed(
                 (x, y, _free_change(site, y, z, stack.apply(x) + addend))
                 for site, (x, y, z) in zip(self._sites, self._rows, strict=True)
-            )
+            ).over_workers()
 
     def close(self) -> None:
         """Lets go of the rows."""

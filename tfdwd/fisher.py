@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfdwd import workers
 from tfdwd.execution import response, run_call
 from tfdwd.graph import Graph
 
@@ -33,7 +34,7 @@ def fisher_metrics(
     Args:
       graph: the network.
       batches: the images, as arrays in the order of the inputs; the first are used.
-      images: how many there are in all.
+      images: how many there are in all, over all workers.
       convs: the convolutions whose responses are asked for.
       specs: the inputs' shapes and dtypes, by tensor number.
       seed: of labels and cotangents.
@@ -71,12 +72,15 @@ def fisher_metrics(
     signature = [tf.TensorSpec(specs[n].shape, specs[n].dtype) for n in graph.inputs]
     compiled = tf.function(squares, [signature, tf.TensorSpec((2,), tf.int32)], autograph=False)
     sums = [np.zeros((conv.filters, conv.filters)) for conv in convs]
-    used = min(IMAGES, -(-images // 4))
-    for number, arrays in enumerate(_first_images(batches, used)):
-        found = compiled([tf.constant(array) for array in arrays], tf.constant([seed, number]))
+    used, share = 0, -(-min(IMAGES, -(-images // 4)) // workers.count())
+    for number, arrays in enumerate(_first_images(batches, share)):
+        seeds = tf.constant([seed, number * workers.count() + workers.index()])
+        found = compiled([tf.constant(array) for array in arrays], seeds)
+        used += len(arrays[0])
         for total, square in zip(sums, found, strict=True):
             total += square.numpy()
-    return {id(conv): total / used for conv, total in zip(convs, sums, strict=True)}
+    whole, *sums = workers.add_up([np.array(used), *sums])
+    return {id(conv): total / whole for conv, total in zip(convs, sums, strict=True)}
 
 
 def _first_images(

@@ -5,6 +5,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from tfdwd import workers
+
 
 @dataclasses.dataclass(eq=False)
 class Moments:
@@ -75,6 +77,19 @@ class Moments:
             self.sum_xy + other.sum_xy + np.outer(dx, other.sum_y) + np.outer(moved_x, dy),
             self.sum_yy + other.sum_yy + np.outer(dy, other.sum_y) + np.outer(moved_y, dy),
         )
+
+    def over_workers(self) -> "Moments":
+        """The moments of the rows of all workers; the same on each."""
+        if workers.count() == 1:
+            return self
+        # One shift for all, since only sums about the same point add up.
+        shift_x, shift_y = workers.of_first([self.shift_x, self.shift_y])
+        moved = Moments.empty(shift_x, shift_y) + self
+        count, *sums = workers.add_up(
+            [np.array(self.count), moved.sum_x, moved.sum_y, moved.sum_xx, moved.sum_xy,
+             moved.sum_yy]
+        )  # fmt: skip
+        return Moments(shift_x, shift_y, int(count), *sums)
 
     @property
     def mean_x(self) -> np.ndarray:

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfdwd import workers
 from tfdwd.execution import run_call
 from tfdwd.graph import Graph, trace
 
@@ -29,7 +30,7 @@ def reestimate_norms(
     Args:
       model: the original.
       student: its decomposed twin, whose norms are changed in place.
-      batches: some images, as arrays in the order of the inputs.
+      batches: some images (of this worker), as arrays in the order of the inputs.
       replaced: paths of the convolutions that were replaced.
 
     Returns:
@@ -96,7 +97,11 @@ def _compare(
             sums[path] = sums[path] + np.array(
                 [rows, x.sum(0), y.sum(0), (x * x).sum(0), (x * y).sum(0)]
             )
-    return wanted, found, sums
+    return (
+        wanted,
+        found,
+        dict(zip(paths, workers.add_up([sums[path] for path in paths]), strict=True)),
+    )
 
 
 def _taps(graph: Graph, paths: Sequence[str], tensors: Sequence[tf.Tensor]) -> Any:
@@ -118,11 +123,12 @@ def _output_error(
     found: Sequence[Sequence[np.ndarray]], wanted: Sequence[Sequence[np.ndarray]]
 ) -> float:
     """Mean over the outputs of their squared distance, in units of what is wanted."""
-    errors = []
+    squares = []
     for got, outputs in zip(zip(*found, strict=True), zip(*wanted, strict=True), strict=True):
         distance = sum(np.sum(np.square(a - b)) for a, b in zip(got, outputs, strict=True))
-        errors.append(distance / (sum(np.sum(np.square(b)) for b in outputs) + 1e-300))
-    return float(np.mean(errors))
+        squares.append((distance, sum(np.sum(np.square(b)) for b in outputs)))
+    [[distances, powers]] = workers.add_up([np.array(squares).T])
+    return float(np.mean(distances / (powers + 1e-300)))
 
 
 def _tensors(graph: Graph, arrays: Sequence[np.ndarray]) -> list[tf.Tensor]:

@@ -15,7 +15,7 @@ import keras
 import numpy as np
 from absl import logging
 
-from tfdwd import bridge, evaluation, reporting
+from tfdwd import bridge, evaluation, reporting, workers
 from tfdwd.batches import batches, pack
 from tfdwd.errors import Error
 
@@ -45,12 +45,20 @@ def finetune(
     validation: Any = None,
     folder: str | os.PathLike[str] | None = None,
     resume: bool = False,
+    tensorboard: str | os.PathLike[str] | None = None,
     seed: int = 0,
 ) -> keras.callbacks.History:
     """Trains a classifier further, in place.
 
     With a teacher the loss is the cross-entropy against its probabilities; labels are not needed.
     Without one it is that against the labels.
+
+    Several devices of one machine share each batch under the scope of a
+    tf.distribute.MirroredStrategy in which the model was loaded. Several processes, on one machine
+    or many, train together after each called `tfdwd.workers.join`: arrays are given whole, other
+    data as each worker's own part (`tfdwd.data.training` makes it), batch_size is that of one
+    worker. Batch norms then normalise with what all of them have, so the result is that of one
+    process with the whole batch.
 
     Args:
       model: a Functional or Sequential Keras 3 model whose one output is probabilities (batch,
@@ -78,9 +86,10 @@ def finetune(
       steps_per_epoch: of a function or an iterable of unknown length.
       validation: labelled data as for `tfdwd.evaluate`; its top-1 is taken after each epoch.
       folder: for checkpoints: last.keras and, with validation, best.keras (of a quantise-aware
-        model the weights, last.weights.h5). Must exist.
+        model the weights, last.weights.h5). Must exist; the first worker writes, all read.
       resume: go on from the checkpoint in the folder, if there is one, to the same weights as
         without the interruption.
+      tensorboard: folder for TensorBoard: loss, val_top1 and learning rate of each epoch.
       seed: of the order of the images, dropout and the like.
 
     Returns:
@@ -112,7 +121,10 @@ def finetune(
         if variable.name == "seed_generator_state":  # of dropout and the like
             variable.assign(np.random.default_rng((seed, number)).integers(0, 2**31, 2))
     with_labels = teacher is None or labels > 0
+    if workers.count() > 1 and bridge.kit(model) is not keras:
+        raise Error("a quantise-aware model is trained by one worker, got several")
     data, steps = _epochs_of(dataset, model, batch_size, with_labels, seed, steps_per_epoch)
+    workers.check_same("steps in all", epochs * steps)
     for network in (model, teacher):
         if network is not None:
             _check_probabilities(network, next(iter(data(0)))[0])
@@ -129,7 +141,9 @@ def finetune(
     with contextlib.ExitStack() as stack:
         half = stack.enter_context(_half_precision(model)) if mixed_precision else ""
         if freeze_batch_norm:
-            stack.enter_context(_frozen_batch_norms(model))
+            stack.enter_context(_batch_norms_with(model, "trainable", False))
+        if workers.replicas() > 1 or workers.count() > 1:
+            stack.enter_context(_batch_norms_with(model, "synchronized", True))
         learner = _mixed(_Learner, kit.Model)(
             model, teacher, pairs, labels, features, label_smoothing, with_labels
         )
@@ -140,15 +154,22 @@ def finetune(
         base = kit.callbacks.Callback
         checkpoint = _mixed(_Checkpoint, base)(model, learner, validation, folder)
         first = checkpoint.restored() if resume else 0
-        learner.fit(
-            _stream(data, first),
-            shuffle=False,  # they come shuffled
-            steps_per_epoch=steps,
-            initial_epoch=first,
-            epochs=epochs,
-            verbose=0,
-            callbacks=[_mixed(_Watch, base)(steps, first, epochs), checkpoint],
-        )
+        workers.check_same("epoch to go on from", first)
+        if workers.count() > 1:
+            model.set_weights(workers.of_first(model.get_weights()))
+        callbacks = [_mixed(_Watch, base)(steps, first, epochs), checkpoint]
+        if tensorboard is not None and not workers.index():
+            callbacks.append(kit.callbacks.TensorBoard(tensorboard, write_graph=False))
+        with workers.losses_named():
+            learner.fit(
+                _stream(data, first),
+                shuffle=False,  # they come shuffled
+                steps_per_epoch=steps,
+                initial_epoch=first,
+                epochs=epochs,
+                verbose=0,
+                callbacks=callbacks,
+            )
     return checkpoint.whole_history()
 
 
@@ -171,14 +192,21 @@ def _epochs_of(
         def shuffled(epoch: int) -> Iterator[Any]:
             order = np.random.default_rng((seed, epoch)).permutation(rows)
             # Whole batches only, unless there is not even one: every step is of one shape.
-            for start in range(0, max(1, rows - batch_size + 1), batch_size):
+            for number in range(own_steps):
+                start = (number * workers.count() + workers.index()) * batch_size
                 chosen = order[start : start + batch_size]
                 yield (
                     [array[chosen] for array in inputs],
                     None if labels is None else labels[chosen],
                 )
 
-        found, own_steps = shuffled, max(1, rows // batch_size)
+        found, own_steps = shuffled, rows // (batch_size * workers.count())
+        if workers.count() > 1 and not own_steps:
+            raise Error(
+                f"dataset: expected at least one batch of {batch_size} for each of "
+                f"{workers.count()} workers, got {rows} images"
+            )
+        own_steps = max(1, own_steps)
     else:
         given = dataset if callable(dataset) else lambda epoch: dataset
         first = next(iter(given(0)), None)
@@ -292,7 +320,13 @@ class _Learner:
                 loss += self.weight_of_features / len(wanted) * error
         if self.followed is not None:
             self.followed.update_state(loss)
-        return loss
+        return loss / workers.replicas()  # whose gradients are added up
+
+    def make_train_function(self, force: bool = False) -> Any:
+        if workers.count() == 1:
+            return super().make_train_function(force)  # type: ignore[misc]
+        self.train_function = workers.step(self)
+        return self.train_function
 
 
 def _float32(outputs: Any) -> list[Any]:
@@ -348,17 +382,17 @@ def _optimizer(
 
 
 @contextlib.contextmanager
-def _frozen_batch_norms(model: keras.Model) -> Iterator[None]:
+def _batch_norms_with(model: keras.Model, attribute: str, value: bool) -> Iterator[None]:
     kind = bridge.kit(model).layers.BatchNormalization
     norms = [layer for layer in model._flatten_layers() if isinstance(layer, kind)]
-    before = [layer.trainable for layer in norms]
+    before = [getattr(layer, attribute) for layer in norms]
     try:
         for layer in norms:
-            layer.trainable = False
+            setattr(layer, attribute, value)
         yield
     finally:
-        for layer, trainable in zip(norms, before, strict=True):
-            layer.trainable = trainable
+        for layer, own in zip(norms, before, strict=True):
+            setattr(layer, attribute, own)
 
 
 @contextlib.contextmanager
@@ -409,11 +443,13 @@ class _Checkpoint:
     """Validates after each epoch and keeps the last and the best student."""
 
     model: Any  # the learner, as Keras gives it to a callback
+    folder: Any
 
     def __init__(self, student: keras.Model, learner: Any, validation: Any, folder: Any) -> None:
         super().__init__()
         self.student, self.learner, self.validation = student, learner, validation
         self.folder = None if folder is None else Path(folder)
+        self.writes = folder is not None and not workers.index()
         self.found: dict[str, list[float]] = {}
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -423,10 +459,12 @@ class _Checkpoint:
             top1 = evaluation.evaluate(self.student, self.validation).top1
             best = max(self.found.get("val_top1", [-1.0]))
             self.found.setdefault("val_top1", []).append(top1)
-            if self.folder is not None and top1 > best:
+            if logs is not None:
+                logs["val_top1"] = top1  # for TensorBoard, which comes after this
+            if self.writes and top1 > best:
                 _save(self.student, self.folder, "best")
         logging.info("epoch %d: %s", epoch + 1, {k: v[-1] for k, v in self.found.items()})
-        if self.folder is not None:
+        if self.writes:
             sheet = io.BytesIO()
             arrays: dict[str, Any] = {
                 f"w{i}": keras.ops.convert_to_numpy(v) for i, v in enumerate(_state(learner))
@@ -437,7 +475,7 @@ class _Checkpoint:
             reporting.write_whole(self.folder / _STATE, sheet.getvalue())
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        if self.folder is not None:  # an average of the weights is there only now
+        if self.writes:  # an average of the weights is there only now
             _save(self.student, self.folder, "last")
 
     def restored(self) -> int:

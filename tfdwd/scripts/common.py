@@ -1,9 +1,10 @@
 """What the console commands share: the way in and out, and reading models and arrays."""
 
+import contextlib
 import faulthandler
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from logging import WARNING, LogRecord
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 import numpy as np
 from absl import flags, logging
 
+from tfdwd import workers
 from tfdwd.errors import Error
 
 if TYPE_CHECKING:
@@ -97,6 +99,31 @@ def define_model(own_flags: flags.FlagValues) -> Callable[[], "keras.Model"]:
         "model", None, "the Keras model, a .keras or .h5 file", required=True, flag_values=own_flags
     )
     return lambda: load_model(given.value)
+
+
+def define_strategy(
+    own_flags: flags.FlagValues, kinds: Sequence[str]
+) -> Callable[[], contextlib.AbstractContextManager[object]]:
+    """Defines --strategy; returns what joins the workers, or gives the scope to load models in."""
+    given = flags.DEFINE_enum(
+        "strategy",
+        "none",
+        kinds,
+        "multiworker: together with the processes that TF_CONFIG names, started by the same "
+        "command" + ("; mirrored: on all GPUs of this machine" if "mirrored" in kinds else ""),
+        flag_values=own_flags,
+    )
+
+    def scope() -> contextlib.AbstractContextManager[object]:
+        if given.value == "multiworker":
+            workers.join()
+        if given.value == "mirrored":
+            import tensorflow as tf
+
+            return tf.distribute.MirroredStrategy().scope()
+        return contextlib.nullcontext()
+
+    return scope
 
 
 def define_array(

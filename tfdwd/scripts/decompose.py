@@ -8,7 +8,7 @@ Example:
 from absl import flags
 
 import tfdwd
-from tfdwd import reporting
+from tfdwd import reporting, workers
 from tfdwd.scripts import common
 
 FLAGS = flags.FlagValues()
@@ -58,14 +58,16 @@ _EXCLUDE = flags.DEFINE_list(
 _REPORT = flags.DEFINE_string(
     "report", None, "a .json file for one record per convolution", flag_values=FLAGS
 )
+_STRATEGY = common.define_strategy(FLAGS, ["none", "multiworker"])
 _SEED = flags.DEFINE_integer("seed", 0, "of the sampled positions", flag_values=FLAGS)
 
 
 def main() -> None:
     """Loads, decomposes, writes, prints the report."""
+    _STRATEGY()
     data = _IMAGES()
     if data is not None:
-        data = data[: _MAX_IMAGES.value]
+        data = data[: _MAX_IMAGES.value][workers.index() :: workers.count()]
     model = _MODEL()
     student, report = tfdwd.decompose(
         model,
@@ -80,6 +82,8 @@ def main() -> None:
         seed=_SEED.value,
         return_report=True,
     )
+    if workers.index():
+        return  # the first writes
     reporting.save_model(student, _OUTPUT.value)
     if _REPORT.value is not None:
         reporting.write_whole(_REPORT.value, report.to_json())

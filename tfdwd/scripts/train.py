@@ -6,6 +6,9 @@ Example:
       --images_key=x_train --epochs=50 --folder=run --output=tuned.keras
   tfdwd-train --model=student.keras --teacher=original.keras --records=imagenet --first_label=1 \\
       --epochs=10 --folder=run --resume --output=tuned.keras
+  TF_CONFIG='{"cluster": {"worker": ["10.0.0.1:2222", "10.0.0.2:2222"]},
+              "task": {"type": "worker", "index": 0}}' \\
+      tfdwd-train --strategy=multiworker ...    (and the same with index 1 on 10.0.0.2)
 """
 
 from typing import Any
@@ -13,7 +16,7 @@ from typing import Any
 from absl import flags
 
 import tfdwd
-from tfdwd import reporting
+from tfdwd import reporting, workers
 from tfdwd.errors import Error
 from tfdwd.scripts import common
 
@@ -38,7 +41,9 @@ _FIRST_LABEL = flags.DEFINE_integer(
     "first_label", 0, "of the shards: 1 for ImageNet", flag_values=FLAGS
 )
 _EPOCHS = flags.DEFINE_integer("epochs", None, "in all", 1, required=True, flag_values=FLAGS)
-_BATCH = flags.DEFINE_integer("batch_size", 64, "images of one step", 1, flag_values=FLAGS)
+_BATCH = flags.DEFINE_integer(
+    "batch_size", 64, "images of one step of one worker", 1, flag_values=FLAGS
+)
 _OPTIMIZER = flags.DEFINE_enum("optimizer", "adamw", ["adamw", "sgd"], "", flag_values=FLAGS)
 _RATE = flags.DEFINE_float("learning_rate", 1e-3, "the highest", flag_values=FLAGS)
 _LABELS_WEIGHT = flags.DEFINE_float(
@@ -52,27 +57,33 @@ _FOLDER = flags.DEFINE_string("folder", None, "for checkpoints; must exist", fla
 _RESUME = flags.DEFINE_bool(
     "resume", False, "go on from the checkpoint in --folder", flag_values=FLAGS
 )
+_TENSORBOARD = flags.DEFINE_string("tensorboard", None, "folder to log to", flag_values=FLAGS)
+_STRATEGY = common.define_strategy(FLAGS, ["none", "mirrored", "multiworker"])
 _SEED = flags.DEFINE_integer("seed", 0, "of all that is random", flag_values=FLAGS)
 
 
 def main() -> None:
     """Loads, trains, writes the network and prints its losses."""
-    model = _MODEL()
-    history = tfdwd.finetune(
-        model,
-        _data(model),
-        epochs=_EPOCHS.value,
-        teacher=None if _TEACHER.value is None else common.load_model(_TEACHER.value),
-        labels=_LABELS_WEIGHT.value,
-        features=_FEATURES.value,
-        optimizer=_OPTIMIZER.value,
-        learning_rate=_RATE.value,
-        mixed_precision=_MIXED.value,
-        batch_size=_BATCH.value,
-        folder=_FOLDER.value,
-        resume=_RESUME.value,
-        seed=_SEED.value,
-    )
+    with _STRATEGY():
+        model = _MODEL()
+        history = tfdwd.finetune(
+            model,
+            _data(model),
+            epochs=_EPOCHS.value,
+            teacher=None if _TEACHER.value is None else common.load_model(_TEACHER.value),
+            labels=_LABELS_WEIGHT.value,
+            features=_FEATURES.value,
+            optimizer=_OPTIMIZER.value,
+            learning_rate=_RATE.value,
+            mixed_precision=_MIXED.value,
+            batch_size=_BATCH.value,
+            folder=_FOLDER.value,
+            resume=_RESUME.value,
+            tensorboard=_TENSORBOARD.value,
+            seed=_SEED.value,
+        )
+    if workers.index():
+        return  # the first writes
     reporting.save_model(model, _OUTPUT.value)
     rows = [(epoch + 1, f"{loss:.4f}") for epoch, loss in enumerate(history.history["loss"])]
     print(reporting.table(["epoch", "loss"], rows))
@@ -89,7 +100,10 @@ def _data(model: Any) -> Any:
 
     source = data.tfrecords(_RECORDS.value, _SPLIT.value, first_label=_FIRST_LABEL.value)
     size, seed = model.inputs[0].shape[1], _SEED.value
-    return lambda epoch: data.training(source, _BATCH.value, size=size, epoch=epoch, seed=seed)
+    return lambda epoch: data.training(
+        source, _BATCH.value, size=size, epoch=epoch, seed=seed,
+        worker=workers.index(), workers=workers.count(),
+    )  # fmt: skip
 
 
 def run() -> None:

@@ -1,0 +1,264 @@
+"""ShuffleNet V2 on CIFAR-10: separable from scratch, against regular, decomposed and fine-tuned.
+
+    python benchmarks/paper/cifar.py                       (0.5x at 24 px: two hours on two cores)
+    python benchmarks/paper/cifar.py --width=1 --pixels=32 --epochs=100 --tuned=20     (for a GPU)
+    python benchmarks/paper/cifar.py --choose              (the learning rates; 15 minutes)
+
+The paper's question (He et al., arXiv 1910.09455, section 4): is a separable network better trained
+as such, or as its twin with regular convolutions that is then decomposed at rank 1 and fine-tuned,
+with **the same number of epochs in all**? The separable network learns from the labels for EPOCHS
+epochs, the regular one for EPOCHS - TUNED; each student of it, by the paper's methods and by ours,
+from the labels and the regular network for TUNED; one from the labels alone, as in the paper. All
+see 45,000 training images, cropped and flipped at random; the learning rates were chosen by
+--choose, for the separable network too, on the 5,000 others. Top-1 on the 10,000 test images, taken
+once for each network, before and after fine-tuning. Three seeds.
+
+The paper reports about 2 points on ImageNet. Needs TFDWD_DATA. Every network is kept in build/, and
+training goes on from there when the command is called again. Writes cifar.csv, cifar_runs.csv and
+cifar.png beside this file (other sizes: into build/).
+"""
+
+import csv
+import json
+import os
+import pathlib
+import statistics
+from collections.abc import Callable, Iterator
+from functools import partial
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import numpy as np
+from absl import app, flags
+
+import tfdwd
+from tfdwd import data, models, reporting
+
+DATA = pathlib.Path(os.environ.get("TFDWD_DATA", "../shared/data"))
+HERE = pathlib.Path(__file__).parent
+BUILD = HERE.parent.parent / "build"
+HELD_OUT, CALIBRATION, BATCH = 5000, 1024, 128
+RATE, TUNED_RATE = 8e-3, 2e-3
+STUDENTS = {
+    "svd": {"method": "svd"},
+    "sequential": {"method": "sequential"},
+    "joint": {"method": "joint"},
+    "joint, labels only": {"method": "joint"},
+    "joint, auto stack": {"method": "joint", "stack": "auto"},
+    "channel": {"method": "channel"},
+}
+RUN_HEADERS = ["network", "seed", "MMACs", "epochs", "before", "top-1"]
+HEADERS = ["network", "MMACs", "epochs", "before", "top-1", "lowest", "highest", "gain", "spread"]
+
+_WIDTH = flags.DEFINE_float("width", 0.5, "of ShuffleNet V2")
+_PIXELS = flags.DEFINE_integer("pixels", 24, "of the images after cropping, at most 32")
+_EPOCHS = flags.DEFINE_integer("epochs", 8, "in all")
+_TUNED = flags.DEFINE_integer("tuned", 2, "of these, of the students")
+_SEEDS = flags.DEFINE_integer("seeds", 3, "how many")
+_CHOOSE = flags.DEFINE_bool("choose", False, "compare learning rates on held-out training images")
+
+
+def load(split: str) -> tuple[np.ndarray, np.ndarray]:
+    """All images (count, 32, 32, 3) uint8 and labels of a split."""
+    batches = data.evaluation(data.tfrecords(DATA / "cifar10", split), 500, size=32, resize=32)
+    images, labels = zip(*batches.as_numpy_iterator(), strict=True)
+    return np.concatenate(images), np.concatenate(labels)
+
+
+def centre(images: np.ndarray) -> np.ndarray:
+    start = (32 - _PIXELS.value) // 2
+    end = start + _PIXELS.value
+    return images[:, start:end, start:end]
+
+
+def augmented(
+    images: np.ndarray, labels: np.ndarray, seed: int
+) -> Callable[[int], Iterator[tuple[np.ndarray, np.ndarray]]]:
+    """A function of the epoch that gives its batches: images cropped within 8 px, and flipped."""
+    size = _PIXELS.value
+    border = max(0, size + 8 - 32) // 2
+    images = np.pad(images, ((0, 0), (border, border), (border, border), (0, 0)), mode="reflect")
+    across = np.arange(size)
+
+    def epoch_of(epoch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        source = np.random.default_rng((seed, epoch))
+        order = source.permutation(len(images))
+        for start in range(0, len(images) - BATCH + 1, BATCH):
+            chosen = order[start : start + BATCH]
+            top, left = source.integers(0, images.shape[1] - size + 1, (2, BATCH, 1))
+            columns = left + across
+            flipped = source.integers(0, 2, BATCH, bool)
+            columns[flipped] = columns[flipped, ::-1]
+            rows = (top + across)[:, :, None]
+            yield images[chosen[:, None, None], rows, columns[:, None]], labels[chosen]
+
+    return epoch_of
+
+
+class Experiment:
+    """The networks of one seed: made, trained, and kept in a folder."""
+
+    def __init__(self, seed: int, folder: pathlib.Path) -> None:
+        images, labels = load("train")
+        self.seed, self.folder = seed, folder
+        self.calibration = centre(images[:CALIBRATION])
+        self.train = augmented(images[:-HELD_OUT], labels[:-HELD_OUT], seed)
+        self.held_out = centre(images[-HELD_OUT:]), labels[-HELD_OUT:]
+
+    def build(self, conv: str) -> keras.Model:
+        keras.utils.set_random_seed(self.seed)
+        shape = (_PIXELS.value, _PIXELS.value, 3)
+        return models.ShuffleNetV2(
+            _WIDTH.value, conv=conv, input_shape=shape, classes=10, stem="small"
+        )
+
+    def trained(
+        self,
+        name: str,
+        make: Callable[[], keras.Model],
+        epochs: int,
+        rate: float,
+        teacher: keras.Model | None = None,
+    ) -> tuple[keras.Model, keras.Model]:
+        """A network before and after training; goes on where an earlier call was interrupted."""
+        folder = self.folder / name.replace(", ", "-").replace(" ", "-")
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / "before.keras").exists():
+            reporting.save_model(make(), folder / "before.keras")
+        before = keras.models.load_model(folder / "before.keras", compile=False)
+        if (folder / "after.keras").exists():
+            return before, keras.models.load_model(folder / "after.keras", compile=False)
+        model = keras.models.load_model(folder / "before.keras", compile=False)
+        tfdwd.finetune(
+            model,
+            self.train,
+            steps_per_epoch=(50_000 - HELD_OUT) // BATCH,
+            epochs=epochs,
+            teacher=teacher,
+            labels=0.0 if teacher is None else 1.0,
+            learning_rate=rate,
+            folder=folder,
+            resume=True,
+            seed=self.seed,
+        )
+        reporting.save_model(model, folder / "after.keras")
+        return before, model
+
+    def networks(self) -> Iterator[tuple[str, int, keras.Model | None, keras.Model]]:
+        """(name, epochs, the network before fine-tuning, and after) of all."""
+        whole, tuned = _EPOCHS.value, _TUNED.value
+        _, regular = self.trained("regular", partial(self.build, "regular"), whole - tuned, RATE)
+        yield "regular", whole - tuned, None, regular
+        _, separable = self.trained("separable", partial(self.build, "separable"), whole, RATE)
+        yield "separable", whole, None, separable
+        for name in STUDENTS:
+            yield name, whole, *self.student(name, regular, TUNED_RATE)
+
+    def student(
+        self, name: str, regular: keras.Model, rate: float
+    ) -> tuple[keras.Model, keras.Model]:
+        return self.trained(
+            name,
+            lambda: tfdwd.decompose(regular, self.calibration, rank=1, **STUDENTS[name]),
+            _TUNED.value,
+            rate,
+            None if name == "joint, labels only" else regular,
+        )
+
+
+def choose(folder: pathlib.Path) -> None:
+    """Prints top-1 on the held-out images at several learning rates, by a seed of its own."""
+    short = max(1, _EPOCHS.value // 4)  # with the whole schedule
+    for rate in (2e-3, 4e-3, 8e-3):
+        mine = Experiment(100, folder / f"rate-{rate}")
+        _, model = mine.trained("separable", partial(mine.build, "separable"), short, rate)
+        print(f"separable, {rate}: {tfdwd.evaluate(model, mine.held_out)}", flush=True)
+    mine = Experiment(100, folder / "rate")
+    _, regular = mine.trained("regular", partial(mine.build, "regular"), short, RATE)
+    for rate in (1e-3, 2e-3, 4e-3):
+        mine = Experiment(100, folder / f"tuned-{rate}")
+        for name in ("joint", "joint, labels only"):
+            _, model = mine.student(name, regular, rate)
+            print(f"{name}, {rate}: {tfdwd.evaluate(model, mine.held_out)}", flush=True)
+
+
+def summary(runs: list[list[str]]) -> list[list[str]]:
+    """Means over the seeds, and the gain over the separable network: mean and spread."""
+    names = list(dict.fromkeys(run[0] for run in runs))
+    after = {name: {run[1]: float(run[5]) for run in runs if run[0] == name} for name in names}
+    rows = []
+    for name in names:
+        own = [run for run in runs if run[0] == name]
+        before = [float(run[4]) for run in own if run[4]]
+        both = after[name].keys() & after.get("separable", {}).keys()
+        gains = [100 * (after[name][seed] - after["separable"][seed]) for seed in both]
+        found = list(after[name].values())
+        rows.append([
+            name, own[0][2], own[0][3], f"{statistics.mean(before):.4f}" if before else "",
+            f"{statistics.mean(found):.4f}", f"{min(found):.4f}", f"{max(found):.4f}",
+            f"{statistics.mean(gains):+.2f}" if gains else "",
+            f"{statistics.stdev(gains):.2f}" if len(gains) > 1 else "",
+        ])  # fmt: skip
+    return rows
+
+
+def write(runs: list[list[str]], folder: pathlib.Path) -> None:
+    rows = summary(runs)
+    for name, table in (("cifar_runs", [RUN_HEADERS, *runs]), ("cifar", [HEADERS, *rows])):
+        with open(folder / f"{name}.csv", "w", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows(table)
+
+
+def plot(runs: list[list[str]], path: pathlib.Path) -> None:
+    """Top-1 of each run, before fine-tuning and after."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    names = list(dict.fromkeys(run[0] for run in runs))
+    figure, axes = pyplot.subplots(figsize=(7, 3.2), layout="constrained")
+    for column, colour, label in ((4, "tab:gray", "decomposed"), (5, "tab:blue", "trained")):
+        points = [(float(run[column]), names.index(run[0])) for run in runs if run[column]]
+        axes.scatter(*zip(*points, strict=True), c=colour, label=label, alpha=0.7)
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.set_xlabel("top-1 on 10,000 test images, one point a seed")
+    axes.legend()
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=130)
+
+
+def main(_: list[str]) -> None:
+    size = f"{_WIDTH.value}-{_PIXELS.value}-{_EPOCHS.value}-{_TUNED.value}"
+    folder = BUILD / f"cifar-{size}"
+    folder.mkdir(parents=True, exist_ok=True)
+    if _CHOOSE.value:
+        choose(folder)
+        return
+    images, labels = load("validation")
+    test = centre(images), labels
+    runs: list[list[str]] = []
+    usual = all(not flags.FLAGS[name].present for name in ("width", "pixels", "epochs", "tuned"))
+    for seed in range(_SEEDS.value):
+        mine = Experiment(seed, folder / f"seed-{seed}")
+        for name, epochs, before, after in mine.networks():
+            kept = mine.folder / f"{name.replace(', ', '-').replace(' ', '-')}.json"
+            if not kept.exists():
+                scores = [
+                    "" if model is None else f"{tfdwd.evaluate(model, test).top1:.4f}"
+                    for model in (before, after)
+                ]
+                macs = f"{tfdwd.costs.count(after).macs / 1e6:.2f}"
+                run = [name, str(seed), macs, str(epochs), *scores]
+                reporting.write_whole(kept, json.dumps(run))
+            runs.append(json.loads(kept.read_text()))
+            print(*runs[-1], flush=True)
+            write(runs, HERE if usual else folder)
+    plot(runs, (HERE if usual else folder) / "cifar.png")
+    print(reporting.table(HEADERS, summary(runs)))
+
+
+if __name__ == "__main__":
+    app.run(main)
