@@ -53,12 +53,12 @@ def finetune(
     With a teacher the loss is the cross-entropy against its probabilities; labels are not needed.
     Without one it is that against the labels.
 
-    Several devices of one machine share each batch under the scope of a
-    tf.distribute.MirroredStrategy in which the model was loaded. Several processes, on one machine
-    or many, train together after each called `tfdwd.workers.join`: arrays are given whole, other
-    data as each worker's own part (`tfdwd.data.training` makes it), batch_size is that of one
-    worker. Batch norms then normalise with what all of them have, so the result is that of one
-    process with the whole batch.
+    Several processes, on one machine or many, train together after each called
+    `tfdwd.workers.join`: arrays are given whole, other data as each worker's own part
+    (`tfdwd.data.training` makes it), batch_size is that of one worker. Batch norms normalise with
+    what all of them have, so the result is that of one process with the whole batch. Several
+    devices of one process share each batch under the scope of a tf.distribute.MirroredStrategy in
+    which the model was loaded; there each batch norm normalises with what its device has.
 
     Args:
       model: a Functional or Sequential Keras 3 model whose one output is probabilities (batch,
@@ -142,7 +142,7 @@ def finetune(
         half = stack.enter_context(_half_precision(model)) if mixed_precision else ""
         if freeze_batch_norm:
             stack.enter_context(_batch_norms_with(model, "trainable", False))
-        if workers.replicas() > 1 or workers.count() > 1:
+        if workers.count() > 1:
             stack.enter_context(_batch_norms_with(model, "synchronized", True))
         learner = _mixed(_Learner, kit.Model)(
             model, teacher, pairs, labels, features, label_smoothing, with_labels
@@ -162,7 +162,7 @@ def finetune(
             callbacks.append(kit.callbacks.TensorBoard(tensorboard, write_graph=False))
         with workers.losses_named():
             learner.fit(
-                _stream(data, first),
+                workers.whole(lambda: _stream(data, first)),
                 shuffle=False,  # they come shuffled
                 steps_per_epoch=steps,
                 initial_epoch=first,

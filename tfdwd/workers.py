@@ -106,8 +106,11 @@ def add_up(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
     def summed(tensors: list[Any]) -> Any:
         return _strategy.run(_sum, (tensors,))
 
+    # TensorFlow sums tensors of one dtype; this one holds the others, whole numbers to 2**53.
+    given = [tf.constant(array, tf.float64) for array in arrays]
     with losses_named():
-        return [total.numpy() for total in summed([tf.constant(array) for array in arrays])]
+        totals = summed(given)
+    return [total.numpy().astype(array.dtype) for total, array in zip(totals, arrays, strict=True)]
 
 
 def of_first(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -127,6 +130,27 @@ def check_same(what: str, number: int) -> None:
             f"expected the same {what} on all workers, got {all_numbers.tolist()}; give each the "
             "same options, as much data, and a folder that all of them share"
         )
+
+
+def whole(batches: Callable[[], Iterator[Any]]) -> Any:
+    """What `fit` is given for batches: one iterator; under a strategy of TensorFlow's a data set.
+
+    There Keras opens its data more than once, and of one iterator batches would be lost.
+    """
+    import keras
+
+    if keras.backend.backend() != "tensorflow":
+        return batches()
+    import tensorflow as tf
+
+    if not tf.distribute.has_strategy():
+        return batches()
+
+    def spec(array: Any) -> tf.TensorSpec:
+        return tf.TensorSpec((None, *array.shape[1:]), array.dtype)
+
+    specs = tf.nest.map_structure(spec, next(batches()))
+    return tf.data.Dataset.from_generator(batches, output_signature=specs)
 
 
 def step(learner: Any) -> Callable[[Iterator[Any]], dict[str, Any]]:

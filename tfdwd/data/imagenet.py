@@ -199,16 +199,14 @@ def training(
     examples = source.examples(worker, workers, hash((seed, epoch)) % 2**31)
 
     def made(number: Any, encoded: Any, label: Any) -> tuple[Any, Any]:
-        seeds = tf.random.experimental.stateless_split(
-            tf.stack([tf.constant(seed, tf.int64) * 1_000_003 + epoch, number]), 3
-        )
+        seeds = [[seed * 1_000_003 + epoch, number * 3 + use] for use in range(3)]
         return _for_training(encoded, size, seeds), label
 
     # A second time around makes up for what was left out.
-    images = _decoded(examples.repeat(2), made, max_damaged)
+    batches = _decoded(examples.repeat(2), made, batch_size, max_damaged, drop_remainder=True)
     steps = source.count // workers // batch_size
-    batches = images.batch(batch_size, drop_remainder=True).take(steps)
-    return batches.apply(tf.data.experimental.assert_cardinality(steps)).prefetch(tf.data.AUTOTUNE)
+    batches = batches.take(steps).apply(tf.data.experimental.assert_cardinality(steps))
+    return batches.prefetch(tf.data.AUTOTUNE)
 
 
 def evaluation(
@@ -249,23 +247,29 @@ def evaluation(
         top, left = (scaled[0] - size) // 2, (scaled[1] - size) // 2
         return _as_bytes(image[top : top + size, left : left + size]), label
 
-    images = _decoded(source.examples(0, 1, None), made, max_damaged)
+    batches = _decoded(source.examples(0, 1, None), made, batch_size, max_damaged)
     if not max_damaged:  # nothing may be missing at the end either
-        images = images.apply(tf.data.experimental.assert_cardinality(source.count))
-    return images.batch(batch_size).prefetch(tf.data.AUTOTUNE)
+        count = -(-source.count // batch_size)
+        batches = batches.apply(tf.data.experimental.assert_cardinality(count))
+    return batches.prefetch(tf.data.AUTOTUNE)
 
 
 def _decoded(
-    examples: tf.data.Dataset, made: Callable[..., Any], max_damaged: float
+    examples: tf.data.Dataset,
+    made: Callable[..., Any],
+    batch_size: int,
+    max_damaged: float,
+    drop_remainder: bool = False,
 ) -> tf.data.Dataset:
-    """Leaves out what does not decode, and stops where that is too much."""
+    """Batches of what decodes; stops where that is too little."""
 
-    def numbered(number: Any, example: tuple[Any, Any]) -> tuple[Any, Any]:
-        return number, made(number, *example)
+    def numbered(number: Any, example: tuple[Any, Any]) -> tuple[Any, Any, Any]:
+        return number, *made(number, *example)
 
-    def checked(whole: Any, found: tuple[Any, Any]) -> Any:
-        number, image_and_label = found  # those between that are not there were damaged
-        damaged, seen = number - whole, number + 1
+    def checked(batch: Any, found: tuple[Any, Any, Any]) -> Any:
+        numbers, images, labels = found  # those between that are not there were damaged
+        seen = numbers[-1] + 1
+        damaged = seen - batch * batch_size - tf.size(numbers, tf.int64)
         limit = max_damaged * tf.cast(tf.maximum(seen, _ENOUGH), tf.float64)
         fine = tf.debugging.Assert(
             tf.cast(damaged, tf.float64) <= limit,
@@ -273,10 +277,12 @@ def _decoded(
              "of", seen],
         )  # fmt: skip
         with tf.control_dependencies([fine]):
-            return tf.nest.map_structure(tf.identity, image_and_label)
+            return tf.identity(images), labels
 
     images = examples.enumerate().map(numbered, num_parallel_calls=tf.data.AUTOTUNE)
-    return images.ignore_errors().enumerate().map(checked)
+    batches = images.ignore_errors().batch(batch_size, drop_remainder)
+    # Batch by batch: one more call for each image would take a tenth of the decoding.
+    return batches.enumerate().map(checked)
 
 
 def _for_training(encoded: Any, size: int, seeds: Any) -> Any:
@@ -310,7 +316,8 @@ def _for_training(encoded: Any, size: int, seeds: Any) -> Any:
     mean = tf.tensordot(tf.reduce_mean(image[::8, ::8], (0, 1)), grey, 1)
     colours = saturation * tf.eye(3) + (1 - saturation) * grey[:, None]
     mixed = tf.matmul(tf.reshape(image, (-1, 3)), brightness * contrast * colours)
-    image = _as_bytes(tf.reshape(mixed + brightness * (1 - contrast) * mean, (size, size, 3)))
+    mixed += brightness * (1 - contrast) * mean + 0.5
+    image = tf.reshape(tf.saturate_cast(mixed, tf.uint8), (size, size, 3))
     flip = tf.random.stateless_uniform((), seeds[2]) < 0.5
     return tf.cond(flip, lambda: tf.reverse(image, (1,)), lambda: image)
 

@@ -1,0 +1,183 @@
+"""Several processes as one, on this machine's loopback, and several devices of one process."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from tfdwd import workers
+from tfdwd.errors import Error
+from tfdwd.moments import Moments
+
+# Sums over workers are added in another order than in one process. Each of at most 30 steps moves
+# weights of about 1 by that rounding, 1e-7, and a network this small does not amplify it tenfold.
+TOLERANCE = 30 * 1e-7 * 10
+SECONDS = 240  # for a process on a busy machine; TensorFlow looks after lost peers every 30
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with a network and images with labels, and one for checkpoints."""
+    keras.utils.set_random_seed(0)
+    x = image = keras.Input((8, 8, 4), name="image")
+    for name in ("one", "two"):
+        # No bias below a batch norm: its gradient is rounding alone, and Adam makes it large.
+        x = layers.Conv2D(8, 3, padding="same", name=name, use_bias=False)(x)
+        x = layers.ReLU()(layers.BatchNormalization()(x))
+    x = layers.GlobalAveragePooling2D()(x)
+    model = keras.Model(image, layers.Dense(4, activation="softmax", name="scores")(x))
+    model.save(tmp_path / "model.keras")
+    images = np.random.default_rng(0).normal(size=(96, 8, 8, 4)).astype(np.float32)
+    np.savez(tmp_path / "data.npz", x=images, y=images.mean((1, 2)).argmax(1))
+    (tmp_path / "run").mkdir()
+    return tmp_path
+
+
+def _start(count: int, arguments: Sequence[str]) -> list[subprocess.Popen[str]]:
+    """Starts the same script as so many workers."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    hosts = [f"127.0.0.1:{own.getsockname()[1]}" for own in sockets]
+    for own in sockets:
+        own.close()
+    started = []
+    for index in range(count):
+        config = {"cluster": {"worker": hosts}, "task": {"type": "worker", "index": index}}
+        started.append(
+            subprocess.Popen(
+                [sys.executable, *arguments],
+                env={**os.environ, "TF_CONFIG": json.dumps(config), "CUDA_VISIBLE_DEVICES": ""},
+                stderr=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        )
+    return started
+
+
+def _finish(started: Sequence[subprocess.Popen[str]]) -> list[str]:
+    """What they printed; they must end well."""
+    ended = [process.communicate(timeout=SECONDS) for process in started]
+    for process, (_, errors) in zip(started, ended, strict=True):
+        assert process.returncode == 0, errors
+    return [output for output, _ in ended]
+
+
+def _train(folder: Path, output: str, *more: str) -> list[str]:
+    return [
+        "-m", "tfdwd.scripts.train", f"--model={folder}/model.keras", f"--images={folder}/data.npz",
+        "--images_key=x", f"--labels={folder}/data.npz", "--labels_key=y", "--optimizer=sgd",
+        f"--output={folder}/{output}.keras", "--learning_rate=0.1", "--seed=3", *more,
+    ]  # fmt: skip
+
+
+def _weights(folder: Path, name: str) -> list[np.ndarray]:
+    return keras.models.load_model(folder / f"{name}.keras", compile=False).get_weights()
+
+
+def _apart(one: list[np.ndarray], other: list[np.ndarray]) -> float:
+    return max(float(np.abs(a - b).max()) for a, b in zip(one, other, strict=True))
+
+
+def test_two_workers_train_as_one_with_the_whole_batch(folder: Path) -> None:
+    _finish(_start(1, _train(folder, "alone", "--epochs=5", "--batch_size=32")))
+    more = ["--epochs=5", "--batch_size=16", "--strategy=multiworker"]
+    first, second = _finish(_start(2, _train(folder, "both", *more)))
+    assert len(first.splitlines()) == 7 and not second  # one prints and writes
+    alone = _weights(folder, "alone")
+    assert _apart(alone, _weights(folder, "both")) < TOLERANCE
+    assert _apart(alone, _weights(folder, "model")) > 100 * TOLERANCE
+
+
+def test_a_killed_worker_is_reported_and_training_goes_on_later(folder: Path) -> None:
+    options = ["--epochs=10", "--batch_size=16", "--strategy=multiworker"]
+    _finish(_start(2, _train(folder, "whole", *options)))
+    options += [f"--folder={folder}/run", "--resume"]
+    first, second = _start(2, _train(folder, "resumed", *options))
+    end = time.monotonic() + SECONDS
+    while not (folder / "run/state.npz").exists() and time.monotonic() < end:
+        time.sleep(0.01)
+    second.kill()
+    second.communicate()
+    _, errors = first.communicate(timeout=SECONDS)
+    assert first.returncode == 1
+    told = [line for line in errors.splitlines() if line.startswith("train: ")]
+    assert len(told) == 1 and "worker 0 of 2 lost the connection" in told[0]
+    assert "Traceback" not in errors
+    assert not (folder / "resumed.keras").exists()
+    with np.load(folder / "run/state.npz") as state:
+        assert 1 <= int(state["epoch"]) < 10
+    _finish(_start(2, _train(folder, "resumed", *options)))
+    # The same operations in the same order, but for sums whose order the network decides.
+    assert _apart(_weights(folder, "whole"), _weights(folder, "resumed")) < TOLERANCE
+
+
+def test_calibration_shares_out_over_workers(folder: Path) -> None:
+    def decompose(output: str, *more: str) -> list[str]:
+        return [
+            "-m", "tfdwd.scripts.decompose", f"--model={folder}/model.keras",
+            f"--images={folder}/data.npz", "--images_key=x", f"--output={folder}/{output}.keras",
+            "--method=sequential", *more,
+        ]  # fmt: skip
+
+    _finish(_start(1, decompose("alone")))
+    _finish(_start(2, decompose("both", "--strategy=multiworker")))
+    # All positions of all images are used. Each worker's products are float32 sums over 3,072 rows,
+    # which in another order differ by about 1e-6 of them; the solver's condition adds a digit.
+    assert _apart(_weights(folder, "alone"), _weights(folder, "both")) < 1e-4
+    first, second = _start(2, decompose("joint", "--strategy=multiworker", "--method=joint"))
+    assert "joint" in _finish([first, second])[0]
+
+
+def test_two_devices_of_one_process_train_as_one(folder: Path) -> None:
+    script = folder / "mirrored.py"
+    script.write_text(
+        "import tensorflow as tf\n"
+        "parts = [tf.config.LogicalDeviceConfiguration()] * 2\n"
+        "[cpu] = tf.config.list_physical_devices('CPU')\n"
+        "tf.config.set_logical_device_configuration(cpu, parts)\n"
+        "import keras, numpy as np, tfdwd\n"
+        f"data = np.load('{folder}/data.npz')\n"
+        "for name, devices in ('alone', 1), ('mirrored', 2):\n"
+        "    devices = [f'CPU:{index}' for index in range(devices)]\n"
+        "    with tf.distribute.MirroredStrategy(devices).scope():\n"
+        f"        model = keras.models.load_model('{folder}/model.keras')\n"
+        "        history = tfdwd.finetune(model, (data['x'], data['y']), epochs=5, batch_size=32,\n"
+        "            optimizer='sgd', learning_rate=0.1, seed=3, freeze_batch_norm=True)\n"
+        f"    model.save('{folder}/' + name + '.keras')\n"
+        "    print(history.history['loss'])\n"
+    )
+    [printed] = _finish(_start(1, [str(script)]))
+    alone, mirrored = (json.loads(line) for line in printed.splitlines())
+    np.testing.assert_allclose(mirrored, alone, rtol=1e-5)
+    assert _apart(_weights(folder, "alone"), _weights(folder, "mirrored")) < TOLERANCE
+
+
+def test_moments_of_workers_with_other_shifts_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As two workers would, but in turns: the sum of both is handed to the first."""
+    source = np.random.default_rng(1)
+    rows = [(source.normal(5, 1, (40, 3)), source.normal(-2, 1, (40, 2))) for _ in range(2)]
+    parts = []
+    for x, y in rows:
+        parts.append(Moments.empty(x.mean(0), y.mean(0)))
+        parts[-1].add_rows(x, y)
+    both = parts[0] + parts[1]
+    x, y = (np.concatenate(arrays) for arrays in zip(*rows, strict=True))
+    np.testing.assert_allclose(both.xy, np.cov(x.T, y.T, bias=True)[:3, 3:], atol=1e-12)
+    assert parts[0].over_workers() is parts[0]  # alone
+
+
+@pytest.mark.parametrize("config", ["", "{}", '{"cluster": {"worker": ["a:1"]}}', "[1]"])
+def test_a_wrong_tf_config_is_told(config: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TF_CONFIG", config)
+    with pytest.raises(Error, match="TF_CONFIG: expected JSON such as"):
+        workers.join()
+    assert (workers.index(), workers.count()) == (0, 1)
