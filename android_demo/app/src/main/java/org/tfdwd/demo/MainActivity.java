@@ -1,0 +1,5 @@
+package org.tfdwd.demo;
+
+import android.app.Activity;
+
+public final class MainActivity extends Activity {}
