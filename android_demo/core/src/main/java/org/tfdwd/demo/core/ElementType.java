@@ -4,7 +4,8 @@ package org.tfdwd.demo.core;
 public enum ElementType {
     FLOAT32(4, 0, 0),
     UINT8(1, 0, 255),
-    INT8(1, -128, 127);
+    INT8(1, -128, 127),
+    INT16(2, -32768, 32767);
 
     final int bytes;
     final int lowest;

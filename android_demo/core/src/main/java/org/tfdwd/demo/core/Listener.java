@@ -5,6 +5,6 @@ public interface Listener {
     /** {@code done} of {@code total} equal parts are done. */
     void onProgress(int done, int total);
 
-    /** Asked between two parts; true ends the work with a CancellationException. */
+    /** Asked before each part; true ends the work with a CancellationException. */
     boolean isCancelled();
 }

@@ -9,7 +9,8 @@ public final class Result {
 
     private final long[] nanos;
 
-    Result(List<Answer> answers, long[] nanos) {
+    /** @param nanos of each {@link Phase}, in order. */
+    Result(List<Answer> answers, long... nanos) {
         this.answers = answers;
         this.nanos = nanos;
     }

@@ -73,14 +73,27 @@ public final class TensorSpec {
     }
 
     /**
-     * Writes real values as the tensor holds them; beyond its range they saturate, halves round
-     * to even.
+     * Writes real values as the tensor holds them: halves round to even, and beyond the range of
+     * whole numbers they saturate.
      *
      * @param real {@link #elements} values.
      * @param held from {@link #newBuffer}; its position stays.
      */
     public void write(float[] real, ByteBuffer held) {
-        throw new UnsupportedOperationException();
+        if (type == ElementType.FLOAT32) {
+            held.asFloatBuffer().put(real, 0, elements);
+            return;
+        }
+        float unit = scale == 0 ? 1 : scale;
+        for (int i = 0; i < elements; i++) {
+            double whole = Math.rint(real[i] / unit) + zeroPoint;
+            int number = (int) Math.max(type.lowest, Math.min(type.highest, whole));
+            if (type == ElementType.INT16) {
+                held.putShort(2 * i, (short) number);
+            } else {
+                held.put(i, (byte) number);
+            }
+        }
     }
 
     /**
@@ -90,7 +103,25 @@ public final class TensorSpec {
      * @param real {@link #elements} values, overwritten.
      */
     public void read(ByteBuffer held, float[] real) {
-        throw new UnsupportedOperationException();
+        if (type == ElementType.FLOAT32) {
+            held.asFloatBuffer().get(real, 0, elements);
+            return;
+        }
+        float unit = scale == 0 ? 1 : scale;
+        for (int i = 0; i < elements; i++) {
+            real[i] = (whole(held, i) - zeroPoint) * unit;
+        }
+    }
+
+    private int whole(ByteBuffer held, int i) {
+        switch (type) {
+            case INT16:
+                return held.getShort(2 * i);
+            case UINT8:
+                return held.get(i) & 0xff;
+            default:
+                return held.get(i);
+        }
     }
 
     @Override

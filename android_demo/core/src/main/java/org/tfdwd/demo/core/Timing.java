@@ -17,6 +17,13 @@ public final class Timing {
 
     Timing(String name, long bytes, double medianMs, double p10Ms, double p90Ms, double speedUp,
             double speedUpLow, double speedUpHigh) {
+        if (!(0 < p10Ms && p10Ms <= medianMs && medianMs <= p90Ms)
+                || !(0 < speedUpLow && speedUpLow <= speedUp && speedUp <= speedUpHigh)
+                || Double.isInfinite(p90Ms) || Double.isInfinite(speedUpHigh)) {
+            throw new DemoException("expected timings of " + name + " above 0 and in order, got "
+                    + p10Ms + ", " + medianMs + ", " + p90Ms + " ms and a speed-up of " + speedUp
+                    + " in " + speedUpLow + ".." + speedUpHigh + ": measure again");
+        }
         this.name = name;
         this.bytes = bytes;
         this.medianMs = medianMs;
