@@ -3,8 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# Programs in Python whose names do not say so.
+SCRIPTS := android_demo/build_apk android_demo/put_models
 
-.PHONY: demo test test-slow lint
+ANDROID_TESTS := tests/test_android_app.py tests/test_android_core.py
+
+.PHONY: demo test test-slow test-android demo-models lint
 
 demo: $(INSTALLED)
 	$(BIN)/python benchmarks/demo/run.py
@@ -15,9 +19,13 @@ test: $(INSTALLED)
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
 
+# Puts the demo's two models into the Android app; android_demo/build_apk asks for it.
+demo-models: $(INSTALLED)
+	$(BIN)/python android_demo/put_models
+
 lint: $(INSTALLED)
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+	$(BIN)/ruff check . $(SCRIPTS)
+	$(BIN)/ruff format --check . $(SCRIPTS)
 	$(BIN)/mypy tfdwd
 
 $(INSTALLED): setup.cfg pyproject.toml constraints.txt
