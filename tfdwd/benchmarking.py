@@ -147,6 +147,16 @@ class BenchmarkReport(reporting.Report):
             )
         return parts
 
+    def to_json(self) -> str:
+        """The report as JSON; `from_json` reads it back.
+
+        Without `conditions` where there are none: the JSON that the Android app writes, too.
+        """
+        fields = dataclasses.asdict(self)
+        if self.conditions is None:
+            del fields["conditions"]
+        return json.dumps(fields, indent=2) + "\n"
+
     def to_csv(self) -> str:
         """One line per model, with the device, threads, runtime, date and conditions on each."""
         sheet = io.StringIO()

@@ -30,9 +30,9 @@ class Conditions(reporting.Report):
         no sensor.
       celsius_peak: the hottest sensor at any time.
       sensor: what that sensor is called.
-      throttled: after how many of the samples the system had held the clock down for heat: a cooling
-        device of the processor was at work, or a counter of throttling had moved. None where the
-        system has neither.
+      throttled: after how many of the samples the system had held the clock down for heat: a
+        cooling device of the processor was at work, or a counter of throttling had moved. None
+        where the system has neither.
     """
 
     samples: int
