@@ -76,7 +76,7 @@ def test_golden_vectors_are_what_python_computes(written: Path) -> None:
         assert expected == found, f"{name}: run android_demo/core/goldens.py"
 
 
-@pytest.mark.parametrize("rounds", [1, 2, 5, 30])
+@pytest.mark.parametrize("rounds", [1, 2, 5, 30, 60])
 def test_python_reads_reports_that_java_wrote(output: Path, rounds: int) -> None:
     stem = f"rounds_{rounds}"
     numbers = _properties(GOLDEN / f"{stem}.properties")

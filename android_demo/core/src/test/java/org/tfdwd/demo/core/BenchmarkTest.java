@@ -27,7 +27,7 @@ public class BenchmarkTest {
     }
 
     private static BenchmarkReport report(Samples samples, Phase phase) {
-        return samples.report(phase, "d", 2, true, "r", 1772356087000L);
+        return samples.report(phase, "d", 2, true, "r", 1772392087000L);
     }
 
     @Test
@@ -57,7 +57,7 @@ public class BenchmarkTest {
         }
         assertEquals(4, inference.rounds);
         assertEquals(2, inference.threads);
-        assertEquals("2026-03-01T09:08:07+00:00", inference.date);
+        assertEquals("2026-03-01T19:08:07+00:00", inference.date);
     }
 
     @Test
@@ -76,7 +76,9 @@ public class BenchmarkTest {
         // 1 to warm up, 1 + 2 + 4 + 8 until they take 20 ms, then 8 for each of the samples; less
         // if the machine was held up meanwhile.
         assertTrue(log.toString(), log.size() <= 1 + 15 + 5 * 8 && log.size() >= 1 + 1 + 5);
-        assertTrue(report(samples, Phase.INFERENCE).timings.get(0).p10Ms >= 3);
+        Timing timing = report(samples, Phase.INFERENCE).timings.get(0);
+        assertTrue(timing.p10Ms >= 3);
+        assertTrue(timing.medianMs < 6);
     }
 
     @Test

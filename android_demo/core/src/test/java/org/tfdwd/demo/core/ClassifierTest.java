@@ -58,7 +58,7 @@ public class ClassifierTest {
 
     @Test
     public void labelsAreLines() {
-        Labels labels = labels("T-shirt\r\nKleid \u00fc\n\nBag\n\n");
+        Labels labels = labels("T-shirt\r\n Kleid \u00fc\n\nBag\n\n");
         assertEquals(4, labels.count());
         assertEquals("Kleid \u00fc", labels.of(1));
         assertEquals("", labels.of(2));
