@@ -71,8 +71,8 @@ _OFFSET = flags.DEFINE_float("offset", 0.0, "see --scale", flag_values=FLAGS)
 _JSON = flags.DEFINE_string("json", None, "where to write the result as JSON", flag_values=FLAGS)
 
 _WARMUP = 3  # frames that are not counted: memory is touched first, clocks rise
-# One buffer is filled while another is worked on. More would only let frames grow old in the queue;
-# with one, every second frame of a camera would be lost.
+# One buffer is filled while another is worked on: with one, the camera would wait meanwhile; with more,
+# frames only grow old in the queue.
 _BUFFERS = 2
 _OLDEST_SECONDS = 5.0  # a time stamp further from now is of another clock
 _PARTS = ("capture", "preprocessing", "inference", "postprocessing", "end to end")
@@ -232,10 +232,10 @@ def _frames_of_camera(device: str) -> Iterator[Frame]:
             if not camera.grab():
                 raise Error(f"{device} gives no more frames")
             got = time.monotonic()
-            # By the same clock, but some drivers give none.
+            # By the same clock. Some drivers give none, some a planned time that is yet to come.
             stamp = camera.get(cv2.CAP_PROP_POS_MSEC) / 1000
-            if 0 <= got - stamp < _OLDEST_SECONDS:
-                yield Frame(asked, stamp, got, "the driver's time stamp", decode)
+            if abs(got - stamp) < _OLDEST_SECONDS:
+                yield Frame(asked, min(stamp, got), got, "the driver's time stamp", decode)
             else:
                 yield Frame(asked, got, got, "the frame was handed over", decode)
     finally:
@@ -259,7 +259,7 @@ def loop(
       tfdwd.Error: as `frames_of`; or there are too few frames.
     """
     seconds, ends = [], []
-    since = ""
+    since: dict[str, None] = {}  # in the order in which they came
     watch = Watch(Path("/"))
     with contextlib.suppress(KeyboardInterrupt):
         for frame in frames:
@@ -273,7 +273,7 @@ def loop(
             parts = (frame.got - frame.asked, loaded - start, inferred - loaded, done - inferred)
             seconds.append((*parts, done - frame.captured))
             ends.append(done)
-            since = frame.since
+            since[frame.since] = None
             watch.look()
             act(number, score)
     if len(ends) <= _WARMUP:
@@ -287,7 +287,7 @@ def loop(
             Milliseconds(part, *map(float, row))
             for part, row in zip(_PARTS, percentiles, strict=True)
         ),
-        since=since,
+        since=" or ".join(since),
         conditions=watch.conditions(),
     )
 
