@@ -71,8 +71,8 @@ _OFFSET = flags.DEFINE_float("offset", 0.0, "see --scale", flag_values=FLAGS)
 _JSON = flags.DEFINE_string("json", None, "where to write the result as JSON", flag_values=FLAGS)
 
 _WARMUP = 3  # frames that are not counted: memory is touched first, clocks rise
-# One buffer is filled while another is worked on: with one, the camera would wait meanwhile; with more,
-# frames only grow old in the queue.
+# One buffer is filled while another is worked on. With one the camera would wait meanwhile; with
+# more, frames would only grow old in the queue.
 _BUFFERS = 2
 _OLDEST_SECONDS = 5.0  # a time stamp further from now is of another clock
 _PARTS = ("capture", "preprocessing", "inference", "postprocessing", "end to end")
