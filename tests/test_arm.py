@@ -6,6 +6,7 @@ What runs under qemu needs a package index and Debian's packages, once: `build/a
 import csv
 import importlib
 import os
+import runpy
 import subprocess
 
 import keras
@@ -84,6 +85,12 @@ def test_the_committed_table_keeps_what_is_promised(arm):
             largest = float(row[f"{processor.name} largest"])
             assert (largest > 0) == (int(row[f"{processor.name} differ"]) > 0)
             assert parity.expected(row["precision"], largest, float(row["nudged"])), row
+
+
+def test_the_page_shows_the_committed_table(pytestconfig):
+    text = (pytestconfig.rootpath / "docs/robots.md").read_text()
+    tables = runpy.run_path(str(pytestconfig.rootpath / "benchmarks/tables.py"))
+    assert "parity.csv: network" in text and tables["with_tables"](text) == text
 
 
 @pytest.mark.slow

@@ -120,6 +120,19 @@ def test_times_add_up(camera_loop, mean_model, pan, monkeypatch):
     assert camera_loop.LoopReport.from_json(report.to_json()) == report
 
 
+def test_ctrl_c_ends_with_what_was_measured(camera_loop, mean_model, pan):
+    acted = []
+
+    def act(number, score):
+        acted.append(number)
+        if len(acted) == 12:
+            raise KeyboardInterrupt
+
+    frames = camera_loop.frames_of(str(pan))
+    report = camera_loop.loop(camera_loop.Classifier(str(mean_model)), frames, act)
+    assert report.frames == 9 and len(acted) == 12
+
+
 def test_a_camera_counts_from_the_drivers_stamp(camera_loop, monkeypatch):
     """A stand-in for OpenCV's camera: stamps of the same clock, one of another, then none."""
 
