@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 # Programs in Python whose names do not say so.
-SCRIPTS := android_demo/build_apk android_demo/put_models
+SCRIPTS := android_demo/build_apk android_demo/draw_screens android_demo/put_models
 
 .PHONY: demo test test-slow test-android demo-models lint
 

@@ -19,6 +19,7 @@ from typing import Any
 import ai_edge_litert
 import numpy as np
 import pytest
+from PIL import Image
 
 import tfdwd
 from tfdwd import adb, lite
@@ -233,6 +234,17 @@ def test_the_layouts(apk: Path) -> None:
         assert casts
         for wanted, name in casts:
             assert wanted in [held[name], *views[held[name]]]
+
+
+def test_the_layouts_inflate_and_are_drawn(apk: Path, tmp_path: Path) -> None:
+    """By Android's own code, which complains of what it cannot resolve; the README shows them."""
+    tell(sys.executable, DEMO / "draw_screens", f"--output={tmp_path}")
+    for name in ("main.png", "benchmark.png"):
+        for path in (tmp_path / name, DEMO / "screens" / name):
+            with Image.open(path) as drawn:
+                assert drawn.size == (720, 1280)
+                assert len(drawn.getcolors(1 << 20)) > 50  # text and buttons, no empty screen
+        assert f"screens/{name}" in (DEMO / "README.md").read_text()
 
 
 def test_the_dex_translated_back_passes_the_tests_of_the_core(apk: Path, tmp_path: Path) -> None:

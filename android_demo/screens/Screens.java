@@ -293,6 +293,11 @@ public final class Screens {
         }
 
         @Override
+        public String getApplicationId() {
+            return "org.tfdwd.demo";
+        }
+
+        @Override
         public ActionBarCallback getActionBarCallback() {
             return new ActionBarCallback();
         }
