@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# Programs in Python whose names do not say so.
+SCRIPTS := android_demo/build_apk android_demo/draw_screens android_demo/put_models
 
-.PHONY: demo test test-slow lint
+.PHONY: demo test test-slow test-android demo-models lint
 
 demo: $(INSTALLED)
 	$(BIN)/python benchmarks/demo/run.py
@@ -15,9 +17,18 @@ test: $(INSTALLED)
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
 
+# Needs what android_demo/install_tools installs; without it tests fail, none is left out.
+test-android: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check enjarify-adapter==1.0.2
+	TFDWD_ANDROID=1 $(BIN)/python -m pytest -rs tests/test_android_core.py tests/test_android_app.py
+
+# Puts the demo's two models into the Android app; android_demo/build_apk asks for it.
+demo-models: $(INSTALLED)
+	$(BIN)/python android_demo/put_models
+
 lint: $(INSTALLED)
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+	$(BIN)/ruff check . $(SCRIPTS)
+	$(BIN)/ruff format --check . $(SCRIPTS)
 	$(BIN)/mypy tfdwd
 
 $(INSTALLED): setup.cfg pyproject.toml constraints.txt

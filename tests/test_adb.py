@@ -3,8 +3,11 @@
 No real phone was ever at hand; what adb and benchmark_model say is as documented.
 """
 
+import dataclasses
 import os
+import re
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +17,12 @@ import numpy as np
 import pytest
 
 import tfdwd
-from tfdwd import adb, logs
+from tfdwd import adb, benchmarking, logs
 from tfdwd.errors import Error
 from tfdwd.scripts import benchmark, common, micro_models, plan
 
 ADB = """#!/bin/sh
-# Acts like adb for one phone, whose /data/local/tmp is $PHONE.
+# Acts like adb for one phone, whose /data/local/tmp and app's folder are $PHONE; the app is $APP.
 echo "$*" >> "$PHONE/../calls"
 if [ "$1" = devices ]; then
   printf 'List of devices attached\\n'; printf "$DEVICES"; echo; exit 0
@@ -29,7 +32,9 @@ calls=$(wc -l < "$PHONE/../calls")
 if [ "$calls" -gt "${LOST_AFTER:-1000}" ]; then
   echo "adb: error: device '$serial' not found" >&2; exit 1
 fi
-here() { printf %s "$1" | sed "s#/data/local/tmp#$PHONE#g"; }
+here() {
+  printf %s "$1" | sed "s#/data/local/tmp#$PHONE#g; s#/sdcard/Android/data/[a-z.]*/files#$PHONE#g"
+}
 case $1 in
   push) cp "$2" "$(here "$3")" && echo "$2: 1 file pushed" ;;
   pull) cp "$(here "$2")" "$3" && echo "$2: 1 file pulled" ;;
@@ -37,6 +42,10 @@ case $1 in
     "getprop ro.product.manufacturer") echo Maker ;;
     "getprop ro.product.model") echo Phone 3 ;;
     "getprop ro.product.cpu.abi") echo armeabi-v7a ;;
+    "pm path "*) if [ -n "$APP" ]; then echo package:/data/app/base.apk; fi ;;
+    "am start "*) echo "Starting: Intent { cmp=org.tfdwd.demo/.BenchmarkActivity }"
+      set -- $2; "$APP" "$PHONE/$7" "${10}" "${13}" ;;
+    "am force-stop "*) ;;
     *) sh -c "$(here "$2")" ;;
     esac ;;
 esac
@@ -74,6 +83,20 @@ def _tool(folder: Path, text: str = TOOL) -> Path:
     path = folder / "benchmark_model"
     path.write_text(text)
     return path
+
+
+@pytest.fixture
+def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Installs an app that is a script: it gets the file to write, the threads and the rounds."""
+
+    def install(script: str) -> None:
+        (tmp_path / "app").write_text("#!/bin/sh\n" + script)
+        (tmp_path / "app").chmod(0o755)
+        monkeypatch.setenv("APP", str(tmp_path / "app"))
+
+    monkeypatch.setenv("APP", "")
+    monkeypatch.setattr(adb, "_POLL_SECONDS", 0.01)
+    return install
 
 
 @pytest.fixture
@@ -193,6 +216,97 @@ def test_a_phone_that_does_not_answer(
         adb.benchmark(files, benchmark_model=_tool(tmp_path, "#!/bin/sh\nsleep 5\n"))
 
 
+REPORT = tfdwd.BenchmarkReport(
+    timings=(
+        benchmarking.Timing("original", 2048, 2.0, 1.9, 2.1, 1.0, 1.0, 1.0),
+        benchmarking.Timing("decomposed", 1024, 1.0, 0.9, 1.1, 2.0, 1.9, 2.1),
+    ),
+    device="Maker Phone 3",
+    threads=4,
+    rounds=7,
+    runtime="TensorFlow Lite 2.16.1, Android 14",
+    date="2026-11-24T00:00:00+00:00",
+)
+
+
+def test_the_app_times_its_models(
+    phone: Path, app: Callable[[str], None], tmp_path: Path, capsys: Any
+) -> None:
+    # Slower than the first look at the file, and in two steps, as the app writes it.
+    (tmp_path / "report.json").write_text(REPORT.to_json())
+    app(f"""(sleep 0.2; sed "s/: 4,/: $2,/; s/: 7,/: $3,/" {tmp_path}/report.json > $1.part
+mv $1.part $1) > /dev/null 2>&1 &""")
+    arguments = ["--adb", "--app", "--threads=2", "--rounds=5", f"--json={tmp_path}/out.json"]
+    assert _status(benchmark, *arguments) == 0
+    expected = dataclasses.replace(REPORT, threads=2, rounds=5)
+    assert tfdwd.BenchmarkReport.from_json((tmp_path / "out.json").read_text()) == expected
+    assert capsys.readouterr().out == f"{expected}\n"
+    assert list(phone.iterdir()) == []
+    assert "force-stop" not in (tmp_path / "calls").read_text()
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ("", "has no app org.tfdwd.demo: build it with android_demo/build_apk"),
+        (
+            """printf '{"error": "original.tflite: caf\\\\u00e9"}\n' > $1""",
+            "says: original.*: café",
+        ),
+        ("printf '{}' > $1", "BenchmarkReport"),
+        ("echo 'Error: Activity class does not exist.'", "does not start the app: .* not exist"),
+        ("true", "has not come to an end for 1 seconds: fewer rounds"),
+    ],
+)
+def test_an_app_that_fails(
+    phone: Path,
+    app: Callable[[str], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    script: str,
+    message: str,
+) -> None:
+    if script:
+        app(script)
+    monkeypatch.setattr(adb, "_TIMEOUT_SECONDS", 1)
+    with pytest.raises(Error, match=message):
+        adb.benchmark_app()
+    assert list(phone.iterdir()) == []
+    assert ("force-stop org.tfdwd.demo" in (tmp_path / "calls").read_text()) == (script == "true")
+
+
+def test_the_app_when_the_connection_is_lost(
+    phone: Path, app: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app("true")
+    monkeypatch.setenv("LOST_AFTER", "6")
+    with pytest.raises(Error, match=r"the connection to phone ABC123 was lost: .* not found"):
+        adb.benchmark_app()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--app"], "--app: expected --adb and no --model"),
+        (["--adb", "--app", "--model=a.tflite"], "--app: expected --adb and no --model"),
+        (["--adb", "--app", "--noxnnpack"], "--app: expected --adb and no --model"),
+        (["--adb", "--app", "--rounds=0"], "--rounds"),
+        (["--adb"], "expected --benchmark_model=FILE, .* or --app"),
+        ([], "expected --model=FILE"),
+    ],
+)
+def test_flags_that_do_not_go_together(arguments: list[str], message: str, capsys: Any) -> None:
+    assert _status(benchmark, *arguments) == 1
+    assert re.search(message, capsys.readouterr().err)
+
+
+def _status(script: Any, *arguments: str) -> int:
+    for flag in script.FLAGS:
+        script.FLAGS[flag].unparse()
+    script.FLAGS.unparse_flags()
+    return common.status(script.main, script.FLAGS, "", ["tfdwd", *arguments])
+
+
 def test_a_plan_for_a_phone_from_the_shell(
     phone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
@@ -206,10 +320,7 @@ def test_a_plan_for_a_phone_from_the_shell(
     monkeypatch.chdir(tmp_path)
 
     def run(script: Any, *arguments: str) -> str:
-        for flag in script.FLAGS:
-            script.FLAGS[flag].unparse()
-        script.FLAGS.unparse_flags()
-        done = common.status(script.main, script.FLAGS, "", ["tfdwd", *arguments])
+        done = _status(script, *arguments)
         out, error = capsys.readouterr()
         assert done == 0, error
         return out

@@ -1,4 +1,5 @@
 import datetime
+import json
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import pytest
 
 from tfdwd import benchmarking, lite, reporting
 from tfdwd.benchmarking import BenchmarkReport, Timing, benchmark
+from tfdwd.conditions import Conditions
 from tfdwd.conversion import export
 from tfdwd.errors import Error
 
@@ -181,6 +183,37 @@ def test_without_xnnpack_it_is_slower_and_the_report_says_so(one_layer):
 
 def report_of(*timings):
     return BenchmarkReport(timings, "a CPU", 1, 30, "LiteRT 2.3.0", "2026-01-02")
+
+
+def test_what_the_machine_was_like_is_in_the_report(one_layer, tmp_path, monkeypatch):
+    # A made-up /sys, whose clock is held down the whole time.
+    for name, content in {
+        "devices/system/cpu/cpu0/cpufreq/scaling_governor": "ondemand",
+        "class/thermal/cooling_device0/type": "cpufreq-cpu0",
+        "class/thermal/cooling_device0/cur_state": "1",
+    }.items():
+        (tmp_path / "sys" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "sys" / name).write_text(f"{content}\n")
+    monkeypatch.setattr(benchmarking, "_ROOT", tmp_path)
+    report = benchmark({"a": one_layer, "b": one_layer}, rounds=2)
+    assert report.conditions == Conditions(samples=4, governors=("ondemand",), throttled=4)
+    lines = str(report).splitlines()
+    assert "governor ondemand, throttled in 4 of 4 samples" in lines
+    assert "throttled: the clock was held down for heat; cool it and measure again" in lines
+    assert BenchmarkReport.from_json(report.to_json()) == report
+    header, line, _ = report.to_csv().splitlines()
+    found = dict(zip(header.split(","), line.split(","), strict=True))
+    assert (found["governors"], found["throttled"], found["mhz_low"]) == ("ondemand", "4", "")
+
+
+def test_reports_without_conditions_are_as_they_always_were():
+    report = report_of(Timing("original", 2048, 2.0, 1.9, 2.1, 1.0, 1.0, 1.0))
+    assert list(json.loads(report.to_json())) == [
+        "timings", "device", "threads", "rounds", "runtime", "date", "xnnpack",
+    ]  # fmt: skip
+    assert BenchmarkReport.from_json(report.to_json()) == report
+    older = '{"timings": [], "device": "x", "threads": 1, "rounds": 1, "runtime": "", "date": ""}'
+    assert BenchmarkReport.from_json(older).conditions is None
 
 
 def test_noise_is_named():

@@ -1,13 +1,15 @@
-"""Times .tflite files on a phone, through adb and the official benchmark_model."""
+"""Times .tflite files on a phone, through adb: with benchmark_model or in the demo app."""
 
 import contextlib
 import dataclasses
 import datetime
 import hashlib
+import json
 import os
 import secrets
 import subprocess
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
     import keras
 
 _TIMEOUT_SECONDS = 600  # of one command: a large model is run 50 times
+APP = "org.tfdwd.demo"  # the id of the app of android_demo
+_FOLDER = f"/sdcard/Android/data/{APP}/files"  # its own, which takes no permission to write to
+_POLL_SECONDS = 1.0
 _TOO_OLD = ("Didn't find op for builtin opcode", "old TFLite binary", "builtin_code out of range")
 _CANNOT_RUN = ("not executable", "xec format error", "CANNOT LINK EXECUTABLE", "No such file")
 _LOST = ("not found", "offline", "closed")  # what adb says of a phone that is gone
@@ -113,6 +118,65 @@ def benchmark(
         xnnpack=xnnpack,
         date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     )
+
+
+def benchmark_app(
+    *, serial: str | None = None, threads: int = 1, rounds: int = 30
+) -> BenchmarkReport:
+    """Times the two models inside the app of android_demo, as that app's screen does.
+
+    The app is opened on the phone, which must be unlocked, and must stay in front until the end.
+
+    Args:
+      serial: of the phone, where adb sees several.
+      threads: that the app gives to LiteRT.
+      rounds: samples of each model.
+
+    Returns:
+      The timings, as the app wrote them.
+
+    Raises:
+      tfdwd.Error: as `benchmark` of the phone and the connection; or the app is not installed, does
+        not come to an end in ten minutes, or tells why it could not do it.
+
+    Example:
+      >>> print(benchmark_app())  # doctest: +SKIP
+    """
+    benchmarking.check({"the app's own": APP}, threads=threads, rounds=rounds)
+    serial = _only_phone(serial)
+    if not _adb(serial, "shell", f"pm path {APP}; true").strip():
+        raise Error(
+            f"phone {serial} has no app {APP}: build it with android_demo/build_apk, then "
+            "adb install -r android_demo/build/tfdwd-demo.apk"
+        )
+    name = f"tfdwd-{secrets.token_hex(4)}.json"
+    text = ""
+    said = _adb(
+        serial,
+        "shell",
+        f"am start -n {APP}/.BenchmarkActivity --es output {name} --es threads {threads} "
+        f"--es rounds {rounds} 2>&1; true",
+    )
+    if "Error" in said:
+        raise Error(f"phone {serial} does not start the app: {' '.join(said.split())[-200:]}")
+    end = time.monotonic() + _TIMEOUT_SECONDS
+    try:
+        # The app renames the file when it is whole.
+        while not (text := _adb(serial, "shell", f"cat {_FOLDER}/{name} 2>/dev/null; true")):
+            if time.monotonic() > end:
+                raise Error(
+                    f"the app on phone {serial} has not come to an end for {_TIMEOUT_SECONDS} "
+                    "seconds: fewer rounds, or look at its screen"
+                )
+            time.sleep(_POLL_SECONDS)
+    finally:
+        with contextlib.suppress(Error):  # the phone may be gone
+            _adb(serial, "shell", f"rm -f {_FOLDER}/{name}")
+            if not text:
+                _adb(serial, "shell", f"am force-stop {APP}")
+    if text.startswith('{"error"'):
+        raise Error(f"the app on phone {serial} says: {json.loads(text)['error']}")
+    return BenchmarkReport.from_json(text)
 
 
 def _median(runs: list[logs.Run], field: str) -> float | None:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tfdwd import lite, reporting
+from tfdwd.conditions import Conditions, Watch
 from tfdwd.errors import Error
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 _SAMPLE_SECONDS = 0.02
 _RESAMPLES = 2000
 _NOISY = 1.25  # p90 over p10 from which on a machine is called noisy
+_ROOT = Path("/")  # of what Linux tells of the machine
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,8 @@ class BenchmarkReport(reporting.Report):
       rounds: samples of each model.
       runtime: what ran them, with its version.
       date: when, in UTC, ISO 8601.
+      conditions: governor, clock and heat meanwhile; None where the system does not tell, and on
+        phones.
     """
 
     timings: tuple[Timing, ...]
@@ -99,6 +103,7 @@ class BenchmarkReport(reporting.Report):
     runtime: str
     date: str
     xnnpack: bool = True
+    conditions: Conditions | None = None
 
     def _parts(self) -> reporting.Parts:
         rows: list[tuple[str, ...]] = [
@@ -130,6 +135,8 @@ class BenchmarkReport(reporting.Report):
             f"{self.device}, {self.threads} thread{plural}, {self.rounds} rounds, "
             f"{self.runtime}{'' if self.xnnpack else ' without XNNPACK'}, {self.date}",
         ]
+        if self.conditions is not None:
+            parts += self.conditions._parts()
         for timing in self.timings[1:]:
             if timing.speed_up_low <= 1 <= timing.speed_up_high:
                 parts.append(f"{timing.name}: faster or slower cannot be told from the noise")
@@ -140,16 +147,30 @@ class BenchmarkReport(reporting.Report):
             )
         return parts
 
+    def to_json(self) -> str:
+        """The report as JSON; `from_json` reads it back.
+
+        Without `conditions` where there are none: the JSON that the Android app writes, too.
+        """
+        fields = dataclasses.asdict(self)
+        if self.conditions is None:
+            del fields["conditions"]
+        return json.dumps(fields, indent=2) + "\n"
+
     def to_csv(self) -> str:
-        """One line per model, with the device, threads, runtime and date on each."""
+        """One line per model, with the device, threads, runtime, date and conditions on each."""
         sheet = io.StringIO()
         fields = [field.name for field in dataclasses.fields(Timing)]
         about = ["device", "threads", "xnnpack", "rounds", "runtime", "date"]
+        seen = {field.name: "" for field in dataclasses.fields(Conditions)}
+        if self.conditions is not None:
+            seen.update(dataclasses.asdict(self.conditions))
+            seen["governors"] = " ".join(self.conditions.governors)
         writer = csv.writer(sheet, lineterminator="\n")
-        writer.writerow([*fields, *about])
+        writer.writerow([*fields, *about, *seen])
         for timing in self.timings:
             own = [getattr(timing, field) for field in fields]
-            writer.writerow([*own, *(getattr(self, field) for field in about)])
+            writer.writerow([*own, *(getattr(self, field) for field in about), *seen.values()])
         return sheet.getvalue()
 
 
@@ -166,7 +187,8 @@ def benchmark(
 
     The rounds go A B C, C B A, A B C and so on, so that a machine that gets slower or faster
     meanwhile does so for all; the speed-up is taken within each round. Inputs are random, of a
-    fixed seed. Only the run itself is timed, not the copying of inputs and outputs.
+    fixed seed. Only the run itself is timed, not the copying of inputs and outputs. Between the
+    samples the machine's governor, clock, temperature and throttling are looked at.
 
     Args:
       models: name to .tflite file, or to its content, or to a Keras model, which is exported first
@@ -194,8 +216,10 @@ def benchmark(
         _seconds_per_run(model, warmup)
     runs = [_runs_per_sample(model) for model in opened]
     seconds = np.zeros((rounds, len(opened)))
+    watch = Watch(_ROOT)
     for number, index in interleaved(rounds, len(opened)):
         seconds[number, index] = _seconds_per_run(opened[index], runs[index])
+        watch.look()
     return BenchmarkReport(
         timings=tuple(
             dataclasses.replace(
@@ -210,6 +234,7 @@ def benchmark(
         runtime=f"LiteRT {lite.runtime_version()}",
         xnnpack=xnnpack,
         date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        conditions=watch.conditions(),
     )
 
 

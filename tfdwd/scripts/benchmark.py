@@ -3,10 +3,12 @@
 Example:
   tfdwd-benchmark --model=original=resnet8.tflite --model=student=student.tflite --json=times.json
   tfdwd-benchmark --adb --benchmark_model=android_aarch64_benchmark_model --model=student.tflite
+  tfdwd-benchmark --adb --app
 """
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags
 
@@ -15,13 +17,15 @@ from tfdwd import adb, reporting
 from tfdwd.errors import Error
 from tfdwd.scripts import common
 
+if TYPE_CHECKING:
+    import keras
+
 FLAGS = flags.FlagValues()
 _MODEL = flags.DEFINE_multi_string(
     "model",
     None,
     "NAME=FILE or FILE, a .tflite, .keras or .h5 file, or a folder of .tflite files; give the flag "
     "once for each model, the one to compare with first",
-    required=True,
     flag_values=FLAGS,
 )
 _THREADS = flags.DEFINE_integer(
@@ -30,7 +34,7 @@ _THREADS = flags.DEFINE_integer(
 _ROUNDS = flags.DEFINE_integer(
     "rounds",
     None,
-    "samples of each model (default: 30, on a phone 5)",
+    "samples of each model (default: 30, with benchmark_model 5)",
     lower_bound=1,
     flag_values=FLAGS,
 )
@@ -44,6 +48,12 @@ _TOOL = flags.DEFINE_string(
     "with --adb: TensorFlow's tool of that name, built for the phone",
     flag_values=FLAGS,
 )
+_APP = flags.DEFINE_bool(
+    "app",
+    False,
+    "with --adb: time the two models inside the app of android_demo, in that app",
+    flag_values=FLAGS,
+)
 _SERIAL = flags.DEFINE_string(
     "serial", None, "with --adb: which phone, where there are several", flag_values=FLAGS
 )
@@ -53,21 +63,21 @@ _CSV = flags.DEFINE_string("csv", None, "where to write the result as CSV", flag
 
 def main() -> None:
     """Loads, times, prints and writes the report."""
-    models = {}
-    for given in _MODEL.value:
-        name, _, path = given.rpartition("=")
-        for file in sorted(Path(path).glob("*.tflite")) if Path(path).is_dir() else [Path(path)]:
-            own = name or file.stem
-            if own in models:
-                raise Error(f"two models are named {own!r}: give --model=NAME=FILE for each")
-            tflite = file.suffix == ".tflite"
-            models[own] = file if tflite else common.load_model(os.fspath(file))
     rounds = {} if _ROUNDS.value is None else {"rounds": _ROUNDS.value}
-    if _ADB.value:
+    if _APP.value:
+        if not _ADB.value or _MODEL.value or _TOOL.value or not _XNNPACK.value:
+            raise Error(
+                "--app: expected --adb and no --model, --benchmark_model or --noxnnpack: the app "
+                "times the two models that android_demo/put_models put into it"
+            )
+        report = adb.benchmark_app(serial=_SERIAL.value, threads=_THREADS.value, **rounds)
+    elif _ADB.value:
         if _TOOL.value is None:
-            raise Error("--adb: expected --benchmark_model=FILE, TensorFlow's tool for the phone")
+            raise Error(
+                "--adb: expected --benchmark_model=FILE, TensorFlow's tool for the phone, or --app"
+            )
         report = adb.benchmark(
-            models,
+            _models(),
             benchmark_model=_TOOL.value,
             serial=_SERIAL.value,
             threads=_THREADS.value,
@@ -76,13 +86,29 @@ def main() -> None:
         )
     else:
         report = tfdwd.benchmark(
-            models, threads=_THREADS.value, xnnpack=_XNNPACK.value, startup=True, **rounds
+            _models(), threads=_THREADS.value, xnnpack=_XNNPACK.value, startup=True, **rounds
         )
     print(report)
     if _CSV.value is not None:
         reporting.write_whole(_CSV.value, report.to_csv())
     if _JSON.value is not None:
         reporting.write_whole(_JSON.value, report.to_json())
+
+
+def _models() -> "dict[str, Path | keras.Model]":
+    """What --model names, by name."""
+    models: dict[str, Path | keras.Model] = {}
+    for given in _MODEL.value or []:
+        name, _, path = given.rpartition("=")
+        for file in sorted(Path(path).glob("*.tflite")) if Path(path).is_dir() else [Path(path)]:
+            own = name or file.stem
+            if own in models:
+                raise Error(f"two models are named {own!r}: give --model=NAME=FILE for each")
+            tflite = file.suffix == ".tflite"
+            models[own] = file if tflite else common.load_model(os.fspath(file))
+    if not models:
+        raise Error("expected --model=FILE, a .tflite, .keras or .h5 file or a folder of .tflite")
+    return models
 
 
 def run() -> None:
