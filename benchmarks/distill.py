@@ -1,6 +1,6 @@
 """Students of the ResNet-8 distilled from it on few images without labels.
 
-    python benchmarks/distill.py [EPOCHS]        (150 epochs: about 12 minutes a student)
+    python benchmarks/distill.py ["auto 1"] ["auto 2"] ["planned, 0.6"]     (12 minutes a student)
 
 Decomposes the ResNet-8 of MLPerf Tiny with stack="auto" at ranks 1 and 2, and by a plan for 0.6 of
 its time, and fine-tunes each with its original as the teacher on the 5,085 unlabelled training
@@ -28,7 +28,8 @@ from tfdwd import reporting
 DATA = pathlib.Path(os.environ.get("TFDWD_DATA", "../shared/data"))
 HERE = pathlib.Path(__file__).parent
 HEADERS = ["student", "MMACs", "epochs", "before", "after"]
-BATCH = 128
+STUDENTS = ["auto 1", "auto 2", "planned, 0.6"]
+BATCH, EPOCHS = 128, 150
 
 
 def augmented(images: np.ndarray, epoch: int) -> Iterator[np.ndarray]:
@@ -45,39 +46,34 @@ def augmented(images: np.ndarray, epoch: int) -> Iterator[np.ndarray]:
         yield share * batch + (1 - share) * batch[source.permutation(BATCH)]
 
 
-def main() -> None:
-    epochs = int(sys.argv[1]) if len(sys.argv) > 1 else 150
+def main(names: list[str]) -> None:
     model = keras.models.load_model(DATA / "mlperf_tiny_resnet8.h5", compile=False)
     with np.load(DATA / "cifar10_subset.npz") as content:
         train, test = content["x_train"], (content["x_test"], content["y_test"].ravel())
     few = train[:1024]
-    students = {
-        "auto 1": {"rank": 1, "stack": "auto"},
-        "auto 2": {"rank": 2, "stack": "auto"},
-        "planned, 0.6": {"rank": None},
-    }
-    rows = []
-    for name, options in students.items():
-        if options["rank"] is None:
-            options = {"rank": tfdwd.plan(model, few, latency=0.6)}
-        student = tfdwd.decompose(model, few, **options)
+    with open(HERE / "distill.csv", newline="") as file:
+        rows = {row[0]: row for row in list(csv.reader(file))[1:]}
+    for name in names:
+        if name.startswith("planned"):
+            student = tfdwd.decompose(model, few, rank=tfdwd.plan(model, few, latency=0.6))
+        else:
+            student = tfdwd.decompose(model, few, rank=int(name[-1]), stack="auto")
         before = tfdwd.evaluate(student, test, batch_size=500).top1
         tfdwd.finetune(
             student,
             lambda epoch: augmented(train, epoch),
             steps_per_epoch=len(train) // BATCH,
-            epochs=epochs,
+            epochs=EPOCHS,
             teacher=model,
             learning_rate=3e-3,
         )
         after = tfdwd.evaluate(student, test, batch_size=500).top1
         macs = tfdwd.costs.count(student).macs
-        rows.append((name, f"{macs / 1e6:.2f}", epochs, f"{before:.4f}", f"{after:.4f}"))
-        print(*rows[-1], flush=True)
+        rows[name] = [name, f"{macs / 1e6:.2f}", str(EPOCHS), f"{before:.4f}", f"{after:.4f}"]
         with open(HERE / "distill.csv", "w", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows([HEADERS, *rows])
-    print(reporting.table(HEADERS, rows))
+            csv.writer(file, lineterminator="\n").writerows([HEADERS, *rows.values()])
+    print(reporting.table(HEADERS, rows.values()))
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:] or STUDENTS)

@@ -112,6 +112,41 @@ def test_a_folder_for_each_class(tmp_path: Path) -> None:
         data.image_folder(tmp_path / "cat")
 
 
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a data set that TensorFlow Datasets itself wrote."""
+    tfds = pytest.importorskip("tensorflow_datasets")
+    folder = tmp_path_factory.mktemp("tfds")
+    features = tfds.features.FeaturesDict(
+        {
+            "image": tfds.features.Image(encoding_format="jpeg"),
+            "label": tfds.features.ClassLabel(num_classes=24),
+        }
+    )
+    images = [(number, {"image": _image(number), "label": number}) for number in range(24)]
+    tfds.dataset_builders.store_as_tfds_dataset(
+        "ramps", "1.0.0", features, split_datasets={"validation": images}, data_dir=folder
+    )
+    return folder
+
+
+def test_tensorflow_datasets(prepared: Path) -> None:
+    source = data.tfds("ramps", "validation", folder=prepared)
+    assert source.count == 24
+    images, labels = _all(data.evaluation(source, size=24, resize=32))
+    assert sorted(labels) == list(range(24)) and images.shape[1:] == (24, 24, 3)
+    parts = [
+        _all(data.training(source, 4, size=8, worker=worker, workers=2))[1] for worker in (0, 1)
+    ]
+    assert sorted(np.concatenate(parts)) == list(range(24))
+    with pytest.raises(Error, match=r"expected a split of \['validation'\], got 'train'"):
+        data.tfds("ramps", "train", folder=prepared)
+    with pytest.raises(Error, match=r"imagenet2012: expected a prepared data set in .*tfds build"):
+        data.tfds("imagenet2012", folder=prepared)
+    with pytest.raises(Error, match="no_such: TensorFlow Datasets does not find it"):
+        data.tfds("no_such", folder=prepared)
+
+
 def test_few_damaged_images_are_left_out(tmp_path: Path) -> None:
     source = data.tfrecords(_shards(tmp_path / "x", damaged=(5,)), "train", first_label=1)
     images, labels = _all(data.training(source, 8, size=8, max_damaged=0.02))

@@ -8,9 +8,9 @@ The paper's question (He et al., arXiv 1910.09455, section 4): is a separable ne
 as such, or as its twin with regular convolutions that is then decomposed at rank 1 and fine-tuned,
 with **the same number of epochs in all**? The separable network learns from the labels for EPOCHS
 epochs, the regular one for EPOCHS - TUNED; each student of it, by the paper's methods and by ours,
-from the labels too for TUNED; there is no teacher. All see 45,000 training images, cropped and flipped
-at random; the learning rates were chosen by --choose, for the separable network first, on the 5,000
-others. Top-1 on the 10,000 test images, before and after fine-tuning. Three seeds.
+from the labels too for TUNED; there is no teacher. All see 45,000 training images, cropped and
+flipped at random; the learning rates were chosen by --choose, for the separable network first, on
+the 5,000 others. Top-1 on the 10,000 test images, before and after fine-tuning. Three seeds.
 
 The paper reports about 2 points on ImageNet. Needs TFDWD_DATA. Every network is kept in build/, and
 training goes on from there when the command is called again. Writes cifar.csv, cifar_runs.csv and

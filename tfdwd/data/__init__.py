@@ -1,5 +1,5 @@
 """Input pipelines for images in files, with tf.data."""
 
-from tfdwd.data.imagenet import Source, evaluation, image_folder, tfrecords, training
+from tfdwd.data.imagenet import Source, evaluation, image_folder, tfds, tfrecords, training
 
-__all__ = ["Source", "evaluation", "image_folder", "tfrecords", "training"]
+__all__ = ["Source", "evaluation", "image_folder", "tfds", "tfrecords", "training"]

@@ -1,4 +1,4 @@
-"""ImageNet, or any data set in one of its layouts: TFRecord shards, or a folder for each class."""
+"""ImageNet, or any data set in one of its layouts: TFRecord shards, TFDS, a folder of classes."""
 
 import dataclasses
 import os
@@ -153,6 +153,62 @@ def image_folder(folder: str | os.PathLike[str]) -> Source:
     return Source(len(names), examples)
 
 
+def tfds(name: str = "imagenet2012", split: str = "train", *, folder: Any = None) -> Source:
+    """A data set of images with labels that TensorFlow Datasets has prepared; downloads nothing.
+
+    Args:
+      name: as TensorFlow Datasets knows it, with or without a version.
+      split: "train", "validation" or the like.
+      folder: where its data sets are; ~/tensorflow_datasets or TFDS_DATA_DIR if None.
+
+    Returns:
+      The source, with labels from 0.
+
+    Raises:
+      tfdwd.Error: tensorflow-datasets is not installed, the data set is not prepared, or has no
+        such split, or no image with a label.
+
+    Example:
+      >>> tfds("imagenet2012", "validation").count  # doctest: +SKIP
+      50000
+    """
+    try:
+        import tensorflow_datasets
+    except ImportError as error:
+        raise Error("tfds: expected tensorflow-datasets; pip install 'tfdwd[train]'") from error
+    try:
+        builder = tensorflow_datasets.builder(name, data_dir=folder, try_gcs=False)
+        prepared = builder.is_prepared()
+    except Exception as error:  # whatever a data set's own code raises
+        raise Error(f"{name}: TensorFlow Datasets does not find it: {error}") from error
+    if not prepared:
+        raise Error(
+            f"{name}: expected a prepared data set in {builder.data_dir}; prepare it with "
+            f"`tfds build {name}` (ImageNet's archives are downloaded by hand)"
+        )
+    if split not in builder.info.splits:
+        raise Error(f"{name}: expected a split of {sorted(builder.info.splits)}, got {split!r}")
+    if not {"image", "label"} <= set(builder.info.features or {}):
+        raise Error(f"{name}: expected images with labels, got {builder.info.features}")
+
+    def examples(worker: int, workers: int, seed: int | None) -> tf.data.Dataset:
+        reading = tensorflow_datasets.ReadConfig(
+            shuffle_seed=seed, interleave_cycle_length=_READ_AT_ONCE
+        )
+        found = builder.as_dataset(
+            split=split,
+            shuffle_files=seed is not None,
+            decoders={"image": tensorflow_datasets.decode.SkipDecoding()},
+            read_config=reading,
+        )
+        found = found.shard(workers, worker)
+        if seed is not None:
+            found = found.shuffle(_SHUFFLED, seed=seed)
+        return found.map(lambda example: (example["image"], tf.cast(example["label"], tf.int64)))
+
+    return Source(builder.info.splits[split].num_examples, examples)
+
+
 def training(
     source: Source,
     batch_size: int,
@@ -199,7 +255,7 @@ def training(
     examples = source.examples(worker, workers, hash((seed, epoch)) % 2**31)
 
     def made(number: Any, encoded: Any, label: Any) -> tuple[Any, Any]:
-        seeds = [[seed * 1_000_003 + epoch, number * 3 + use] for use in range(3)]
+        seeds = [[seed * 1_000_003 + epoch, number * 2 + use] for use in range(2)]
         return _for_training(encoded, size, seeds), label
 
     # A second time around makes up for what was left out.
@@ -247,10 +303,9 @@ def evaluation(
         top, left = (scaled[0] - size) // 2, (scaled[1] - size) // 2
         return _as_bytes(image[top : top + size, left : left + size]), label
 
-    batches = _decoded(source.examples(0, 1, None), made, batch_size, max_damaged)
-    if not max_damaged:  # nothing may be missing at the end either
-        count = -(-source.count // batch_size)
-        batches = batches.apply(tf.data.experimental.assert_cardinality(count))
+    count = None if max_damaged else source.count  # where none may be missing, at the end either
+    examples = source.examples(0, 1, None)
+    batches = _decoded(examples, made, batch_size, max_damaged, count=count)
     return batches.prefetch(tf.data.AUTOTUNE)
 
 
@@ -259,9 +314,11 @@ def _decoded(
     made: Callable[..., Any],
     batch_size: int,
     max_damaged: float,
+    *,
     drop_remainder: bool = False,
+    count: int | None = None,
 ) -> tf.data.Dataset:
-    """Batches of what decodes; stops where that is too little."""
+    """Batches of what decodes; stops where that is too little, or not ``count``."""
 
     def numbered(number: Any, example: tuple[Any, Any]) -> tuple[Any, Any, Any]:
         return number, *made(number, *example)
@@ -280,7 +337,10 @@ def _decoded(
             return tf.identity(images), labels
 
     images = examples.enumerate().map(numbered, num_parallel_calls=tf.data.AUTOTUNE)
-    batches = images.ignore_errors().batch(batch_size, drop_remainder)
+    images = images.ignore_errors()
+    if count is not None:
+        images = images.apply(tf.data.experimental.assert_cardinality(count))
+    batches = images.batch(batch_size, drop_remainder)
     # Batch by batch: one more call for each image would take a tenth of the decoding.
     return batches.enumerate().map(checked)
 
@@ -309,17 +369,15 @@ def _for_training(encoded: Any, size: int, seeds: Any) -> Any:
     image = tf.image.resize(tf.cond(tf.io.is_jpeg(encoded), jpeg, other), (size, size))
     # Brightness, contrast about the mean grey, and saturation are one matrix and one offset: each
     # further pass over the pixels would cost a tenth of the decoding.
-    brightness, contrast, saturation = tf.unstack(
-        tf.random.stateless_uniform((3,), seeds[1], 1 - _JITTER, 1 + _JITTER)
-    )
-    grey = tf.constant(_GREY)
-    mean = tf.tensordot(tf.reduce_mean(image[::8, ::8], (0, 1)), grey, 1)
+    drawn = tf.random.stateless_uniform((4,), seeds[1], -1.0)
+    brightness, contrast, saturation = tf.unstack(1 + _JITTER * drawn[:3])
+    grey, pixels = tf.constant(_GREY), tf.reshape(image, (-1, 3))
+    mean = tf.tensordot(tf.reduce_mean(pixels[::61], 0), grey, 1)  # of some, over all rows
     colours = saturation * tf.eye(3) + (1 - saturation) * grey[:, None]
-    mixed = tf.matmul(tf.reshape(image, (-1, 3)), brightness * contrast * colours)
+    mixed = tf.matmul(pixels, brightness * contrast * colours)
     mixed += brightness * (1 - contrast) * mean + 0.5
     image = tf.reshape(tf.saturate_cast(mixed, tf.uint8), (size, size, 3))
-    flip = tf.random.stateless_uniform((), seeds[2]) < 0.5
-    return tf.cond(flip, lambda: tf.reverse(image, (1,)), lambda: image)
+    return tf.cond(drawn[3] < 0, lambda: tf.reverse(image, (1,)), lambda: image)
 
 
 def _as_bytes(image: Any) -> Any:
