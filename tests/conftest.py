@@ -1,6 +1,8 @@
 """Fixtures that several test modules share, and the data sets that tests may use."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -60,6 +62,17 @@ def two_in_two_out() -> keras.Model:
     both = layers.Concatenate()([layers.Flatten()(layers.Conv2D(2, 3)(picture)), extra])
     outputs = {"z": layers.Dense(4, name="first")(both), "a": layers.Dense(1, name="last")(both)}
     return keras.Model({"picture": picture, "extra": extra}, outputs, name="two_in_two_out")
+
+
+@pytest.fixture(scope="session")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the Android demo's goldens.py writes now: golden/ and models/."""
+    folder = tmp_path_factory.mktemp("written")
+    command = [sys.executable, _ROOT / "android_demo/core/goldens.py"]
+    command += [f"--golden={folder / 'golden'}", f"--models={folder / 'models'}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return folder
 
 
 @pytest.fixture

@@ -24,8 +24,7 @@ from PIL import Image
 import tfdwd
 from tfdwd import adb, lite
 
-if "TFDWD_ANDROID" not in os.environ:
-    pytest.skip("make test-android runs it", allow_module_level=True)
+pytestmark = pytest.mark.android
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "android_demo"
@@ -247,7 +246,9 @@ def test_the_layouts_inflate_and_are_drawn(apk: Path, tmp_path: Path) -> None:
         assert f"screens/{name}" in (DEMO / "README.md").read_text()
 
 
-def test_the_dex_translated_back_passes_the_tests_of_the_core(apk: Path, tmp_path: Path) -> None:
+def test_the_dex_translated_back_passes_the_tests_of_the_core(
+    apk: Path, written: Path, tmp_path: Path
+) -> None:
     core = DEMO / "core"
     listed = tmp_path / "classpath"
     tell(
@@ -269,8 +270,7 @@ def test_the_dex_translated_back_passes_the_tests_of_the_core(apk: Path, tmp_pat
     )
     assert names
     # With them the tests that run the demo's models on LiteRT are among them, too.
-    models = tmp_path / "models"
-    tell(sys.executable, core / "goldens.py", f"--golden={tmp_path}", f"--models={models}")
+    models = written / "models"
     litert = Path(ai_edge_litert.__file__).parent / "libLiteRt.so"
     counts = {}
     for tested in (classes, translated):

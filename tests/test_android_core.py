@@ -6,7 +6,6 @@ One run of Maven does all tests in android_demo/core; what it measured and wrote
 import dataclasses
 import shutil
 import subprocess
-import sys
 import xml.etree.ElementTree
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,8 @@ import pytest
 
 import tfdwd
 from tfdwd import benchmarking
+
+pytestmark = pytest.mark.android
 
 CORE = Path(__file__).resolve().parent.parent / "android_demo/core"
 GOLDEN = CORE / "src/test/resources/golden"
@@ -29,21 +30,8 @@ def _properties(path: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What goldens.py writes now: golden/ and models/."""
-    folder = tmp_path_factory.mktemp("written")
-    command = [sys.executable, CORE / "goldens.py"]
-    command += [f"--golden={folder / 'golden'}", f"--models={folder / 'models'}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return folder
-
-
-@pytest.fixture(scope="module")
 def output(written: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The folder of the reports that the Java tests left, all of which ran and passed."""
-    if not (shutil.which("mvn") and shutil.which("javap")):
-        pytest.skip("needs Maven and a JDK: apt-get install maven default-jdk-headless")
     folder = tmp_path_factory.mktemp("java")
     reports = CORE / "target/surefire-reports"
     shutil.rmtree(reports, ignore_errors=True)

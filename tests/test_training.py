@@ -274,3 +274,26 @@ def test_it_trains_under_jax(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     backend, losses = json.loads(done.stdout.splitlines()[-1])
     assert backend == "jax" and losses[-1] < 0.7 * losses[0]
+
+
+def test_tensorboard_has_what_the_history_has(student: keras.Model, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    history = tfdwd.finetune(
+        student,
+        (IMAGES, LABELS),
+        epochs=2,
+        validation=(IMAGES, LABELS),
+        tensorboard=tmp_path / "logs",
+    )
+    events = EventAccumulator(str(tmp_path / "logs" / "train"))
+    events.Reload()
+    found = {name.removeprefix("epoch_"): events.Tensors(name) for name in events.Tags()["tensors"]}
+    for name in ("loss", "val_top1"):
+        logged = [tf.make_ndarray(event.tensor_proto).item() for event in found[name]]
+        np.testing.assert_allclose(logged, history.history[name], rtol=1e-6)
+    with (
+        mock.patch("importlib.util.find_spec", return_value=None),
+        pytest.raises(Error, match="expected the package tensorboard"),
+    ):
+        tfdwd.finetune(student, (IMAGES, LABELS), epochs=1, tensorboard=tmp_path)

@@ -13,7 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tfdwd import costs, factorize, models
+    from tfdwd import costs, data, factorize, models, workers
     from tfdwd.benchmarking import BenchmarkReport, benchmark
     from tfdwd.conversion import ExportReport, export
     from tfdwd.decomposition import DecompositionReport, decompose
@@ -38,6 +38,7 @@ __all__ = [
     "Plan",
     "benchmark",
     "costs",
+    "data",
     "decompose",
     "evaluate",
     "export",
@@ -48,6 +49,7 @@ __all__ = [
     "plan",
     "quantize_aware",
     "read_latency_table",
+    "workers",
     "write_micro_models",
 ]
 

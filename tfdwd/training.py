@@ -5,6 +5,7 @@ kit that the model is of.
 """
 
 import contextlib
+import importlib.util
 import io
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -116,6 +117,8 @@ def finetune(
         raise Error(f"folder: {folder} does not exist; create it first")
     if resume and folder is None:
         raise Error("resume: expected the folder with the checkpoint, pass folder=")
+    if tensorboard is not None and importlib.util.find_spec("tensorboard") is None:
+        raise Error("tensorboard: expected the package tensorboard; pip install 'tfdwd[train]'")
     keras.utils.set_random_seed(seed)
     for number, variable in enumerate(model.variables):
         if variable.name == "seed_generator_state":  # of dropout and the like
