@@ -286,12 +286,11 @@ def test_tensorboard_has_what_the_history_has(student: keras.Model, tmp_path: Pa
         validation=(IMAGES, LABELS),
         tensorboard=tmp_path / "logs",
     )
-    events = EventAccumulator(str(tmp_path / "logs" / "train"))
-    events.Reload()
-    found = {name.removeprefix("epoch_"): events.Tensors(name) for name in events.Tags()["tensors"]}
-    for name in ("loss", "val_top1"):
-        logged = [tf.make_ndarray(event.tensor_proto).item() for event in found[name]]
-        np.testing.assert_allclose(logged, history.history[name], rtol=1e-6)
+    for part, name, key in ("train", "loss", "loss"), ("validation", "top1", "val_top1"):
+        events = EventAccumulator(str(tmp_path / "logs" / part))
+        events.Reload()
+        logged = [tf.make_ndarray(e.tensor_proto).item() for e in events.Tensors(f"epoch_{name}")]
+        np.testing.assert_allclose(logged, history.history[key], rtol=1e-6)
     with (
         mock.patch("importlib.util.find_spec", return_value=None),
         pytest.raises(Error, match="expected the package tensorboard"),

@@ -47,7 +47,9 @@ STUDENTS = {
     "channel": {"method": "channel"},
 }
 RUN_HEADERS = ["network", "seed", "MMACs", "epochs", "before", "top-1"]
-HEADERS = ["network", "MMACs", "epochs", "before", "top-1", "lowest", "highest", "gain", "spread"]
+HEADERS = [
+    "network", "seeds", "MMACs", "epochs", "before", "top-1", "lowest", "highest", "gain", "spread"
+]  # fmt: skip
 
 _WIDTH = flags.DEFINE_float("width", 0.5, "of ShuffleNet V2")
 _PIXELS = flags.DEFINE_integer("pixels", 24, "of the images after cropping, at most 32")
@@ -188,7 +190,8 @@ def summary(runs: list[list[str]]) -> list[list[str]]:
         gains = [100 * (after[name][seed] - after["separable"][seed]) for seed in both]
         found = list(after[name].values())
         rows.append([
-            name, own[0][2], own[0][3], f"{statistics.mean(before):.4f}" if before else "",
+            name, str(len(own)), own[0][2], own[0][3],
+            f"{statistics.mean(before):.4f}" if before else "",
             f"{statistics.mean(found):.4f}", f"{min(found):.4f}", f"{max(found):.4f}",
             f"{statistics.mean(gains):+.2f}" if gains else "",
             f"{statistics.stdev(gains):.2f}" if len(gains) > 1 else "",

@@ -1,0 +1,97 @@
+"""The paper's experiments: their first steps, and that committed tables are those of their runs."""
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+PAPER = Path(__file__).resolve().parent.parent / "benchmarks/paper"
+
+
+@pytest.fixture
+def module(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The script of the test's parameter, imported; cifar.py defines flags, so once."""
+    monkeypatch.syspath_prepend(str(PAPER))
+    return __import__(request.param)
+
+
+def _rows(name: str) -> list[list[str]]:
+    with open(PAPER / f"{name}.csv", newline="") as file:
+        return list(csv.reader(file))
+
+
+@pytest.mark.parametrize("module", ["cifar"], indirect=True)
+def test_the_table_on_cifar_is_that_of_its_runs(module: Any) -> None:
+    headers, *runs = _rows("cifar_runs")
+    assert headers == module.RUN_HEADERS and len(runs) >= 2 * 7
+    assert _rows("cifar") == [module.HEADERS, *module.summary(runs)]
+
+
+@pytest.mark.parametrize("module", ["cifar"], indirect=True)
+def test_means_and_gains_over_the_seeds(module: Any) -> None:
+    runs = [
+        ["separable", "0", "6", "8", "", "0.70"], ["separable", "1", "6", "8", "", "0.72"],
+        ["joint", "0", "6", "8", "0.6", "0.73"], ["joint", "1", "6", "8", "0.5", "0.73"],
+    ]  # fmt: skip
+    separable, joint = module.summary(runs)
+    assert joint == ["joint", "2", "6", "8", "0.5500", "0.7300", "0.7300", "0.7300", "+2.00",
+                     "1.41"]  # fmt: skip
+    assert separable[-2:] == ["+0.00", "0.00"] and separable[4:6] == ["", "0.7100"]
+
+
+@pytest.mark.parametrize("module", ["synthetic"], indirect=True)
+def test_synthetic_layers(module: Any) -> None:
+    rows = module.measure("correlated", 16, 16, (1, 2), 1)
+    error = {(int(row[3]), row[4]): float(row[7]) for row in rows}
+    for rank in (1, 2):
+        # Each minimises over more than the one before it.
+        assert error[rank, "joint"] < error[rank, "sequential"] < error[rank, "svd"]
+    speed = {(int(row[3]), row[4]): float(row[6]) for row in rows}
+    assert speed[1, "joint"] == round(16 * 9 * 16 / (16 * (9 + 16)), 2)
+    headers, *committed = _rows("synthetic")
+    assert headers == module.HEADERS
+    shown = {tuple(row[:5]) for row in committed}
+    assert len(committed) == len(shown) == 2 * 3 * len(module.RANKS) * 6
+
+
+def test_the_first_steps_on_imagenet(tmp_path: Path) -> None:
+    source = np.random.default_rng(0)
+    records = tmp_path / "records"
+    records.mkdir()
+    for split, count in ("train", 16), ("validation", 8):
+        for shard in range(2):
+            name = str(records / f"{split}-{shard:05}-of-00002")
+            with tf.io.TFRecordWriter(name) as writer:
+                for number in range(shard, count, 2):
+                    image = source.integers(0, 256, (80, 70, 3)).astype(np.uint8)
+                    encoded = tf.io.encode_jpeg(image).numpy()
+                    features = {
+                        "image/encoded": tf.train.Feature(
+                            bytes_list=tf.train.BytesList(value=[encoded])
+                        ),
+                        "image/class/label": tf.train.Feature(
+                            int64_list=tf.train.Int64List(value=[number % 5 + 1])
+                        ),
+                    }
+                    example = tf.train.Example(features=tf.train.Features(feature=features))
+                    writer.write(example.SerializeToString())
+    command = [
+        sys.executable, PAPER / "imagenet.py", f"--records={records}", f"--folder={tmp_path}/runs",
+        "--classes=5", "--width=0.5", "--pixels=64", "--batch_size=8", "--epochs=2", "--tuned=1",
+        "--students=auto",
+    ]  # fmt: skip
+    (tmp_path / "runs").mkdir()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    with open(tmp_path / "runs/imagenet.csv", newline="") as file:
+        headers, *rows = csv.reader(file)
+    assert [row[0] for row in rows] == ["separable", "regular", "auto"]
+    assert len(headers) == len(rows[0])
+    cost = {row[0]: float(row[1]) for row in rows}
+    assert 0.95 * cost["separable"] < cost["auto"] <= cost["separable"] < cost["regular"] / 2
+    assert (tmp_path / "runs/auto/last.keras").exists()
