@@ -290,7 +290,10 @@ def softmax_model(tmp_path_factory):
     np.savez(folder / "data.npz", x=images, y=images.mean((1, 2)).argmax(1))
     with tf.io.TFRecordWriter(str(folder / "train-00000-of-00001")) as writer:
         for number, array in enumerate(images):
-            encoded = tf.train.BytesList(value=[tf.io.encode_jpeg(array).numpy()])
+            jpeg = tf.io.encode_jpeg(array).numpy()
+            (folder / f"images/train/{number % 3}").mkdir(parents=True, exist_ok=True)
+            (folder / f"images/train/{number % 3}/{number}.jpg").write_bytes(jpeg)
+            encoded = tf.train.BytesList(value=[jpeg])
             label = tf.train.Int64List(value=[number % 3])
             feature = {
                 "image/encoded": tf.train.Feature(bytes_list=encoded),
@@ -305,10 +308,22 @@ def softmax_model(tmp_path_factory):
     "data",
     [
         ["--images={}/data.npz", "--images_key=x", "--teacher={}/model.keras", "--features=1"],
-        ["--images={}/data.npz", "--images_key=x", "--labels={}/data.npz", "--labels_key=y"],
-        ["--records={}", "--teacher={}/model.keras"],
+        [
+            "--images={}/data.npz",
+            "--images_key=x",
+            "--labels={}/data.npz",
+            "--labels_key=y",
+            "--validation={}/data.npz",
+            "--validation_key=x",
+            "--validation_labels={}/data.npz",
+            "--validation_labels_key=y",
+            "--ema=0.9",
+            "--label_smoothing=0.1",
+        ],
+        ["--records={}", "--teacher={}/model.keras", "--validation_split=train"],
+        ["--image_folder={}/images", "--freeze_batch_norm", "--warmup=0", "--weight_decay=0"],
     ],
-    ids=["teacher", "labels", "records"],
+    ids=["teacher", "labels", "records", "folder"],
 )
 def test_train_goes_on_where_it_stopped(softmax_model, tmp_path, capsys, data):
     own = [argument.format(softmax_model) for argument in data]
@@ -319,6 +334,8 @@ def test_train_goes_on_where_it_stopped(softmax_model, tmp_path, capsys, data):
     whole = capsys.readouterr().out
     assert len(whole.splitlines()) == 5
     assert keras.models.load_model(tmp_path / "tuned.keras").count_params() > 0
+    validated = any("validation" in flag for flag in data)
+    assert ("val_top1" in whole) == (tmp_path / "best.keras").exists() == validated
     # Nothing is left to do: the losses are those of the checkpoint.
     assert call("train", "--epochs=3", folder, "--resume", *common_flags) == 0
     assert capsys.readouterr().out == whole
@@ -329,5 +346,8 @@ def test_train_needs_one_kind_of_data(softmax_model, tmp_path, capsys):
     output = f"--output={tmp_path}/tuned.keras"
     for data in ([], [f"--images={softmax_model}/data.npz", "--images_key=x", "--records=x"]):
         assert call("train", model, output, "--epochs=1", *data) == 1
-        assert "expected --images or --records, one of them" in capsys.readouterr().err
+        assert (
+            "expected --images, --records, --tfds or --image_folder, one of them"
+            in capsys.readouterr().err
+        )
     assert list(tmp_path.iterdir()) == []

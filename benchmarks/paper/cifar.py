@@ -40,10 +40,10 @@ BUILD = HERE.parent.parent / "build"
 HELD_OUT, CALIBRATION, BATCH = 5000, 1024, 128
 RATE, TUNED_RATE = 8e-3, 8e-3
 STUDENTS = {
-    "svd": {"method": "svd"},
-    "sequential": {"method": "sequential"},
     "joint": {"method": "joint"},
     "joint, auto stack": {"method": "joint", "stack": "auto"},
+    "sequential": {"method": "sequential"},
+    "svd": {"method": "svd"},
     "channel": {"method": "channel"},
 }
 RUN_HEADERS = ["network", "seed", "MMACs", "epochs", "before", "top-1"]

@@ -11,6 +11,7 @@ Example:
       tfdwd-train --strategy=multiworker ...    (and the same with index 1 on 10.0.0.2)
 """
 
+from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -36,7 +37,18 @@ _RECORDS = flags.DEFINE_string(
     "instead of --images: a folder of TFRecord shards in the layout of ImageNet",
     flag_values=FLAGS,
 )
-_SPLIT = flags.DEFINE_string("split", "train", "of the shards", flag_values=FLAGS)
+_TFDS = flags.DEFINE_string(
+    "tfds", None, "or a data set that TensorFlow Datasets prepared: imagenet2012", flag_values=FLAGS
+)
+_IMAGE_FOLDER = flags.DEFINE_string(
+    "image_folder", None, "or a folder of splits, each a folder for each class", flag_values=FLAGS
+)
+_SPLIT = flags.DEFINE_string("split", "train", "of these", flag_values=FLAGS)
+_VALIDATION_SPLIT = flags.DEFINE_string(
+    "validation_split", None, "of these: tested after each epoch, for best.keras", flag_values=FLAGS
+)
+_VALIDATION = common.define_array(FLAGS, "validation", "beside --images: the same of an array")
+_VALIDATION_LABELS = common.define_array(FLAGS, "validation_labels", "the labels of --validation")
 _FIRST_LABEL = flags.DEFINE_integer(
     "first_label", 0, "of the shards: 1 for ImageNet", flag_values=FLAGS
 )
@@ -51,6 +63,17 @@ _LABELS_WEIGHT = flags.DEFINE_float(
 )
 _FEATURES = flags.DEFINE_float(
     "features", 0.0, "weight of the outputs of the replaced layers", flag_values=FLAGS
+)
+_WARMUP = flags.DEFINE_float(
+    "warmup", 0.05, "part of all steps in which the learning rate rises", flag_values=FLAGS
+)
+_DECAY = flags.DEFINE_float("weight_decay", 1e-4, "of kernels only", flag_values=FLAGS)
+_SMOOTHING = flags.DEFINE_float("label_smoothing", 0.0, "0..1", flag_values=FLAGS)
+_EMA = flags.DEFINE_float(
+    "ema", None, "momentum of an average of the weights, such as 0.999", flag_values=FLAGS
+)
+_FROZEN = flags.DEFINE_bool(
+    "freeze_batch_norm", False, "batch norms stay as they are", flag_values=FLAGS
 )
 _MIXED = flags.DEFINE_bool("mixed_precision", False, "compute in half precision", flag_values=FLAGS)
 _FOLDER = flags.DEFINE_string("folder", None, "for checkpoints; must exist", flag_values=FLAGS)
@@ -75,8 +98,14 @@ def main() -> None:
             features=_FEATURES.value,
             optimizer=_OPTIMIZER.value,
             learning_rate=_RATE.value,
+            warmup=_WARMUP.value,
+            weight_decay=_DECAY.value,
+            label_smoothing=_SMOOTHING.value,
+            ema=_EMA.value,
             mixed_precision=_MIXED.value,
+            freeze_batch_norm=_FROZEN.value,
             batch_size=_BATCH.value,
+            validation=_validation(model),
             folder=_FOLDER.value,
             resume=_RESUME.value,
             tensorboard=_TENSORBOARD.value,
@@ -85,25 +114,62 @@ def main() -> None:
     if workers.index():
         return  # the first writes
     reporting.save_model(model, _OUTPUT.value)
-    rows = [(epoch + 1, f"{loss:.4f}") for epoch, loss in enumerate(history.history["loss"])]
-    print(reporting.table(["epoch", "loss"], rows))
+    columns = history.history
+    rows = zip(*(map("{:.4f}".format, values) for values in columns.values()), strict=True)
+    print(
+        reporting.table(["epoch", *columns], [(number, *row) for number, row in enumerate(rows, 1)])
+    )
 
 
 def _data(model: Any) -> Any:
     """What `finetune` trains on."""
     images, labels = _IMAGES(), _LABELS()
-    if (images is None) == (_RECORDS.value is None):
-        raise Error("expected --images or --records, one of them")
+    given = [_RECORDS.value, _TFDS.value, _IMAGE_FOLDER.value, images]
+    if sum(way is not None for way in given) != 1:
+        raise Error("expected --images, --records, --tfds or --image_folder, one of them")
     if images is not None:
         return images if labels is None else (images, labels)
     from tfdwd import data  # and TensorFlow
 
-    source = data.tfrecords(_RECORDS.value, _SPLIT.value, first_label=_FIRST_LABEL.value)
+    source = _source(_SPLIT.value)
     size, seed = model.inputs[0].shape[1], _SEED.value
     return lambda epoch: data.training(
-        source, _BATCH.value, size=size, epoch=epoch, seed=seed,
-        worker=workers.index(), workers=workers.count(),
-    )  # fmt: skip
+        source,
+        _BATCH.value,
+        size=size,
+        epoch=epoch,
+        seed=seed,
+        worker=workers.index(),
+        workers=workers.count(),
+    )
+
+
+def _validation(model: Any) -> Any:
+    """What is tested after each epoch, or None."""
+    images, labels = _VALIDATION(), _VALIDATION_LABELS()
+    if (images is None) != (labels is None):
+        raise Error("expected --validation and --validation_labels, both or neither")
+    if images is not None:
+        return images, labels
+    if _VALIDATION_SPLIT.value is None:
+        return None
+    from tfdwd import data
+
+    size = model.inputs[0].shape[1]
+    source = _source(_VALIDATION_SPLIT.value)
+    return data.evaluation(source, size=size, resize=round(size * 256 / 224))
+
+
+def _source(split: str) -> Any:
+    from tfdwd import data
+
+    if _RECORDS.value is not None:
+        return data.tfrecords(_RECORDS.value, split, first_label=_FIRST_LABEL.value)
+    if _TFDS.value is not None:
+        return data.tfds(_TFDS.value, split)
+    if _IMAGE_FOLDER.value is not None:
+        return data.image_folder(Path(_IMAGE_FOLDER.value) / split)
+    raise Error("--validation_split: expected --records, --tfds or --image_folder beside it")
 
 
 def run() -> None:
