@@ -12,7 +12,7 @@ from the labels too for TUNED; there is no teacher. All see 45,000 training imag
 flipped at random; the learning rates were chosen by --choose, for the separable network first, on
 the 5,000 others. Top-1 on the 10,000 test images, before and after fine-tuning. Three seeds.
 
-The paper reports about 2 points on ImageNet; here joint gained what cifar.csv says. Needs TFDWD_DATA. Every
+The paper reports about 2 points on ImageNet; cifar.csv has what came here. Needs TFDWD_DATA. Every
 network is kept in build/, and training goes on from there when the command is called again. Writes
 cifar.csv, cifar_runs.csv and cifar.png beside this file (other sizes: into build/).
 """
