@@ -12,13 +12,20 @@ from the labels too for TUNED; there is no teacher. All see 45,000 training imag
 flipped at random; the learning rates were chosen by --choose, for the separable network first, on
 the 5,000 others. Top-1 on the 10,000 test images, before and after fine-tuning. Three seeds.
 
-The paper reports about 2 points on ImageNet; cifar.csv has what came here. Needs TFDWD_DATA. Every
-network is kept in build/, and training goes on from there when the command is called again. Writes
-cifar.csv, cifar_runs.csv and cifar.png beside this file (other sizes: into build/).
+The paper reports about 2 points on ImageNet; cifar.csv has what came here. Needs TFDWD_DATA. Writes
+cifar_runs.csv, cifar.csv and cifar.png beside this file (other sizes: into build/). A run that
+cifar_runs.csv has is not done again: delete its row to repeat it, or keep it as of seed "2 again".
+Every network is kept in build/, and training goes on from there.
+
+At these learning rates training is probably not stable: seed 2, which had been trained before
+("2"), was trained once more on another machine ("2 again"), and its regular network ended 9.5
+points lower.
+
+Where most of the time is the system's (see `time`), memory goes back and forth at each step: a
+malloc that keeps it, such as LD_PRELOAD=libtcmalloc_minimal.so.4, helps.
 """
 
 import csv
-import json
 import os
 import pathlib
 import statistics
@@ -46,9 +53,10 @@ STUDENTS = {
     "svd": {"method": "svd"},
     "channel": {"method": "channel"},
 }
+NETWORKS = ("regular", "separable", *STUDENTS)
 RUN_HEADERS = ["network", "seed", "MMACs", "epochs", "before", "top-1"]
 HEADERS = [
-    "network", "seeds", "MMACs", "epochs", "before", "top-1", "lowest", "highest", "gain", "spread"
+    "network", "runs", "MMACs", "epochs", "before", "top-1", "lowest", "highest", "gain", "spread"
 ]  # fmt: skip
 
 _WIDTH = flags.DEFINE_float("width", 0.5, "of ShuffleNet V2")
@@ -142,15 +150,15 @@ class Experiment:
         reporting.save_model(model, folder / "after.keras")
         return before, model
 
-    def networks(self) -> Iterator[tuple[str, int, keras.Model | None, keras.Model]]:
-        """(name, epochs, the network before fine-tuning, and after) of all."""
+    def network(self, name: str) -> tuple[int, keras.Model | None, keras.Model]:
+        """(epochs in all, the network before fine-tuning, and after) of a name."""
         whole, tuned = _EPOCHS.value, _TUNED.value
+        if name == "separable":
+            return whole, None, self.trained(name, partial(self.build, name), whole, RATE)[1]
         _, regular = self.trained("regular", partial(self.build, "regular"), whole - tuned, RATE)
-        yield "regular", whole - tuned, None, regular
-        _, separable = self.trained("separable", partial(self.build, "separable"), whole, RATE)
-        yield "separable", whole, None, separable
-        for name in STUDENTS:
-            yield name, whole, *self.student(name, regular, TUNED_RATE)
+        if name == "regular":
+            return whole - tuned, None, regular
+        return whole, *self.student(name, regular, TUNED_RATE)
 
     def student(
         self, name: str, regular: keras.Model, rate: float
@@ -179,15 +187,19 @@ def choose(folder: pathlib.Path) -> None:
 
 
 def summary(runs: list[list[str]]) -> list[list[str]]:
-    """Means over the seeds, and the gain over the separable network: mean and spread."""
+    """Means over the runs, and the gain over the separable network of the seed: mean and spread."""
     names = list(dict.fromkeys(run[0] for run in runs))
     after = {name: {run[1]: float(run[5]) for run in runs if run[0] == name} for name in names}
     rows = []
     for name in names:
         own = [run for run in runs if run[0] == name]
         before = [float(run[4]) for run in own if run[4]]
-        both = after[name].keys() & after.get("separable", {}).keys()
-        gains = [100 * (after[name][seed] - after["separable"][seed]) for seed in both]
+        apart = after.get("separable", {})
+        gains = [
+            100 * (top1 - apart[seed.split()[0]])
+            for seed, top1 in after[name].items()
+            if seed.split()[0] in apart
+        ]
         found = list(after[name].values())
         rows.append([
             name, str(len(own)), own[0][2], own[0][3],
@@ -197,6 +209,15 @@ def summary(runs: list[list[str]]) -> list[list[str]]:
             f"{statistics.stdev(gains):.2f}" if len(gains) > 1 else "",
         ])  # fmt: skip
     return rows
+
+
+def kept(folder: pathlib.Path) -> list[list[str]]:
+    """The runs that an earlier call wrote."""
+    path = folder / "cifar_runs.csv"
+    if not path.exists():
+        return []
+    with open(path, newline="") as file:
+        return list(csv.reader(file))[1:]
 
 
 def write(runs: list[list[str]], folder: pathlib.Path) -> None:
@@ -235,24 +256,25 @@ def main(_: list[str]) -> None:
         return
     images, labels = load("validation")
     test = centre(images), labels
-    runs: list[list[str]] = []
     usual = all(not flags.FLAGS[name].present for name in ("width", "pixels", "epochs", "tuned"))
+    results = HERE if usual else folder
+    done = {(run[0], run[1]): run for run in kept(results)}
     for seed in range(_SEEDS.value):
         mine = Experiment(seed, folder / f"seed-{seed}")
-        for name, epochs, before, after in mine.networks():
-            kept = mine.folder / f"{name.replace(', ', '-').replace(' ', '-')}.json"
-            if not kept.exists():
+        for name in NETWORKS:
+            if (name, str(seed)) not in done:
+                epochs, before, after = mine.network(name)
                 scores = [
                     "" if model is None else f"{tfdwd.evaluate(model, test).top1:.4f}"
                     for model in (before, after)
                 ]
                 macs = f"{tfdwd.costs.count(after).macs / 1e6:.2f}"
-                run = [name, str(seed), macs, str(epochs), *scores]
-                reporting.write_whole(kept, json.dumps(run))
-            runs.append(json.loads(kept.read_text()))
-            print(*runs[-1], flush=True)
-            write(runs, HERE if usual else folder)
-    plot(runs, (HERE if usual else folder) / "cifar.png")
+                done[name, str(seed)] = [name, str(seed), macs, str(epochs), *scores]
+                write(list(done.values()), results)
+            print(*done[name, str(seed)], flush=True)
+    runs = sorted(done.values(), key=lambda run: (run[1], NETWORKS.index(run[0])))
+    write(runs, results)
+    plot(runs, results / "cifar.png")
     print(reporting.table(HEADERS, summary(runs)))
 
 
