@@ -31,7 +31,7 @@ HEADERS = [
     "images/s", "read and decode only", "ratio", "lowest", "highest", "ratio by CPU time", "cores"
 ]  # fmt: skip
 IMAGES, TIMES, SHARDS, ROUNDS = 4096, 4, 8, 5
-COUNTED = 6144  # images in each turn: those before the last is in the buffer of 10,000
+COUNTED = 6144  # images in each turn; 10,000 are in the buffer, the others still to be read
 
 
 def write(folder: pathlib.Path) -> int:

@@ -14,12 +14,12 @@ the 5,000 others. Top-1 on the 10,000 test images, before and after fine-tuning.
 
 The paper reports about 2 points on ImageNet; cifar.csv has what came here. Needs TFDWD_DATA. Writes
 cifar_runs.csv, cifar.csv and cifar.png beside this file (other sizes: into build/). A run that
-cifar_runs.csv has is not done again: delete its row to repeat it, or keep it as of seed "2 again".
+cifar_runs.csv has is not done again: delete its row to repeat it; the gain of a row whose seed is
+renamed to "2 again" is over the separable network of seed 2.
 Every network is kept in build/, and training goes on from there.
 
-At these learning rates training is probably not stable: seed 2, which had been trained before
-("2"), was trained once more on another machine ("2 again"), and its regular network ended 9.5
-points lower.
+Seed 2, which had been trained before ("2"), was trained once more on another machine ("2 again"),
+and its regular network ended 9.5 points lower. Why is not known yet.
 
 Where most of the time is the system's (see `time`), memory goes back and forth at each step: a
 malloc that keeps it, such as LD_PRELOAD=libtcmalloc_minimal.so.4, helps.
