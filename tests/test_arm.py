@@ -122,8 +122,8 @@ def test_results_on_arm_are_those_on_x86(arm, pythons, files, name):
         if precision == "float32":
             # Other kernels ran, so this was not x86 once more.
             assert differ > 0
-        # The largest "nudged" in parity.csv, which has more images and networks.
-        assert parity.expected(precision, "logits", largest, 0.013), (precision, differ, largest)
+        # The largest "nudged" of logits in parity.csv, which has more images and networks.
+        assert parity.expected(precision, "logits", largest, 0.0053), (precision, differ, largest)
 
 
 @pytest.mark.slow
