@@ -23,7 +23,8 @@ network too. Top-1 on the 10,000 test images, before and after fine-tuning. Thre
 The paper reports about 2 points on ImageNet; cifar.csv has what came here. Needs TFDWD_DATA. Writes
 cifar_runs.csv, cifar.csv and cifar.png beside this file (other sizes: into build/). A run that
 cifar_runs.csv has is not done again: delete its row to repeat it. Every network is kept in build/,
-and training goes on from there.
+and training goes on from there. What is committed was trained by two processes that called the
+functions below, with one core each.
 
 Where most of the time is the system's (see `time`), memory goes back and forth at each step: a
 malloc that keeps it, such as LD_PRELOAD=libtcmalloc_minimal.so.4, helps.
