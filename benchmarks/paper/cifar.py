@@ -28,7 +28,8 @@ The paper reports about 2 points on ImageNet; cifar.csv has what came here. Need
 cifar_runs.csv, cifar.csv and cifar.png beside this file (other sizes: into build/). A run that
 cifar_runs.csv has is not done again: delete its row to repeat it. Every network is kept in build/,
 and training goes on from there. Of what is committed, the regular networks are from an earlier
-call with --epochs=5 --tuned=1, which trains them for the same 4.
+run with --epochs=5 --tuned=1, which trains them for the same 4, by two processes of one core each
+that called the functions below; all else is from one call.
 
 Where most of the time is the system's (see `time`), memory goes back and forth at each step: a
 malloc that keeps it, such as LD_PRELOAD=libtcmalloc_minimal.so.4, helps.
