@@ -71,9 +71,7 @@ def batches(
         if keys is None:
             keys = list(labels)
         elif keys != list(labels):
-            raise Error(
-                f"batch {number}: expected labels {keys} as in batch 0, got {list(labels)}"
-            )
+            raise Error(f"batch {number}: expected labels {keys} as in batch 0, got {list(labels)}")
         arrays = [*inputs, *labels.values()]
         start = 0
         while start < len(arrays[0]):

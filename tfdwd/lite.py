@@ -338,8 +338,9 @@ def _tensors(
             names[item["index"]].pop(0) if names[item["index"]] else item["name"],
             tuple(map(int, item["shape"])),
             np.dtype(item["dtype"]),
-            *item["quantization"],
-            tuple(None if size < 0 else int(size) for size in item["shape_signature"]),
+            scale=item["quantization"][0],
+            zero_point=item["quantization"][1],
+            sizes=tuple(None if size < 0 else int(size) for size in item["shape_signature"]),
         )
         for item in details
     )

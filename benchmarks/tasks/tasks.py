@@ -181,7 +181,8 @@ def detections(classes: np.ndarray, boxes: np.ndarray) -> np.ndarray:
       by more than half the surer one stays (non-maximum suppression).
     """
     middle = np.stack(np.mgrid[: len(boxes), : boxes.shape[1]], -1) * STRIDE + STRIDE / 2
-    corners = np.concatenate([middle - boxes[..., :2] * STRIDE, middle + boxes[..., 2:] * STRIDE], -1)
+    distances = boxes * STRIDE
+    corners = np.concatenate([middle - distances[..., :2], middle + distances[..., 2:]], -1)
     sure, kind = classes[..., 1:].max(-1), classes[..., 1:].argmax(-1) + 1
     found = np.concatenate([sure[..., None], kind[..., None], corners], -1).reshape(-1, 6)
     found = found[found[:, 0] > 0.05]

@@ -15,7 +15,6 @@ import time
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
-import numpy as np
 from tasks import TASKS, Task
 
 BUILD = pathlib.Path(__file__).resolve().parent.parent.parent / "build" / "tasks"
