@@ -58,7 +58,7 @@ def test_nested_models_count_at_the_size_at_which_they_are_called():
 
 def test_open_sizes_need_input_shapes():
     model = keras.Sequential([keras.Input((None, None, 3)), layers.Conv2D(5, 3)])
-    with pytest.raises(Error, match=r"expected a fixed size .* give input_shapes"):
+    with pytest.raises(Error, match=r"expected a fixed size .* pass input_shape"):
         costs.count(model)
     assert costs.count(model, [(10, 12, 3)]).macs == 8 * 10 * 27 * 5
     assert costs.count(model, [(5, 5, 3)]).macs == 3 * 3 * 27 * 5

@@ -33,9 +33,6 @@ STACKS = ("separable", "bottleneck", "auto")
 # How often a layer before a ReLU is fitted again; the first time brings most of what there is to
 # gain (benchmarks/ablation.py measures it).
 RECTIFICATIONS = 2
-# A convolution that reads fewer channels than this is kept unless it is asked for by name: the
-# SIMD kernels of depthwise convolutions idle there, and what the first layer loses all others miss.
-MIN_CHANNELS = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -323,8 +320,8 @@ def _choose(
             reason = "not included"
         if not reason and everywhere is None and not given:
             reason = "no rank given for it"
-        if not reason and not asked and conv.layer.kernel.shape[2] < MIN_CHANNELS:
-            reason = f"reads {conv.layer.kernel.shape[2]} channels only; include= replaces it"
+        if not reason and not asked:
+            reason = candidates.why_not_unasked(conv)
         wishes.append((conv, _Wish(given[0] if given else everywhere or 0, bool(given), reason)))
     return wishes
 

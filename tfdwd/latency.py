@@ -22,8 +22,10 @@ from tfdwd import (
     rebuild,
     reporting,
 )
+from tfdwd.batches import first
 from tfdwd.candidates import Option
 from tfdwd.errors import Error
+from tfdwd.shapes import InputShape
 
 _ROUNDS = 9  # of timing, for each layer with its stacks
 _RANDOM_IMAGES = 8  # for the ranges of a layer that is only timed
@@ -36,9 +38,10 @@ Source = Callable[[keras.layers.Conv2D, tuple[int, ...], Sequence[Option]], Time
 
 
 def geometry(layer: keras.layers.Conv2D, shape: tuple[int, ...]) -> str:
-    """What the time of a convolution depends on, for inputs of a shape (h, w, c)."""
+    """What the time of a convolution depends on, for inputs of a shape (batch, h, w, c)."""
+    size = shape[1:] if shape[0] == 1 else shape
     return (
-        f"{'x'.join(map(str, shape))} -> {layer.filters}, taps {layer.kernel_size}, strides "
+        f"{'x'.join(map(str, size))} -> {layer.filters}, taps {layer.kernel_size}, strides "
         f"{layer.strides}, dilation {layer.dilation_rate}, {layer.padding}"
     )
 
@@ -58,7 +61,7 @@ def timed(
     Args:
       source: gives the times of one call.
       layer: the convolution.
-      shapes: (h, w, c) of the input at each call.
+      shapes: (batch, h, w, c) of the input at each call.
       options: stacks.
 
     Returns:
@@ -125,14 +128,14 @@ def _files(
 ) -> Iterator[tuple[str, bytes]]:
     """A .tflite model of the layer alone, and one of each stack, with random weights."""
     source = np.random.default_rng(0)
-    images = [source.normal(size=(_RANDOM_IMAGES, *shape)).astype(np.float32)]
+    images = [source.normal(size=(max(_RANDOM_IMAGES, shape[0]), *shape[1:])).astype(np.float32)]
     config = {**layer.get_config(), "dtype": "float32", "activation": "relu", "use_bias": True}
     conv = keras.layers.Conv2D.from_config(config)
-    x = keras.Input(shape, name="x")
-    yield "kept", conversion.convert(keras.Model(x, conv(x)), quantize, False, images)
+    x = keras.Input(shape[1:], name="x")
+    yield "kept", conversion.convert(keras.Model(x, conv(x)), [shape], quantize, images=images)
     for option in options:
         model = keras.Model(x, random_stack(conv, option)(x))
-        yield _name(option), conversion.convert(model, quantize, False, images)
+        yield _name(option), conversion.convert(model, [shape], quantize, images=images)
 
 
 def random_stack(conv: keras.layers.Conv2D, option: Option) -> rebuild.Expansion:
@@ -192,15 +195,18 @@ def write_micro_models(
     *,
     quantize: str = "none",
     data: Any = None,
+    input_shape: InputShape | None = None,
 ) -> int:
     """Writes what a plan times as .tflite files, to be timed on another device.
 
     Args:
-      model: a Functional or Sequential model of fixed input sizes.
+      model: a Functional or Sequential model. Sizes that it leaves open are those of the data, or
+        of ``input_shape``.
       folder: a new or empty folder; it gets ``network.tflite``, a file for each layer and each of
         its stacks, random weights in them, and at last ``manifest.json``.
       quantize: the precision that will be deployed, as for `tfdwd.export`.
       data: images, which int8 takes ranges from.
+      input_shape: as for `tfdwd.export`.
 
     Returns:
       How many .tflite files there are.
@@ -215,10 +221,16 @@ def write_micro_models(
     folder = Path(folder)
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise Error(f"{folder}: expected a new or an empty folder, got one that holds something")
+    conversion.check_backend()
     model = bridge.to_keras3(model)
-    traced = graph.trace(model)
+    conversion.check_convertible(model)
+    images = None if data is None else first(model, data, conversion.RANGE_IMAGES)
+    sizes = conversion.file_shapes(model, input_shape, images)
+    traced = graph.at_sizes(graph.trace(model), [size[1:] for size in sizes])
     folder.mkdir(parents=True, exist_ok=True)
-    conversion.export(model, folder / _NETWORK, quantize=quantize, data=data)
+    conversion.export(
+        model, folder / _NETWORK, quantize=quantize, data=images, input_shape=input_shape
+    )
     manifest: dict[str, list[str]] = {}
     convs = {
         id(conv.layer): conv
@@ -226,14 +238,16 @@ def write_micro_models(
         if not candidates.why_not(conv.layer)
     }
     calls = {
-        geometry(call.operation, traced.specs[call.inputs[0]].shape[1:]): call
+        geometry(call.operation, shape): (convs[id(call.operation)], shape)
         for call in traced.calls
         if id(call.operation) in convs
+        for shape in [(sizes[0][0], *traced.specs[call.inputs[0]].shape[1:])]
     }
-    for number, (key, call) in enumerate(reporting.progress(calls.items(), "micro-models")):
-        shape = traced.specs[call.inputs[0]].shape[1:]
-        options = candidates.options(convs[id(call.operation)])
-        for name, content in _files(call.operation, shape, options, quantize):
+    for number, (key, (conv, shape)) in enumerate(
+        reporting.progress(calls.items(), "micro-models")
+    ):
+        options = candidates.options(conv)
+        for name, content in _files(conv.layer, shape, options, quantize):
             file = f"{number:03d}-{name.replace(' ', '-')}.tflite"
             reporting.write_whole(folder / file, content)
             manifest[file] = [key, name]
