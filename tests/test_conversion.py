@@ -6,6 +6,7 @@ import tensorflow as tf
 import tf_keras
 from keras import layers
 
+import tfdwd
 from tfdwd import agreement, conversion, lite, reporting
 from tfdwd.batches import pack
 from tfdwd.conversion import export
@@ -352,6 +353,18 @@ def test_an_empty_output_agrees_with_itself(tmp_path):
     model = keras.Model(image, layers.Conv2D(2, 3)(image)[:, :0])
     report = export(model, tmp_path / "m.tflite", data=images(2, 8, 8, 3))
     assert report.outputs[0].largest_difference == 0 and report.outputs[0].top1_agreement is None
+
+
+def test_other_backends_are_refused_by_every_verb(tmp_path, classifier, monkeypatch):
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    for verb in (
+        lambda: export(classifier, tmp_path / "m.tflite"),
+        lambda: tfdwd.plan(classifier, images(8, 8, 8, 3), macs=0.5),
+        lambda: tfdwd.benchmark({"m": classifier}),
+        lambda: tfdwd.write_micro_models(classifier, tmp_path / "micro"),
+    ):
+        with pytest.raises(Error, match="expected Keras on TensorFlow, got it on jax: save the"):
+            verb()
 
 
 def test_text_is_refused(tmp_path, nothing_left_in):

@@ -13,7 +13,7 @@ import pytest
 from keras import layers
 
 import tfdwd
-from tfdwd import lite
+from tfdwd import lite, reporting
 from tfdwd.errors import Error
 
 DATA = np.random.default_rng(0).normal(size=(64, 8, 8, 6)).astype(np.float32)
@@ -186,6 +186,33 @@ def test_a_folder_that_holds_something_is_not_written_to(
     with pytest.raises(Error, match="expected a new or an empty folder"):
         tfdwd.write_micro_models(model, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["precious.txt"]
+
+
+def test_what_an_interrupted_run_left_is_cleared(
+    model: keras.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "micro"
+    written = []
+
+    def stops_at_the_third(path: Path, content: bytes) -> None:
+        if len(written) == 3:
+            raise KeyboardInterrupt
+        written.append(path)
+        path.write_bytes(content)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(reporting, "write_whole", stops_at_the_third)
+        with pytest.raises(KeyboardInterrupt):
+            tfdwd.write_micro_models(model, folder)
+    assert not folder.exists()
+    # A kill leaves its files; the next run starts anew. A finished folder is kept.
+    folder.mkdir()
+    for name in ("network.tflite", "007-separable-2.tflite", ".008-kept-4711.tflite"):
+        (folder / name).write_bytes(b"cut off")
+    tfdwd.write_micro_models(model, folder)
+    assert not (folder / "007-separable-2.tflite").exists()
+    with pytest.raises(Error, match="got one that holds something"):
+        tfdwd.write_micro_models(model, folder)
 
 
 def test_int8_needs_images(model: keras.Model, tmp_path: Path) -> None:

@@ -220,7 +220,7 @@ def check_enough(images: Sequence[np.ndarray] | None, quantize: str) -> None:
       tfdwd.Error: how many were expected.
     """
     count = 0 if images is None else len(images[0])
-    if quantize in ("int8", "int16x8") and count < _LEAST_RANGE_IMAGES:
+    if quantize in _WHOLE and count < _LEAST_RANGE_IMAGES:
         raise Error(
             f"quantize={quantize!r}: expected at least {_LEAST_RANGE_IMAGES} real images to take "
             f"the activations' ranges from, got {count}; pass data=images"
@@ -488,11 +488,13 @@ def _check_loops(model: "keras.Model", function: Any, quantize: str) -> None:
 def _samples(
     model: "keras.Model", names: Sequence[str], images: Sequence[np.ndarray], batch: int
 ) -> Iterator[dict[str, np.ndarray]]:
-    """One batch at a time, by input name, of the model's dtypes; the last is left out if cut."""
+    """One batch at a time, by input name, of the model's dtypes."""
     dtypes = [tensor.dtype for tensor in model.inputs]
-    for row in reporting.progress(range(0, len(images[0]) - batch + 1, batch), "finding ranges"):
+    count = len(images[0])
+    for start in reporting.progress(range(0, count, batch), "finding ranges"):
+        rows = np.minimum(np.arange(start, start + batch), count - 1)  # the last batch is filled up
         yield {
-            name: array[row : row + batch].astype(dtype)
+            name: array[rows].astype(dtype)
             for name, array, dtype in zip(names, images, dtypes, strict=True)
         }
 

@@ -27,6 +27,7 @@ from tfdwd.errors import Error
 from tfdwd.fisher import with_identity
 from tfdwd.moments import Moments
 from tfdwd.plans import LayerPlan, Plan
+from tfdwd.shapes import images_at_once
 
 METHODS = ("svd", "gsvd", "sequential", "joint", "channel")
 STACKS = ("separable", "bottleneck", "auto")
@@ -194,7 +195,7 @@ def decompose(
             id(layer): rebuild.expand(layer, *solver.without_data(layer)) for layer in layers
         }
     else:
-        inputs = _keeping_first(batches(data, model, _batch_size(model)), first)
+        inputs = _keeping_first(batches(data, model, images_at_once(model)), first)
         expansions = calibration.sweep(
             traced, inputs, layers, solver, across_layers=across_layers,
             weigh=method == "joint", keep_rows=method == "joint", seed=seed,
@@ -208,12 +209,6 @@ def decompose(
     for record in report.layers:
         logging.info("%s", record)
     return (student, report) if return_report else student
-
-
-def _batch_size(model: keras.Model) -> int:
-    """Images that run at once: few enough that the activations of large ones fit in memory."""
-    numbers = sum(int(np.prod([size or 224 for size in spec.shape[1:]])) for spec in model.inputs)
-    return max(8, min(128, 2**21 // max(numbers, 1)))
 
 
 def _keeping_first(

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -31,6 +32,8 @@ _ROUNDS = 9  # of timing, for each layer with its stacks
 _RANDOM_IMAGES = 8  # for the ranges of a layer that is only timed
 _NETWORK = "network.tflite"
 _MANIFEST = "manifest.json"
+# What is in a folder before its manifest: files of ours, whole or not.
+_LEFT = re.compile(r"\.?(network|\d{3}-[a-z]+(-\d+)?)(-\d+)?\.tflite|\.manifest-\d+\.json")
 
 # Of one layer, {"kept": ms, "separable 1": ms, "separable 1 surely": lowest likely speed-up, ...}.
 Times = dict[str, float]
@@ -219,19 +222,16 @@ def write_micro_models(
       61
     """
     folder = Path(folder)
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise Error(f"{folder}: expected a new or an empty folder, got one that holds something")
+    is_new = not folder.exists()
+    _clear(folder)
+    conversion.check_quantize(quantize)
     conversion.check_backend()
     model = bridge.to_keras3(model)
     conversion.check_convertible(model)
     images = None if data is None else first(model, data, conversion.RANGE_IMAGES)
+    conversion.check_enough(images, quantize)
     sizes = conversion.file_shapes(model, input_shape, images)
     traced = graph.at_sizes(graph.trace(model), [size[1:] for size in sizes])
-    folder.mkdir(parents=True, exist_ok=True)
-    conversion.export(
-        model, folder / _NETWORK, quantize=quantize, data=images, input_shape=input_shape
-    )
-    manifest: dict[str, list[str]] = {}
     convs = {
         id(conv.layer): conv
         for conv in candidates.find_convolutions(traced)
@@ -243,17 +243,41 @@ def write_micro_models(
         if id(call.operation) in convs
         for shape in [(sizes[0][0], *traced.specs[call.inputs[0]].shape[1:])]
     }
-    for number, (key, (conv, shape)) in enumerate(
-        reporting.progress(calls.items(), "micro-models")
-    ):
-        options = candidates.options(conv)
-        for name, content in _files(conv.layer, shape, options, quantize):
-            file = f"{number:03d}-{name.replace(' ', '-')}.tflite"
-            reporting.write_whole(folder / file, content)
-            manifest[file] = [key, name]
-    whole = json.dumps({"quantize": quantize, "models": manifest}, indent=1)
-    reporting.write_whole(folder / _MANIFEST, whole)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        conversion.export(
+            model, folder / _NETWORK, quantize=quantize, data=images, input_shape=input_shape
+        )
+        manifest: dict[str, list[str]] = {}
+        for number, (key, (conv, shape)) in enumerate(
+            reporting.progress(calls.items(), "micro-models")
+        ):
+            options = candidates.options(conv)
+            for name, content in _files(conv.layer, shape, options, quantize):
+                file = f"{number:03d}-{name.replace(' ', '-')}.tflite"
+                reporting.write_whole(folder / file, content)
+                manifest[file] = [key, name]
+        whole = json.dumps({"quantize": quantize, "models": manifest}, indent=1)
+        reporting.write_whole(folder / _MANIFEST, whole)
+    except BaseException:
+        _clear(folder)
+        if is_new:
+            folder.rmdir()
+        raise
     return len(manifest) + 1
+
+
+def _clear(folder: Path) -> None:
+    """Removes what an interrupted run left, which has no manifest; refuses all else.
+
+    Raises:
+      tfdwd.Error: the folder is a file, or holds something else.
+    """
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    if folder.is_file() or not all(map(_LEFT.fullmatch, names)):
+        raise Error(f"{folder}: expected a new or an empty folder, got one that holds something")
+    for name in names:
+        (folder / name).unlink()
 
 
 def read_latency_table(

@@ -30,9 +30,8 @@ from tfdwd.errors import Error
 from tfdwd.fisher import with_identity
 from tfdwd.latency import LatencyTable, Source, measured_here, random_stack, timed
 from tfdwd.plans import LayerPlan, Plan
-from tfdwd.shapes import InputShape, own_batch
+from tfdwd.shapes import InputShape, images_at_once
 
-_BATCH = 64  # images that are read at once
 _FIT_ROUNDS = 5  # of a bottleneck: enough to tell stacks apart
 _NETWORK_ROUNDS = 20
 _TRIES = 4  # at a student of the time asked for
@@ -152,7 +151,7 @@ def plan(
     conversion.check_backend()
     model = bridge.to_keras3(model)
     conversion.check_convertible(model)
-    inputs = (arrays for arrays, _ in batches(data, model, own_batch(model) or _BATCH))
+    inputs = (arrays for arrays, _ in batches(data, model, images_at_once(model)))
     images, stream = peek(inputs, conversion.RANGE_IMAGES)
     sizes = conversion.file_shapes(model, input_shape, images)
     traced = graph.at_sizes(graph.trace(model), [size[1:] for size in sizes])

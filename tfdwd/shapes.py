@@ -3,6 +3,7 @@
 Imports nothing heavy, so that a board without TensorFlow can import it.
 """
 
+import math
 import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -81,6 +82,19 @@ def own_batch(model: "keras.Model") -> int | None:
       8
     """
     return next((t.shape[0] for t in model.inputs if t.shape[0] is not None), None)
+
+
+def images_at_once(model: "keras.Model") -> int:
+    """How many images to run at once: the model's own batch, else what fits in memory.
+
+    Example:
+      >>> import keras
+      >>> images_at_once(keras.Sequential([keras.Input((224, 224, 3)), keras.layers.Flatten()]))
+      13
+    """
+    sizes = [[size or 224 for size in tensor.shape[1:]] for tensor in model.inputs]
+    numbers = sum(math.prod(size) for size in sizes)
+    return own_batch(model) or max(8, min(128, 2**21 // max(numbers, 1)))
 
 
 def in_batches(
