@@ -310,7 +310,9 @@ OPEN: dict[str, list[tuple[int, ...]]] = {
 def network(name: str) -> keras.Model:
     """A fresh copy of one of NETWORKS with its fixed weights."""
     keras.utils.set_random_seed(0)
-    return randomised(NETWORKS[name]())
+    model = NETWORKS[name]()
+    seeds = any("int" in weight.dtype for weight in model.weights)  # of layers that draw
+    return model if seeds else randomised(model)
 
 
 def images_of(name: str, model: keras.Model, count: int = 40) -> list[np.ndarray]:
