@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
@@ -8,6 +10,8 @@ from tfdwd import lite, reporting
 from tfdwd.conversion import export
 from tfdwd.errors import Error
 from tfdwd.evaluation import Evaluation, Score, evaluate
+from tfdwd.scripts import common
+from tfdwd.scripts import evaluate as script
 
 RANDOM = np.random.default_rng(0)
 
@@ -525,6 +529,70 @@ def test_int8_outputs_are_real_values(tmp_path):
     export(model, tmp_path / "int8.tflite", quantize="int8", data=images)
     assert lite.Model(tmp_path / "int8.tflite").outputs[0].dtype == np.int8
     assert evaluate(tmp_path / "int8.tflite", images, reference=model)["agreement"] > 0.99
+
+
+# ---------------------------------------------------------------------- the script
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch, two, capsys):
+    """Runs tfdwd-evaluate beside two.keras, two.tflite and arrays; gives its status and lines."""
+    monkeypatch.chdir(tmp_path)
+    two.save("two.keras")
+    export(two, "two.tflite")
+    echo_of(4, 5, 3).save("echo.keras")
+    for name, array in [("images", IMAGES), ("others", OTHERS)]:
+        np.save(f"{name}.npy", array)
+    np.savez("both.npz", others=OTHERS, images=IMAGES)
+    capsys.readouterr()
+
+    def run(*arguments):
+        flags = script.FLAGS
+        flags.unparse_flags()
+        for flag in flags:
+            flags[flag].unparse()
+        argv = ["tfdwd-evaluate", "--images=images.npy", *arguments]
+        status = common.status(script.main, flags, script.__doc__, argv)
+        out, err = capsys.readouterr()
+        return status, (out or err).splitlines()
+
+    return run
+
+
+def test_the_script_measures_by_output_and_against_a_reference(call):
+    status, lines = call(
+        "--model=two.tflite", "--labels=same=others.npy", "--labels=double=others.npy",
+        "--metric=same=psnr", "--metric=same=mse", "--metric=double=mse", "--json=e.json",
+    )  # fmt: skip
+    assert status == 0, lines
+    found = Evaluation.from_json(Path("e.json").read_text())
+    assert [score.output for score in found.scores] == ["same", "same", "double"]
+    oracle = tf.image.psnr(OTHERS, IMAGES, 1).numpy().mean()
+    assert found["same", "psnr"] == pytest.approx(oracle, abs=1e-4)
+    status, lines = call("--model=two.tflite", "--reference=two.keras")
+    assert status == 0 and lines[2].split()[:3] == ["double", "agreement", "1.0000"]
+    status, lines = call(
+        "--model=echo.keras", "--labels=both.npz", "--labels_key=others", "--peak=2"
+    )
+    oracle = tf.image.psnr(OTHERS, IMAGES, 2).numpy().mean()
+    assert lines == [f"PSNR {oracle:.2f} dB (peak 2), 9 images"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "expected either --labels or --reference"),
+        (["--labels=others.npy", "--reference=two.keras"], "expected either --labels or --ref"),
+        (["--labels=same=others.npy", "--labels=others.npy"], "--labels: expected OUTPUT=..."),
+        (["--labels=others.npy", "--labels=others.npy"], "--labels: expected OUTPUT=..."),
+        (["--labels=same=others.npy"] * 2, "expected one file for the output 'same'"),
+        (["--reference=two.keras", "--metric=top9"], "expected 'top1', "),
+        (["--reference=none.tflite"], "no such file: none.tflite"),
+    ],
+)
+def test_the_script_says_what_the_user_can_mend_in_one_line(call, arguments, message):
+    status, lines = call("--model=two.keras", *arguments)
+    assert status == 1 and len(lines) == 1 and message in lines[0]
 
 
 # ---------------------------------------------------------------------- the record

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tfdwd import metrics, outputs, reporting
+from tfdwd import metrics, outputs, reporting, shapes
 from tfdwd.batches import batches, pack
 from tfdwd.errors import Error
 
@@ -225,26 +225,34 @@ def _opened(model: Any) -> _Network:
 
 
 def _of_keras(model: "keras.Model") -> _Network:
-    def run(inputs: list[np.ndarray]) -> dict[str, np.ndarray]:
-        import keras
+    import keras
 
-        found = keras.tree.flatten(model.predict_on_batch(pack(model, inputs)))
-        return dict(zip(outputs.names_of(model), map(_real, found), strict=True))
+    own = shapes.own_batch(model) if getattr(model, "inputs", None) else None
 
-    batch = model.inputs[0].shape[0] if getattr(model, "inputs", None) else None
-    return _Network(model, run if batch is None else _in_chunks(run, batch))
+    def run(inputs: list[np.ndarray]) -> list[np.ndarray]:
+        return list(map(_real, keras.tree.flatten(model.predict_on_batch(pack(model, inputs)))))
+
+    def named(inputs: list[np.ndarray]) -> dict[str, np.ndarray]:
+        found = run(inputs) if own is None else shapes.in_batches(run, inputs, own)
+        return dict(zip(outputs.names_of(model), found, strict=True))
+
+    return _Network(model, named)
 
 
 def _of_file(model: "lite.Model") -> _Network:
-    def run(inputs: list[np.ndarray]) -> dict[str, np.ndarray]:
-        shapes = [array.shape for array in inputs]
-        if shapes != [tensor.shape for tensor in model.inputs]:
-            model.resize(shapes)
-        found = map(_real, model.run(inputs))
+    own = (model.inputs[0].sizes[0] if model.inputs and model.inputs[0].sizes else None) or 1
+
+    def run(inputs: list[np.ndarray]) -> list[np.ndarray]:
+        sizes = [array.shape for array in inputs]
+        if sizes != [tensor.shape for tensor in model.inputs]:
+            model.resize(sizes)
+        return list(map(_real, model.run(inputs)))
+
+    def named(inputs: list[np.ndarray]) -> dict[str, np.ndarray]:
+        found = shapes.in_batches(run, inputs, own)
         return {tensor.name: array for tensor, array in zip(model.outputs, found, strict=True)}
 
-    batch = model.inputs[0].sizes[0] if model.inputs and model.inputs[0].sizes else None
-    return _Network(_Sizes(model), _in_chunks(run, batch or 1))
+    return _Network(_Sizes(model), named)
 
 
 class _Sizes:
@@ -264,28 +272,6 @@ def _real(values: Any) -> np.ndarray:
     """An output as NumPy knows it: floats as float32, whole numbers as they are."""
     array = np.asarray(values)
     return array if array.dtype.kind in "biu" else array.astype(np.float32)
-
-
-def _in_chunks(
-    run: Callable[[list[np.ndarray]], dict[str, np.ndarray]], rows: int
-) -> Callable[[list[np.ndarray]], dict[str, np.ndarray]]:
-    """Runs any number of images so many at a time; the last image fills the last chunk up."""
-
-    def whole(inputs: list[np.ndarray]) -> dict[str, np.ndarray]:
-        count = len(inputs[0])
-        chunks = []
-        for start in range(0, count, rows):
-            chosen = np.minimum(np.arange(start, start + rows), count - 1)
-            chunks.append(run([array[chosen] for array in inputs]))
-            for name, array in chunks[-1].items():
-                if array.shape[:1] != (rows,):
-                    raise Error(
-                        f"output {name!r}: expected one row for each of {rows} images, got "
-                        f"{array.shape}"
-                    )
-        return {name: np.concatenate([each[name] for each in chunks])[:count] for name in chunks[0]}
-
-    return whole
 
 
 def _outputs_for(network: _Network, inputs: list[np.ndarray], first: int) -> dict[str, np.ndarray]:
