@@ -15,8 +15,8 @@ import tensorflow as tf
 from keras import layers
 
 import tfdwd
-from tfdwd import training
 from tfdwd.errors import Error
+from tfdwd.training import checkpoints
 
 IMAGES = np.random.default_rng(0).normal(size=(96, 8, 8, 4)).astype(np.float32)
 # Learnable: which of the four channels is the brightest.
@@ -53,6 +53,23 @@ def _weights_apart(one: keras.Model, other: keras.Model) -> float:
     return max(float(np.abs(a - b).max()) for a, b in pairs)
 
 
+def _stopped_after(done: int, model: keras.Model, data: Any, **options: Any) -> None:
+    """Fine-tunes as if it were interrupted once the state of so many epochs is written."""
+
+    class StopError(Exception):
+        pass
+
+    writes = checkpoints.write
+
+    def write_and_stop(folder: Path, state: Any) -> None:
+        writes(folder, state)
+        if state.epoch == done:
+            raise StopError
+
+    with mock.patch.object(checkpoints, "write", write_and_stop), pytest.raises(StopError):
+        tfdwd.finetune(model, data, **options)
+
+
 def test_it_learns_from_labels(teacher: keras.Model) -> None:
     assert tfdwd.evaluate(teacher, (IMAGES, LABELS)).top1 > 0.9
 
@@ -61,8 +78,8 @@ def test_it_learns_from_labels(teacher: keras.Model) -> None:
     "options",
     [
         {},
-        {"features": 1.0},
-        {"labels": 0.5, "label_smoothing": 0.1},
+        {"features_weight": 1.0},
+        {"labels_weight": 0.5, "label_smoothing": 0.1},
         {"optimizer": "sgd", "learning_rate": 0.1, "ema": 0.5},
         {"mixed_precision": True},
         {"freeze_batch_norm": True, "warmup": 0.0},
@@ -75,7 +92,7 @@ def test_a_student_comes_closer_to_its_teacher(
     weights = [weight.copy() for weight in teacher.get_weights()]
     norm = [weight.copy() for weight in student.get_layer("bn").get_weights()]
     policies = [layer.dtype_policy.name for layer in student.layers]
-    data: Any = (IMAGES, LABELS) if "labels" in options else IMAGES
+    data: Any = (IMAGES, LABELS) if "labels_weight" in options else IMAGES
     before = _agreement(student, teacher)
     options = {"learning_rate": 0.02, **options}
     history = tfdwd.finetune(student, data, epochs=20, teacher=teacher, batch_size=16, **options)
@@ -97,8 +114,8 @@ def test_the_loss_is_as_written(teacher: keras.Model, student: keras.Model) -> N
         (IMAGES, LABELS),
         epochs=1,
         teacher=teacher,
-        labels=0.25,
-        features=0.5,
+        labels_weight=0.25,
+        features_weight=0.5,
         label_smoothing=0.2,
         learning_rate=0.0,
         warmup=0.0,
@@ -148,21 +165,7 @@ def test_resumed_it_ends_with_the_same_weights(teacher: keras.Model, tmp_path: P
     }  # fmt: skip
     whole = tfdwd.finetune(student, IMAGES, folder=tmp_path / "whole", **options)
 
-    class StopError(Exception):
-        pass
-
-    saves = training._Checkpoint.on_epoch_end
-
-    def save_and_stop(self: Any, epoch: int, logs: Any = None) -> None:
-        saves(self, epoch, logs)
-        if epoch == 1:
-            raise StopError
-
-    with (
-        mock.patch.object(training._Checkpoint, "on_epoch_end", save_and_stop),
-        pytest.raises(StopError),
-    ):
-        tfdwd.finetune(again, IMAGES, folder=tmp_path / "parts", **options)
+    _stopped_after(2, again, IMAGES, folder=tmp_path / "parts", **options)
     parts = tfdwd.finetune(third, IMAGES, folder=tmp_path / "parts", resume=True, **options)
     assert parts.history == whole.history and parts.epoch == [0, 1, 2, 3]
     assert _weights_apart(third, student) < 1e-6
@@ -230,7 +233,8 @@ def test_a_quantise_aware_student_is_finetuned_and_exported(
     [
         ({"epochs": 0}, "expected epochs of at least 1, got 0"),
         ({"optimizer": "lion"}, "optimizer: expected one of adamw, sgd, got 'lion'"),
-        ({"features": 1.0}, "labels and features weigh against a teacher"),
+        ({"features_weight": 1.0}, "labels_weight= and features= are of losses beside a teacher"),
+        ({"features": ["conv"]}, "pass teacher=model or omit them"),
         ({"folder": "none"}, "folder: none does not exist"),
         ({"resume": True}, "resume: expected the folder with the checkpoint"),
     ],
@@ -248,8 +252,8 @@ def test_wrong_data(teacher: keras.Model) -> None:
         tfdwd.finetune(_network(), [], epochs=1, teacher=teacher)
     with pytest.raises(Error, match="pass steps_per_epoch"):
         tfdwd.finetune(_network(), lambda epoch: iter([IMAGES]), epochs=1, teacher=teacher)
-    with pytest.raises(Error, match="features: expected a student of the teacher"):
-        tfdwd.finetune(_network(), IMAGES, epochs=1, teacher=teacher, features=1.0)
+    with pytest.raises(Error, match="features_weight: expected a student of the teacher"):
+        tfdwd.finetune(_network(), IMAGES, epochs=1, teacher=teacher, features_weight=1.0)
 
 
 def test_it_trains_under_jax(tmp_path: Path) -> None:
