@@ -227,7 +227,7 @@ def find(folder: pathlib.Path) -> dict[str, float]:
         return top1
 
     def best_rate(name: str, train: Callable[[float], keras.Model], first: float) -> float:
-        """The first of a ladder of rates, each twice the one before, that the next does not beat."""
+        """The first rate of a ladder, each twice the one before, that the next does not beat."""
         rate, top1 = first, score(f"{name} at {first:g}", train(first))
         while True:
             higher = score(f"{name} at {2 * rate:g}", train(2 * rate))
