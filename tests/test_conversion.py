@@ -292,7 +292,7 @@ LOOPS = {
     "lstm": lambda: layers.LSTM(4, name="looped"),
     "gru": lambda: layers.GRU(4, name="looped"),
     "both ways": lambda: layers.Bidirectional(layers.LSTM(4), name="looped"),
-    "map": lambda: _lambda(lambda x: keras.ops.map(lambda row: row.sum(0) * 2, x)),
+    "map": lambda: _lambda(lambda x: keras.ops.map(lambda row: keras.ops.sum(row, 0), x)),
     "scan": lambda: _lambda(
         lambda x: keras.ops.scan(lambda c, row: (c + row, c), 0 * x[0, 0], x[0])[1]
     ),

@@ -474,9 +474,11 @@ def _traced(model: "keras.Model", names: Sequence[str], sizes: Sequence[tuple[in
 def _check_loops(model: "keras.Model", function: Any, quantize: str) -> None:
     """Refuses loops that collect their results: of those TensorFlow's calibrator dies."""
     graph = function.graph.as_graph_def()
-    nodes = [*graph.node, *(node for inner in graph.library.function for node in inner.node_def)]
-    loops = [node.name for node in nodes if node.op.startswith("TensorList")]
-    layers = dict.fromkeys(agreement.layer_name(model, name) for name in loops)
+    inner = [node for definition in graph.library.function for node in definition.node_def]
+    layers: dict[str, None] = {}
+    for nodes in (graph.node, inner):  # inside of functions the scopes of the layers are missing
+        loops = [node.name for node in nodes if node.op.startswith("TensorList")]
+        layers = layers or dict.fromkeys(agreement.layer_name(model, name) for name in loops)
     if layers:
         raise Error(
             f"quantize={quantize!r}: TensorFlow cannot take ranges inside of loops, which are in "

@@ -205,9 +205,12 @@ class Model:
         return {details["name"]: tensor.name for details, tensor in pairs}
 
     def _values(self, tensor: Tensor, details: dict[str, Any]) -> np.ndarray:
-        if 0 in tensor.shape:  # LiteRT does not give these out
-            return np.zeros(tensor.shape, tensor.dtype)
-        return tensor.real(self.interpreter.get_tensor(details["index"]))
+        try:
+            return tensor.real(self.interpreter.get_tensor(details["index"]))
+        except ValueError:
+            if 0 not in tensor.shape:
+                raise
+            return np.zeros(tensor.shape, tensor.dtype)  # LiteRT gives no empty tensors out
 
 
 def operators(source: Source) -> list[Operator]:

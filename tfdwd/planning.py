@@ -166,7 +166,8 @@ def plan(
         network, source = _timed_here(original), measured_here(quantize, threads, cache)
     else:
         network, source = _Network(table.network_ms, table.device, table.runtime), table.times
-    errors = _errors(traced, stream, [c for c in convs if id(c.layer) in options], options, seed)
+    replaceable = [conv for conv in convs if id(conv.layer) in options]
+    errors = _errors(traced, stream, replaceable, options, seed) if replaceable else {}
     whole = costs.count(model, [size[1:] for size in sizes])
     totals = {
         "latency": network.ms,
