@@ -56,12 +56,23 @@ def test_nested_models_count_at_the_size_at_which_they_are_called():
     assert costs.count(network("nested of open size")).macs == 64 * 9 * 3 * 6 + 64 * 9 * 6 * 4
 
 
-def test_open_sizes_need_input_shapes():
-    model = keras.Sequential([keras.Input((None, None, 3)), layers.Conv2D(5, 3)])
-    with pytest.raises(Error, match=r"expected a fixed size .* give input_shapes"):
+def test_open_sizes_need_input_shape():
+    model = keras.Sequential([keras.Input((None, None, 3), name="x"), layers.Conv2D(5, 3)])
+    with pytest.raises(Error, match=r"expected a fixed size .* pass input_shape"):
         costs.count(model)
-    assert costs.count(model, [(10, 12, 3)]).macs == 8 * 10 * 27 * 5
-    assert costs.count(model, [(5, 5, 3)]).macs == 3 * 3 * 27 * 5
+    for shape in ((10, 12, 3), [(10, 12, 3)], {"x": (10, 12, 3)}):
+        assert costs.count(model, shape).macs == 8 * 10 * 27 * 5
+    assert costs.count(model, input_shape=(5, 5, 3)).macs == 3 * 3 * 27 * 5
+    with pytest.warns(DeprecationWarning, match="input_shapes is now input_shape"):
+        assert costs.count(model, input_shapes=[(5, 5, 3)]).macs == 3 * 3 * 27 * 5
+    with pytest.raises(Error, match=r"layer 'conv2d.*' cannot run where the inputs are .*2, 2, 3"):
+        costs.count(model, (2, 2, 3))
+
+
+def test_a_fixed_batch_costs_what_one_image_costs():
+    parts = [keras.Input(batch_shape=(4, 6, 6, 3)), layers.Conv2D(5, 3), layers.Flatten()]
+    model = keras.Sequential([*parts, layers.Dense(2)])
+    assert costs.count(model).macs == costs.count(model, (6, 6, 3)).macs == 16 * 27 * 5 + 80 * 2
 
 
 def test_what_is_not_counted_is_named():

@@ -1,5 +1,6 @@
 """Turns every kind of data that users hold into batches for one model."""
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -105,6 +106,65 @@ def pack(model: "keras.Model", inputs: list[Any]) -> Any:
     if isinstance(model, keras.Sequential):
         return inputs[0]
     return keras.tree.pack_sequence_as(model.input, inputs)
+
+
+def first(model: "keras.Model | lite.Model", data: Any, count: int) -> list[np.ndarray]:
+    """Takes the first images of the data, and reads no more of it than that needs.
+
+    Args:
+      model: as for `batches`.
+      data: as for `batches`.
+      count: how many at most, at least 1.
+
+    Returns:
+      One array (images, ...) for each input, in the order of ``model.inputs``.
+
+    Raises:
+      tfdwd.Error: as `batches`, or those images are not of one size.
+
+    Example:
+      >>> import keras
+      >>> model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten()])
+      >>> first(model, np.zeros((5, 8, 8, 3)), 2)[0].shape
+      (2, 8, 8, 3)
+    """
+    return peek((inputs for inputs, _ in batches(data, model, min(count, 64))), count)[0]
+
+
+def peek(
+    source: Iterable[list[np.ndarray]], count: int
+) -> tuple[list[np.ndarray], Iterator[list[np.ndarray]]]:
+    """Takes the first images of a stream, which can still be gone through from its start.
+
+    Args:
+      source: batches of inputs, each a list of arrays (rows, ...). Read as far as it is needed.
+      count: how many images at most, at least 1.
+
+    Returns:
+      One array (images, ...) for each input; and all of the stream, those images included.
+
+    Raises:
+      tfdwd.Error: those images are not of one size.
+
+    Example:
+      >>> images, stream = peek([[np.zeros((2, 8))], [np.ones((2, 8))]], 3)
+      >>> images[0].shape, sum(len(batch) for [batch] in stream)
+      ((3, 8), 4)
+    """
+    stream = iter(source)
+    read: list[list[np.ndarray]] = []
+    rows = 0
+    while rows < count and (inputs := next(stream, None)) is not None:
+        read.append(inputs)
+        rows += len(inputs[0])
+    columns = list(zip(*read, strict=True))
+    for column in columns:
+        sizes = sorted({array.shape[1:] for array in column})
+        if len(sizes) > 1:
+            raise Error(
+                f"expected images of one size, got {sizes[0]} and {sizes[1]}; resize or crop them"
+            )
+    return [np.concatenate(column)[:count] for column in columns], itertools.chain(read, stream)
 
 
 def _elements(data: Any, model: "keras.Model | lite.Model") -> Iterable[Any]:

@@ -26,16 +26,14 @@ from tfdwd.candidates import Conv, Option, find_convolutions, matching, why_not
 from tfdwd.errors import Error
 from tfdwd.fisher import with_identity
 from tfdwd.moments import Moments
-from tfdwd.planning import LayerPlan, Plan
+from tfdwd.plans import LayerPlan, Plan
+from tfdwd.shapes import images_at_once
 
 METHODS = ("svd", "gsvd", "sequential", "joint", "channel")
 STACKS = ("separable", "bottleneck", "auto")
 # How often a layer before a ReLU is fitted again; the first time brings most of what there is to
 # gain (benchmarks/ablation.py measures it).
 RECTIFICATIONS = 2
-# A convolution that reads fewer channels than this is kept unless it is asked for by name: the
-# SIMD kernels of depthwise convolutions idle there, and what the first layer loses all others miss.
-MIN_CHANNELS = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,7 +195,7 @@ def decompose(
             id(layer): rebuild.expand(layer, *solver.without_data(layer)) for layer in layers
         }
     else:
-        inputs = _keeping_first(batches(data, model, _batch_size(model)), first)
+        inputs = _keeping_first(batches(data, model, images_at_once(model)), first)
         expansions = calibration.sweep(
             traced, inputs, layers, solver, across_layers=across_layers,
             weigh=method == "joint", keep_rows=method == "joint", seed=seed,
@@ -211,12 +209,6 @@ def decompose(
     for record in report.layers:
         logging.info("%s", record)
     return (student, report) if return_report else student
-
-
-def _batch_size(model: keras.Model) -> int:
-    """Images that run at once: few enough that the activations of large ones fit in memory."""
-    numbers = sum(int(np.prod([size or 224 for size in spec.shape[1:]])) for spec in model.inputs)
-    return max(8, min(128, 2**21 // max(numbers, 1)))
 
 
 def _keeping_first(
@@ -323,8 +315,8 @@ def _choose(
             reason = "not included"
         if not reason and everywhere is None and not given:
             reason = "no rank given for it"
-        if not reason and not asked and conv.layer.kernel.shape[2] < MIN_CHANNELS:
-            reason = f"reads {conv.layer.kernel.shape[2]} channels only; include= replaces it"
+        if not reason and not asked:
+            reason = candidates.why_not_unasked(conv)
         wishes.append((conv, _Wish(given[0] if given else everywhere or 0, bool(given), reason)))
     return wishes
 

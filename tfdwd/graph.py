@@ -1,7 +1,7 @@
 """A Keras model as a flat list of calls: the only file that reads Keras' graph of nodes."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -164,6 +164,25 @@ def infer_specs(
     }
     for call in graph.calls:
         args, kwargs = call.fill(specs)
-        outputs = keras.tree.flatten(call.operation.compute_output_spec(*args, **kwargs))
+        try:
+            outputs = keras.tree.flatten(call.operation.compute_output_spec(*args, **kwargs))
+        except Exception as error:  # layers raise what they like of a size that they cannot have
+            reason = " ".join(str(error).split())
+            raise Error(
+                f"layer {call.path!r} cannot run where the inputs are {input_shapes}: {reason}"
+            ) from error
         specs.update(zip(call.outputs, outputs, strict=True))
     return specs
+
+
+def at_sizes(graph: Graph, sizes: Sequence[tuple[int, ...]]) -> Graph:
+    """The same graph for inputs of these sizes, given without the batch axis.
+
+    Raises:
+      tfdwd.Error: a layer cannot have them.
+    """
+    batches = [graph.specs[n].shape[:1] for n in graph.inputs]
+    inputs = [(*batch, *size) for batch, size in zip(batches, sizes, strict=True)]
+    if all(graph.specs[n].shape == shape for n, shape in zip(graph.inputs, inputs, strict=True)):
+        return graph
+    return dataclasses.replace(graph, specs=infer_specs(graph, inputs))

@@ -3,7 +3,7 @@
 import collections
 import importlib.metadata
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from tfdwd.errors import Error
+from tfdwd.shapes import in_batches
 
 Source = str | os.PathLike[str] | bytes
 
@@ -141,8 +142,16 @@ class Model:
             self.interpreter.set_tensor(details["index"], tensor.quantized(array))
 
     def invoke(self) -> None:
-        """Runs the model on the inputs that `load` set: what a benchmark times."""
-        self.interpreter.invoke()
+        """Runs the model on the inputs that `load` set: what a benchmark times.
+
+        Raises:
+          tfdwd.Error: an operator cannot run on these inputs, such as a division by zero in int8.
+        """
+        try:
+            self.interpreter.invoke()
+        except (ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise Error(f"LiteRT {runtime_version()} cannot run the model: {reason}") from error
 
     def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Runs the model.
@@ -154,45 +163,54 @@ class Model:
           One new array of real values for each of `Model.outputs`.
 
         Raises:
-          tfdwd.Error: as for `load`.
+          tfdwd.Error: as for `load` and `invoke`.
         """
         self.load(inputs)
         self.invoke()
         return [
-            tensor.real(self.interpreter.get_tensor(details["index"]))
+            self._values(tensor, details)
             for tensor, details in zip(self.outputs, self._output_details, strict=True)
         ]
 
+    def activations(
+        self, inputs: Sequence[np.ndarray], names: Container[str]
+    ) -> dict[str, np.ndarray]:
+        """Runs images and gives the tensors inside, of a model that was opened to keep them.
 
-def activations(source: Source, inputs: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-    """Runs a model image by image and keeps what every operator writes.
+        Args:
+          inputs: one array (images, ...) for each input, of real values.
+          names: of the tensors.
 
-    Args:
-      source: path of a .tflite file of batch 1, or its content.
-      inputs: one array (images, ...) for each input, of real values.
+        Returns:
+          {name: real values, (images, ...)} of those that the model has and that are no scalars.
+        """
+        details = [d for d in self.interpreter.get_tensor_details() if d["name"] in names]
+        tensors = _tensors(details, ())
 
-    Returns:
-      {tensor name: real values, (images, ...)}, without constants.
-    """
-    model = Model(source, keep=True)
-    written = {name for operator in operators(source) for name in operator.writes}
-    details = [
-        detail for detail in model.interpreter.get_tensor_details() if detail["name"] in written
-    ]
-    found: dict[str, list[np.ndarray]] = {detail["name"]: [] for detail in details}
-    for row in range(len(inputs[0])):
-        model.run([array[row : row + 1] for array in inputs])
-        for detail, tensor in zip(details, _tensors(details, ()), strict=True):
-            values = tensor.real(model.interpreter.get_tensor(detail["index"]))
-            found[detail["name"]].append(values)
-    return {name: np.concatenate(values) for name, values in found.items() if values[0].ndim}
+        def run(arrays: list[np.ndarray]) -> list[np.ndarray]:
+            self.load(arrays)
+            self.invoke()
+            return [self._values(*pair) for pair in zip(tensors, details, strict=True)]
 
+        found = in_batches(run, inputs, self.inputs[0].shape[0])
+        return {
+            tensor.name: values
+            for tensor, values in zip(tensors, found, strict=True)
+            if tensor.shape
+        }
 
-def output_tensors(source: Source) -> dict[str, str]:
-    """The outputs' names in the signature, by the names of the tensors that hold them."""
-    model = Model(source)
-    details = model.interpreter.get_output_details()
-    return {item["name"]: tensor.name for item, tensor in zip(details, model.outputs, strict=True)}
+    def output_tensors(self) -> dict[str, str]:
+        """The outputs' names in the signature, by the names of the tensors that hold them."""
+        pairs = zip(self._output_details, self.outputs, strict=True)
+        return {details["name"]: tensor.name for details, tensor in pairs}
+
+    def _values(self, tensor: Tensor, details: dict[str, Any]) -> np.ndarray:
+        try:
+            return tensor.real(self.interpreter.get_tensor(details["index"]))
+        except ValueError:
+            if 0 not in tensor.shape:
+                raise
+            return np.zeros(tensor.shape, tensor.dtype)  # LiteRT gives no empty tensors out
 
 
 def operators(source: Source) -> list[Operator]:
