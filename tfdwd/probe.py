@@ -7,6 +7,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from tfdwd.graph import Graph
+
 # Sizes for axes that a model leaves open; the first that the model runs at is used.
 _SIZES = (32, 64, 96, 224)
 # Rounding of one layer, relative to the largest value of its output.
@@ -45,6 +47,7 @@ def _dtype(spec: Any) -> str:
 
 
 def _random(random: np.random.Generator, shape: tuple[int, ...], dtype: str, kind: str) -> Any:
+    values: np.ndarray
     if dtype == "string":
         return random.choice(np.array(["a", "b 1", "2"], object), shape)
     if "float" in dtype and kind != "binary":
@@ -107,13 +110,46 @@ def run(operation: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any
     return keras.tree.flatten(operation(*args, **kwargs))
 
 
+def run_graph(traced: Graph, tensors: Sequence[Any]) -> dict[int, Any]:
+    """Runs a graph as at inference.
+
+    Args:
+      traced: the graph.
+      tensors: its inputs.
+
+    Returns:
+      {tensor number: value}.
+    """
+    values: dict[int, Any] = dict(zip(traced.inputs, tensors, strict=True))
+    layers = [c.operation for c in traced.calls if isinstance(c.operation, keras.Layer)]
+    with unchanged(*layers):
+        for call in traced.calls:
+            results = run(call.operation, *call.fill(values))
+            values.update(zip(call.outputs, results, strict=True))
+    return values
+
+
+def example(traced: Graph) -> dict[int, Any]:
+    """Runs a graph on the first random input that it runs on.
+
+    Returns:
+      {tensor number: value}; empty if it runs on none of those that are tried.
+    """
+    for arrays in inputs([traced.specs[number] for number in traced.inputs], images=1):
+        try:
+            return run_graph(traced, [keras.ops.convert_to_tensor(array) for array in arrays])
+        except Exception:  # an index out of range, or a size that the model does not run at
+            continue
+    return {}
+
+
 @contextlib.contextmanager
-def unchanged(*models: keras.Model) -> Iterator[None]:
+def unchanged(*layers: keras.Layer) -> Iterator[None]:
     """Keeps the state that even inference changes, as that of a stateful RNN, or of seeds."""
     states = [
         (variable, keras.ops.convert_to_numpy(variable))
-        for model in models
-        for layer in model._flatten_layers()
+        for outer in layers
+        for layer in outer._flatten_layers()
         for variable in (
             *layer._non_trainable_variables,
             *(generator.state for generator in layer._seed_generators),

@@ -100,7 +100,7 @@ def expand(conv: keras.layers.Conv2D, stack: Stack, bias: np.ndarray | None) -> 
         return _with_weights(layer, taps.shape[1], kernel)
 
     def last(kernel: np.ndarray) -> keras.layers.Layer:  # kernel (inputs, n)
-        layer = _remade(
+        layer = remade(
             conv, kernel_size=(1, 1), strides=(1, 1), dilation_rate=(1, 1), padding="valid",
             kernel_constraint=None, use_bias=bias is not None, lora_rank=None, lora_alpha=None,
         )  # fmt: skip
@@ -109,7 +109,7 @@ def expand(conv: keras.layers.Conv2D, stack: Stack, bias: np.ndarray | None) -> 
         if bias is not None:
             layer.bias.assign(bias)
         for old_part, part in _parts(conv, layer)[1:]:  # the activation, where it is a layer
-            _copy_state(old_part, part)
+            copy_state(old_part, part)
         return layer
 
     match stack:
@@ -232,7 +232,15 @@ class _Copier:
 
     def copy_whole(self, model: Any) -> keras.Model:
         traced = graph.trace(model)
-        values = _run(model, traced)  # before the copy: it builds what is built at the first run
+        values = probe.run_graph(
+            traced
+        )  # before the copy: it builds what is built at the first run
+        if not values:
+            logging.warning(
+                "model %r runs on none of the random inputs that were tried: its copy is not "
+                "compared with it",
+                model.name,
+            )
         self.names = {operation.name for operation in graph.functional(model).operations}
         if not self.flat:  # then a name may come again in each nested model
             self.names.update(call.operation.name for call in traced.calls)
@@ -246,7 +254,7 @@ class _Copier:
             elif graph.is_nested(original):
                 new.trainable = original.trainable
             elif isinstance(new, keras.layers.Layer):
-                _copy_state(original, new)
+                copy_state(original, new)
         with probe.unchanged(model, copy):
             for call in traced.calls if values else ():
                 self.verify(call, values)
@@ -326,7 +334,7 @@ class _Copier:
             name = self.free_name("_".join((*path, name)) if name in self.names else name)
             self.names.add(name)
         try:
-            copy = _remade(operation)
+            copy = remade(operation)
         except Exception as error:
             raise _uncopied(operation, str(error)) from error
         copy.name = name  # the configs of many users' own layers lack it
@@ -336,27 +344,6 @@ class _Copier:
         while name in self.names:
             name += "_"
         return name
-
-
-def _run(model: Any, traced: graph.Graph) -> dict[int, Any]:
-    """All tensors of a model at inference on one random input, by number; none if it fails."""
-    specs = [traced.specs[number] for number in traced.inputs]
-    with probe.unchanged(model):
-        for arrays in probe.inputs(specs, images=1):
-            tensors = [keras.ops.convert_to_tensor(array) for array in arrays]
-            values: dict[int, Any] = dict(zip(traced.inputs, tensors, strict=True))
-            try:
-                for call in traced.calls:
-                    results = probe.run(call.operation, *call.fill(values))
-                    values.update(zip(call.outputs, results, strict=True))
-            except Exception:  # an index out of range, or a size that the model does not run at
-                continue
-            return values
-    logging.warning(
-        "model %r runs on none of the random inputs that were tried: its copy is not compared",
-        model.name,
-    )
-    return {}
 
 
 def _copy_input(spec: keras.KerasTensor) -> keras.KerasTensor:
@@ -373,7 +360,7 @@ def _uncopied(operation: Any, reason: str) -> Error:
     )
 
 
-def _remade(operation: Any, **changes: Any) -> Any:
+def remade(operation: Any, **changes: Any) -> Any:
     """A new layer of the same configuration.
 
     What has no weights (functions, regularisers, constraints, initialisers) is handed over as it
@@ -392,7 +379,7 @@ def _remade(operation: Any, **changes: Any) -> Any:
         warnings.filterwarnings("ignore", ".*includes a `lambda`", UserWarning)
         config = operation.get_config() | changes
     if isinstance(operation, keras.layers.Wrapper):
-        return type(operation)(**config | {"layer": _remade(operation.layer)})
+        return type(operation)(**config | {"layer": remade(operation.layer)})
     for key, value in config.items():
         if isinstance(value, dict) and isinstance(held := getattr(operation, key, None), _SHARED):
             config[key] = held
@@ -414,7 +401,7 @@ def _names_used(operation: Any) -> dict[str, Any]:
     """Classes and functions of a layer and of those inside it, by the names that configs use."""
     if not isinstance(operation, keras.Layer):
         return {}
-    found = {}
+    found: dict[str, Any] = {}
     for layer in operation._flatten_layers():
         for value in (layer, *vars(layer).values()):
             if isinstance(value, types.FunctionType):
@@ -431,7 +418,7 @@ def _parts(
     return list(zip(original._flatten_layers(), new._flatten_layers(), strict=True))
 
 
-def _copy_state(original: keras.layers.Layer, new: keras.layers.Layer) -> None:
+def copy_state(original: keras.layers.Layer, new: keras.layers.Layer) -> None:
     """Copies all that Keras would save of a layer, and the flags that it would not."""
     try:
         pairs = _parts(original, new)
