@@ -147,7 +147,7 @@ def test_wrong_data_of_two_inputs_is_a_clear_error(two_inputs):
         list(batches([IMAGES, IMAGES], two_inputs))
 
 
-@pytest.mark.parametrize("data", [IMAGES, (IMAGES,), (IMAGES, {"a": LABELS}), (IMAGES, None)])
+@pytest.mark.parametrize("data", [IMAGES, (IMAGES,), (IMAGES, {"a": 3}), (IMAGES, None)])
 def test_missing_labels_are_a_clear_error(one_input, data):
     with pytest.raises(Error, match="no array of labels"):
         list(batches(data, one_input, with_labels=True))

@@ -21,7 +21,7 @@ _KINDS = (
 
 def batches(
     data: Any, model: "keras.Model | lite.Model", batch_size: int = 32, with_labels: bool = False
-) -> Iterator[tuple[list[np.ndarray], np.ndarray | None]]:
+) -> Iterator[tuple[list[np.ndarray], Any]]:
     """Streams data as checked batches of one size, whatever form it came in.
 
     Nothing is held but the batch given out and the user's batches that it is cut from. Arrays keep
@@ -33,6 +33,7 @@ def batches(
 
         - an array (images, ...);
         - a tuple (inputs, labels) or (inputs, labels, weights), as in Keras; weights are ignored;
+          labels are an array, or a dict or list of arrays for a model of several outputs;
         - a dict of arrays by input name, or a list of arrays in the order of ``model.inputs``;
         - a tf.data.Dataset, batched, of inputs or such tuples;
         - any iterable of batches, each one of the first three kinds.
@@ -43,7 +44,7 @@ def batches(
 
     Yields:
       (inputs, labels): a list of arrays (rows, ...) in the order of ``model.inputs``; labels
-      (rows, ...), or None unless `with_labels`.
+      (rows, ...), a dict or list of such as they were given, or None unless `with_labels`.
 
     Raises:
       tfdwd.Error: the model has no ``inputs``; the data is empty, or holds no labels though they
@@ -65,8 +66,14 @@ def batches(
         )
     pieces: list[list[np.ndarray]] = []
     rows_held = rows_seen = 0
+    keys: list[Any] | None = None
     for number, element in enumerate(_elements(data, model)):
-        arrays = _arrays(element, model, with_labels, f"batch {number}")
+        inputs, labels = _arrays(element, model, with_labels, f"batch {number}")
+        if keys is None:
+            keys = list(labels)
+        elif keys != list(labels):
+            raise Error(f"batch {number}: expected labels {keys} as in batch 0, got {list(labels)}")
+        arrays = [*inputs, *labels.values()]
         start = 0
         while start < len(arrays[0]):
             stop = min(start + batch_size - rows_held, len(arrays[0]))
@@ -77,10 +84,10 @@ def batches(
             rows_seen += stop - start
             start = stop
             if rows_held == batch_size:
-                yield _joined(pieces, with_labels)
+                yield _joined(pieces, keys)
                 pieces, rows_held = [], 0
-    if pieces:
-        yield _joined(pieces, with_labels)
+    if pieces and keys is not None:
+        yield _joined(pieces, keys)
     if not rows_seen:
         raise Error("the data is empty; a generator can be gone through only once: make it anew")
 
@@ -190,24 +197,38 @@ def _is_list_of_inputs(data: list[Any], model: "keras.Model | lite.Model") -> bo
 
 def _arrays(
     element: Any, model: "keras.Model | lite.Model", with_labels: bool, where: str
-) -> list[np.ndarray]:
-    """One batch of the user's as checked arrays: the inputs, then the labels if wanted."""
+) -> tuple[list[np.ndarray], dict[Any, np.ndarray]]:
+    """One batch of the user's as checked arrays: the inputs, and the labels if wanted, by key."""
     parts = element if isinstance(element, tuple) else (element,)
     if len(parts) not in (1, 2, 3):
         raise Error(f"{where}: expected (inputs, labels), got a tuple of {len(parts)}")
-    arrays = _inputs(parts[0], model, where)
-    for tensor, array in zip(model.inputs, arrays, strict=True):
+    inputs = _inputs(parts[0], model, where)
+    for tensor, array in zip(model.inputs, inputs, strict=True):
         _check_shape(tensor, array, where)
-    if with_labels:
-        if len(parts) == 1 or not hasattr(parts[1], "__array__"):
-            raise Error(f"{where}: no array of labels; give the data as (inputs, labels)")
-        arrays.append(np.asarray(parts[1]))
-    lengths = [len(array) if array.ndim else 0 for array in arrays]
+    labels = _labels(parts[1] if len(parts) > 1 else None, where) if with_labels else {}
+    names = [tensor.name for tensor in model.inputs]
+    names += ["labels" if key is None else f"labels {key!r}" for key in labels]
+    lengths = [len(array) if array.ndim else 0 for array in (*inputs, *labels.values())]
     if len(set(lengths)) > 1:
-        names = [tensor.name for tensor in model.inputs] + ["labels"] * with_labels
         counts = ", ".join(f"{name}: {n}" for name, n in zip(names, lengths, strict=True))
         raise Error(f"{where}: expected the same number of rows in all, got {counts}")
-    return arrays
+    return inputs, labels
+
+
+def _labels(given: Any, where: str) -> dict[Any, np.ndarray]:
+    """Labels by name where they are a dict, by place where they are a list, else by None."""
+    if isinstance(given, Mapping):
+        found = dict(given)
+    elif isinstance(given, (list, tuple)):
+        found = dict(enumerate(given))
+    else:
+        found = {None: given}
+    if not found or not all(hasattr(item, "__array__") for item in found.values()):
+        raise Error(
+            f"{where}: no array of labels; give the data as (inputs, labels), where labels are an "
+            "array, or a dict or list of arrays for a model of several outputs"
+        )
+    return {key: np.asarray(item) for key, item in found.items()}
 
 
 def _inputs(inputs: Any, model: "keras.Model | lite.Model", where: str) -> list[np.ndarray]:
@@ -272,9 +293,12 @@ def _check_finite(
             )
 
 
-def _joined(
-    pieces: list[list[np.ndarray]], with_labels: bool
-) -> tuple[list[np.ndarray], np.ndarray | None]:
+def _joined(pieces: list[list[np.ndarray]], keys: list[Any]) -> tuple[list[np.ndarray], Any]:
+    """Pieces of a batch as one; the last columns are the labels of these keys."""
     columns = zip(*pieces, strict=True)
     arrays = [column[0] if len(column) == 1 else np.concatenate(column) for column in columns]
-    return (arrays[:-1], arrays[-1]) if with_labels else (arrays, None)
+    inputs, labels = arrays[: len(arrays) - len(keys)], arrays[len(arrays) - len(keys) :]
+    if keys in ([], [None]):
+        return inputs, labels[0] if keys else None
+    by_place = keys == list(range(len(keys)))
+    return inputs, labels if by_place else dict(zip(keys, labels, strict=True))

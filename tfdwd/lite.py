@@ -27,7 +27,7 @@ class Tensor:
     """An input or output of a model: name in the signature, shape with the batch, dtype.
 
     A quantised one holds whole numbers that stand for (number - zero_point) * scale; `scale` is 0
-    where it is not quantised.
+    where it is not quantised. `sizes` is the shape with None where the file leaves a size open.
     """
 
     name: str
@@ -35,6 +35,7 @@ class Tensor:
     dtype: np.dtype
     scale: float = 0.0
     zero_point: int = 0
+    sizes: tuple[int | None, ...] = ()
 
     def quantized(self, values: np.ndarray) -> np.ndarray:
         """Real values as the tensor holds them; beyond its range they saturate."""
@@ -111,16 +112,37 @@ class Model:
             ) from error
         model = schema.Model.GetRootAs(content, 0)
         signature = model.SignatureDefs(0) if model.SignatureDefsLength() else None
+        self._input_names: tuple[tuple[str, int], ...] = ()
+        self._output_names: tuple[tuple[str, int], ...] = ()
+        if signature:
+            self._input_names = tuple(_entries(signature.Inputs, signature.InputsLength()))
+            self._output_names = tuple(_entries(signature.Outputs, signature.OutputsLength()))
+        self._read_details()
+
+    def _read_details(self) -> None:
         self._input_details = self.interpreter.get_input_details()
         self._output_details = self.interpreter.get_output_details()
-        self.inputs = _tensors(
-            self._input_details,
-            _entries(signature.Inputs, signature.InputsLength()) if signature else (),
-        )
-        self.outputs = _tensors(
-            self._output_details,
-            _entries(signature.Outputs, signature.OutputsLength()) if signature else (),
-        )
+        self.inputs = _tensors(self._input_details, self._input_names)
+        self.outputs = _tensors(self._output_details, self._output_names)
+
+    def resize(self, shapes: Sequence[Sequence[int]]) -> None:
+        """Sets the shapes of the inputs, where the file leaves sizes open.
+
+        Args:
+          shapes: one for each of `Model.inputs`, with the batch.
+
+        Raises:
+          tfdwd.Error: the file cannot run at these shapes.
+        """
+        try:
+            for details, shape in zip(self._input_details, shapes, strict=True):
+                self.interpreter.resize_tensor_input(details["index"], list(shape), strict=True)
+            self.interpreter.allocate_tensors()
+        except (ValueError, RuntimeError) as error:
+            raise Error(
+                f"the .tflite model cannot run at inputs of {[tuple(s) for s in shapes]}: {error}"
+            ) from error
+        self._read_details()
 
     def load(self, inputs: Sequence[np.ndarray]) -> None:
         """Sets the inputs for the next `invoke`.
@@ -334,7 +356,9 @@ def _tensors(
             names[item["index"]].pop(0) if names[item["index"]] else item["name"],
             tuple(map(int, item["shape"])),
             np.dtype(item["dtype"]),
-            *item["quantization"],
+            scale=item["quantization"][0],
+            zero_point=item["quantization"][1],
+            sizes=tuple(None if size < 0 else int(size) for size in item["shape_signature"]),
         )
         for item in details
     )
