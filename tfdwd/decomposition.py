@@ -476,7 +476,9 @@ def _bias_of(conv: keras.layers.Conv2D) -> np.ndarray | None:
 
 def _missed(kernel: np.ndarray, variance: float, moments: Moments) -> float:
     """Part of the response's variance that a kernel (c * q, n) misses; its own is ``variance``."""
-    total = float(np.trace(moments.yy)) or 1.0
+    total = float(np.trace(moments.yy))
+    if total <= 1e-12 * float(np.sum(moments.mean_y**2)):  # constant, as far as float32 can tell
+        return 0.0
     return float(total - 2 * np.vdot(kernel, moments.xy) + variance) / total
 
 

@@ -264,7 +264,8 @@ def equalized(stack: Stack, xx: np.ndarray, mean: np.ndarray) -> Stack:
     tap = q // 2  # the first pointwise sees every position; the middle tap is as good as any
     one_tap, reduce = xx.reshape(c, q, c, q)[:, tap, :, tap], stack.reduce
     means = mean.reshape(c, q)[:, tap] @ reduce
-    first = np.where(means < 0, -1, 1) / _reach(means, np.sum(reduce * (one_tap @ reduce), axis=0))
+    reach = _reach(means, np.sum(reduce * (one_tap @ reduce), axis=0))
+    first = np.where(means < 0, -1, 1) * _in_range(1 / reach)
     columns = _columns(reduce, stack.depthwise).reshape(len(xx), -1)
     variance = np.sum(columns * (xx @ columns), axis=0)
     second = _int8_scale(mean @ columns, variance, stack.expand)
@@ -276,7 +277,7 @@ def equalized(stack: Stack, xx: np.ndarray, mean: np.ndarray) -> Stack:
 def _int8_scale(mean: np.ndarray, variance: np.ndarray, expand: np.ndarray) -> np.ndarray:
     """Factors (r,) of an inner tensor's channels; ``expand`` (r, n) is divided by them."""
     reach, size = _reach(mean, variance), np.abs(expand).max(axis=1)
-    size = np.where(size > 0, size, size.max() or 1.0)
+    size = np.where(size > _TINY, size, size.max() if size.max() > _TINY else 1.0)
     power = variance + mean**2
 
     def noise(scale: np.ndarray) -> float:
@@ -286,13 +287,21 @@ def _int8_scale(mean: np.ndarray, variance: np.ndarray, expand: np.ndarray) -> n
         return float(of_tensor + of_weights)
 
     scales = [reach**-share * size ** (1 - share) for share in (0, 0.25, 0.5, 0.75, 1)]
-    return np.where(mean < 0, -1, 1) * min(scales, key=noise)
+    return np.where(mean < 0, -1, 1) * _in_range(min(scales, key=noise))
+
+
+def _in_range(scale: np.ndarray) -> np.ndarray:
+    """Keeps weights that are multiplied and divided by such factors inside float32."""
+    return np.clip(scale, 2.0**-40, 2.0**40)
 
 
 def _reach(mean: np.ndarray, variance: np.ndarray) -> np.ndarray:
     """How far from zero most values of each channel lie."""
     reach = np.abs(mean) + 4 * np.sqrt(np.maximum(variance, 0))
-    return np.where(reach > 0, reach, reach.max() or 1.0)  # a channel that never fires
+    largest = reach.max()
+    if not largest > _TINY:
+        return np.ones_like(reach)
+    return np.where(reach > largest * _TINY, reach, largest)  # a channel that never fires
 
 
 def equations(inputs: Gram, xy: np.ndarray, kernel: np.ndarray) -> Equations:
@@ -362,7 +371,8 @@ def sequential(target: Target, rank: int) -> Separable:
     """Channel by channel; each also mends the error that the channels before it left.
 
     The greedy sweep of the paper can end above `gsvd` when its later channels cannot mend what
-    the earlier ones left. Then a sweep that starts from `gsvd` is returned: it never rises.
+    the earlier ones left. Then a sweep that starts from `gsvd` is returned: it never rises. Where
+    `gsvd` itself is worse than nothing (channels that all but cancel), one that starts there is.
 
     Args:
       target: what to imitate.
@@ -371,10 +381,12 @@ def sequential(target: Target, rank: int) -> Separable:
     Source: He et al., arXiv 1910.09455, section 3.3.
     """
     apart = gsvd(target, rank)
-    greedy = _sweep(target, target.kernel, rank)
-    if _error(target, greedy) <= _error(target, apart):
-        return greedy
-    return _sweep(target, apart.kernel(), rank)
+    swept = _sweep(target, target.kernel, rank)
+    if _error(target, swept) > _error(target, apart):
+        swept = _sweep(target, apart.kernel(), rank)
+    if _error(target, swept) > 0:
+        swept = _sweep(target, np.zeros_like(target.kernel), rank)
+    return swept
 
 
 def joint(target: Target, rank: int, metric: np.ndarray | None = None) -> Separable:
@@ -639,7 +651,7 @@ def _solve_depthwise(
 
 
 def _error(target: Target, stack: Separable) -> float:
-    """`Target.error` of a stack, but for a constant, without products of A with dense kernels."""
+    """`Target.error` less that of zeros, without products of A with dense kernels."""
     kernel = stack.kernel().reshape(target.product.shape)
     return float(variances(stack, target.gram.matrix).sum() - 2 * np.vdot(kernel, target.product))
 
