@@ -381,12 +381,23 @@ def test_an_infinite_response_names_its_layer():
         sweep(with_infinite_response(), exact)
 
 
-def test_responses_too_large_for_moments_name_their_layer():
-    model = network("functional")
-    conv = model.get_layer("conv1")
-    conv.kernel.assign(conv.kernel * 1e30)
-    with pytest.raises(Error, match=r"layer 'conv1'"):
-        sweep(model, exact)
+@pytest.mark.parametrize("scale", [1e-40, 1e-25, 1e25, 1e30])
+def test_moments_whose_squares_float32_does_not_hold(scale):
+    source = np.random.default_rng(0)
+    x, y, change = (source.normal(size=(50, n)).astype(np.float32) for n in (6, 4, 4))
+    x, y, change = (array * np.float32(scale) for array in (x, y, change))
+    found = moments.Moments.empty(x[:9].mean(axis=0), y[:9].mean(axis=0))
+    found.add_rows(x[:30], y[:30])
+    found.add_rows(x[30:], y[30:])
+    changed = found.with_responses_changed([(x[20:], y[20:], change[20:])])
+    wide_x, wide_y = x.astype(float), y.astype(float)
+    for got, rows in ((found, wide_y), (changed, wide_y + np.pad(change[20:], ((20, 0), (0, 0))))):
+        covariance = np.cov(np.hstack([wide_x, rows]).T, bias=True)
+        # float32 rounds the rows less their means; below its smallest normal number more so.
+        tolerance = {"rtol": 0, "atol": (1e-5 if scale > 1e-38 else 1e-4) * scale**2}
+        np.testing.assert_allclose(got.xx, covariance[:6, :6], **tolerance)
+        np.testing.assert_allclose(got.xy, covariance[:6, 6:], **tolerance)
+        np.testing.assert_allclose(got.yy, covariance[6:, 6:], **tolerance)
 
 
 def test_a_failing_sweep_closes_its_files(monkeypatch):

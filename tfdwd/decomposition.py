@@ -21,7 +21,7 @@ from tfdwd import (
     recalibration,
     reporting,
 )
-from tfdwd.batches import batches
+from tfdwd.batches import calibration_batches
 from tfdwd.candidates import Conv, Option, find_convolutions, matching, why_not
 from tfdwd.errors import Error
 from tfdwd.fisher import with_identity
@@ -134,6 +134,7 @@ def decompose(
     recalibrate: bool = True,
     on_unsupported: str = "skip",
     return_report: bool = False,
+    images: int | None = None,
     seed: int = 0,
 ) -> keras.Model | tuple[keras.Model, DecompositionReport]:
     """Expands a trained network's regular convolutions into depthwise + pointwise stacks.
@@ -159,6 +160,9 @@ def decompose(
       on_unsupported: "skip" keeps a layer that ``include`` or ``rank`` names and that cannot be
         replaced, with a reason; "error" raises.
       return_report: also return a report with one record per convolution.
+      images: how many of the first images of ``data`` to use. If None, all that an array or other
+        data of known length has, and the first 2,048 of a generator, with a warning if there are as
+        many. Several workers take as many each.
       seed: of the positions at which responses are sampled.
 
     Returns:
@@ -195,7 +199,9 @@ def decompose(
             id(layer): rebuild.expand(layer, *solver.without_data(layer)) for layer in layers
         }
     else:
-        inputs = _keeping_first(batches(data, model, images_at_once(model)), first)
+        inputs = _keeping_first(
+            calibration_batches(data, model, images_at_once(model), images), first
+        )
         expansions = calibration.sweep(
             traced, inputs, layers, solver, across_layers=across_layers,
             weigh=method == "joint", keep_rows=method == "joint", seed=seed,
@@ -464,7 +470,9 @@ def _bias_of(conv: keras.layers.Conv2D) -> np.ndarray | None:
 
 def _missed(kernel: np.ndarray, variance: float, moments: Moments) -> float:
     """Part of the response's variance that a kernel (c * q, n) misses; its own is ``variance``."""
-    total = float(np.trace(moments.yy)) or 1.0
+    total = float(np.trace(moments.yy))
+    if total <= 1e-12 * float(np.sum(moments.mean_y**2)):  # constant, as far as float32 can tell
+        return 0.0
     return float(total - 2 * np.vdot(kernel, moments.xy) + variance) / total
 
 

@@ -24,7 +24,7 @@ from tfdwd import (
     rebuild,
     reporting,
 )
-from tfdwd.batches import batches, peek
+from tfdwd.batches import calibration_batches, peek
 from tfdwd.candidates import Conv, Option
 from tfdwd.errors import Error
 from tfdwd.fisher import with_identity
@@ -93,6 +93,7 @@ def plan(
     cache: str | os.PathLike[str] | None = None,
     latency_table: LatencyTable | None = None,
     input_shape: InputShape | None = None,
+    images: int | None = None,
     seed: int = 0,
 ) -> Plan:
     """Chooses for each convolution whether and by what to replace it, within one budget.
@@ -119,6 +120,7 @@ def plan(
       latency_table: times from another device, as `tfdwd.read_latency_table` gives them; then
         nothing is timed here.
       input_shape: the size that is expected of the data, as for `tfdwd.export`; only checked.
+      images: how many of the first images of ``data`` to use, as for `tfdwd.decompose`.
       seed: of the sampled positions.
 
     Returns:
@@ -151,18 +153,18 @@ def plan(
     conversion.check_backend()
     model = bridge.to_keras3(model)
     conversion.check_convertible(model)
-    inputs = (arrays for arrays, _ in batches(data, model, images_at_once(model)))
-    images, stream = peek(inputs, conversion.RANGE_IMAGES)
-    sizes = conversion.file_shapes(model, input_shape, images)
+    read = calibration_batches(data, model, images_at_once(model), images)
+    few, stream = peek((arrays for arrays, _ in read), conversion.RANGE_IMAGES)
+    sizes = conversion.file_shapes(model, input_shape, few)
     traced = graph.at_sizes(graph.trace(model), [size[1:] for size in sizes])
     convs = candidates.find_convolutions(traced)
     reasons = _reasons(convs, include, exclude)
     options = {id(conv.layer): candidates.options(conv) for conv in convs if not reasons[conv.path]}
     original = None
     if table is None:
-        conversion.check_enough(images, quantize)
-        content = conversion.checked(model, sizes, quantize, images)
-        original = _Original(model, content, sizes, images, quantize, threads)
+        conversion.check_enough(few, quantize)
+        content = conversion.checked(model, sizes, quantize, few)
+        original = _Original(model, content, sizes, few, quantize, threads)
         network, source = _timed_here(original), measured_here(quantize, threads, cache)
     else:
         network, source = _Network(table.network_ms, table.device, table.runtime), table.times

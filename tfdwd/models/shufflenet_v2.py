@@ -83,9 +83,9 @@ def ShuffleNetV2(  # noqa: N802 - a network is named like a class, as in keras.a
     x = _conv_bn_relu(x, stem_channels, 3, 2 if stem == "imagenet" else 1, "stem")
     if stem == "imagenet":
         x = layers.MaxPooling2D(3, 2, padding="same", name="stem_pool")(x)
-    for stage, (channels, count) in enumerate(zip(stages, repeats, strict=True), start=2):
+    for stage, (width_of, count) in enumerate(zip(stages, repeats, strict=True), start=2):
         for unit in range(1, count + 1):
-            x = _unit(x, channels, 2 if unit == 1 else 1, conv, f"stage{stage}_unit{unit}")
+            x = _unit(x, width_of, 2 if unit == 1 else 1, conv, f"stage{stage}_unit{unit}")
     x = _conv_bn_relu(x, last_channels or published_last, 1, 1, "last")
     x = layers.GlobalAveragePooling2D(name="pool")(x)
     outputs = layers.Dense(classes, activation="softmax", name="probabilities")(x)
