@@ -235,7 +235,10 @@ def layer_name(model: "keras.Model", scope: str) -> str:
     TensorFlow adds ``_1`` to a scope that it has seen before, as when the model was built.
     """
     # TensorFlow's scopes know few characters.
-    names = {re.sub(r"[^\w.-]", "_", x.name, flags=re.ASCII): x.name for x in all_layers(model)}
+    names: dict[str, str] = {
+        re.sub(r"[^\w.-]", "_", layer.name, flags=re.ASCII): layer.name
+        for layer in all_layers(model)
+    }
     parts = scope.partition("@")[0].split("/")
     for part in reversed(parts):
         for name in (part, re.sub(r"_\d+$", "", part)):

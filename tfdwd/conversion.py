@@ -405,7 +405,7 @@ def convert(
         model = rebuild.with_global_pools(model)
     names = _input_names(model)
     function = _traced(model, names, sizes)
-    if quantize in _WHOLE:
+    if quantize in _WHOLE and images is not None:
         _check_loops(model, function, quantize)
     # TFLiteConverter.from_keras_model knows Keras 2 alone. A Keras 3 model in the place of `holder`
     # would leave its weights in the file as variables; plain tf.Variables become constants.
