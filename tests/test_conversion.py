@@ -266,8 +266,6 @@ def test_sizes_come_from_the_data_or_from_input_shape(tmp_path):
     assert model.inputs[0].shape == (None, None, None, 3)
     with pytest.raises(Error, match=r"input_shape says \(8, 8, 3\), but the data is \(6, 4, 3\)"):
         export(model, path, data=images(2, 6, 4, 3), input_shape=(8, 8, 3))
-    with pytest.raises(Error, match=r"images of one size, got \(4, 4, 3\) and \(6, 4, 3\)"):
-        export(model, path, data=iter([images(2, 6, 4, 3), images(2, 4, 4, 3)]))
 
 
 def test_a_size_that_a_layer_cannot_have(tmp_path, nothing_left_in):

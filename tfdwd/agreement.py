@@ -234,8 +234,12 @@ def layer_name(model: "keras.Model", scope: str) -> str:
 
     TensorFlow adds ``_1`` to a scope that it has seen before, as when the model was built.
     """
-    # TensorFlow's scopes know few characters.
-    names = {re.sub(r"[^\w.-]", "_", x.name, flags=re.ASCII): x.name for x in all_layers(model)}
+    # As `tfdwd.inference.names_for_tensorflow` makes them where they are no scopes.
+    names: dict[str, str] = {
+        name: layer.name
+        for layer in all_layers(model)
+        for name in (layer.name, "x" + re.sub(r"[^A-Za-z0-9_.]", "_", layer.name))
+    }
     parts = scope.partition("@")[0].split("/")
     for part in reversed(parts):
         for name in (part, re.sub(r"_\d+$", "", part)):

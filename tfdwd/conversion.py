@@ -343,7 +343,9 @@ def checked(
 def checked_activations(
     model: "keras.Model", sizes: Sequence[tuple[int, ...]], images: Sequence[np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """Runs the float file on all that ranges are taken from: of an infinite one the converter dies.
+    """Refuses what TensorFlow's converter dies of when it takes ranges: loops and infinities.
+
+    The float file is run on all images that ranges are taken from.
 
     Args:
       model: of Keras.
@@ -354,9 +356,12 @@ def checked_activations(
       {tensor name: values (images, ...)} of all tensors inside, for the first few images.
 
     Raises:
-      tfdwd.Error: NaN, infinity or numbers close to it; names the layer.
+      tfdwd.Error: a loop that collects its results, NaN, infinity or numbers close to it; names the
+        layer.
     """
-    content = convert(model, sizes)
+    function = _traced(model, sizes)
+    _check_loops(model, function)
+    content = _converted(model, function)
     file = lite.Model(content, keep=True)
     names = {name for operator in lite.operators(content) for name in operator.writes}
     kept: dict[str, np.ndarray] = {}
@@ -397,16 +402,25 @@ def convert(
     Raises:
       tfdwd.Error: the model cannot be converted (the message names the layers).
     """
-    import tensorflow as tf
-
     from tfdwd import rebuild
 
     if images is not None and quantize in _WHOLE:
         model = rebuild.with_global_pools(model)
+    function = _traced(model, sizes)
+    return _converted(model, function, quantize, float_io, images)
+
+
+def _converted(
+    model: "keras.Model",
+    function: Any,
+    quantize: str = "none",
+    float_io: bool = False,
+    images: Sequence[np.ndarray] | None = None,
+) -> bytes:
+    """As `convert`, once the model was traced."""
+    import tensorflow as tf
+
     names = _input_names(model)
-    function = _traced(model, names, sizes)
-    if quantize in _WHOLE:
-        _check_loops(model, function, quantize)
     # TFLiteConverter.from_keras_model knows Keras 2 alone. A Keras 3 model in the place of `holder`
     # would leave its weights in the file as variables; plain tf.Variables become constants.
     holder = tf.Module()
@@ -431,7 +445,7 @@ def convert(
         if images is not None:
             converter.target_spec.supported_ops = [kind]
             converter.representative_dataset = functools.partial(
-                _samples, model, names, images, sizes[0][0]
+                _samples, model, names, images, function.inputs[0].shape[0]
             )
         if not float_io:
             converter.inference_input_type = converter.inference_output_type = dtype
@@ -449,11 +463,14 @@ def convert(
     return lite.in_order(content, names, outputs.names_of(model))
 
 
-def _traced(model: "keras.Model", names: Sequence[str], sizes: Sequence[tuple[int, ...]]) -> Any:
+def _traced(model: "keras.Model", sizes: Sequence[tuple[int, ...]]) -> Any:
     """The model at inference as a TensorFlow function of named inputs and outputs."""
     import keras
     import tensorflow as tf
 
+    from tfdwd.inference import names_for_tensorflow
+
+    names = _input_names(model)
     given = outputs.names_of(model)
 
     def serve(**tensors: Any) -> dict[str, Any]:
@@ -464,14 +481,16 @@ def _traced(model: "keras.Model", names: Sequence[str], sizes: Sequence[tuple[in
         name: tf.TensorSpec(size, tensor.dtype, name=name)
         for name, tensor, size in zip(names, model.inputs, sizes, strict=True)
     }
+    layers = [model] if isinstance(model, keras.Model) else []  # names of tf_keras are fine
     try:
-        return tf.function(serve).get_concrete_function(**specs)
+        with names_for_tensorflow(layers):
+            return tf.function(serve).get_concrete_function(**specs)
     except Exception as error:  # layers raise what they like of a size that they cannot have
         reason = " ".join(str(error).split())
         raise Error(f"model {model.name!r} cannot run on inputs of {sizes}: {reason}") from error
 
 
-def _check_loops(model: "keras.Model", function: Any, quantize: str) -> None:
+def _check_loops(model: "keras.Model", function: Any) -> None:
     """Refuses loops that collect their results: of those TensorFlow's calibrator dies."""
     graph = function.graph.as_graph_def()
     inner = [node for definition in graph.library.function for node in definition.node_def]
@@ -481,7 +500,7 @@ def _check_loops(model: "keras.Model", function: Any, quantize: str) -> None:
         layers = layers or dict.fromkeys(agreement.layer_name(model, name) for name in loops)
     if layers:
         raise Error(
-            f"quantize={quantize!r}: TensorFlow cannot take ranges inside of loops, which are in "
+            "int8 and int16x8: TensorFlow cannot take ranges inside of loops, which are in "
             f"{', '.join(map(repr, layers))}; make a recurrent layer with unroll=True, or export "
             "with quantize='none', 'float16' or 'dynamic'"
         )

@@ -130,7 +130,7 @@ def layer_macs(layer: Any, inputs: int, outputs: int) -> int | None:
     if kernels is None:
         return None
     at = inputs if "BaseConvTranspose" in _families(layer) else outputs
-    return sum(math.prod(kernel.shape) for kernel in kernels) * at
+    return sum(int(math.prod(kernel.shape)) for kernel in kernels) * at
 
 
 def is_convolution(layer: Any) -> bool:

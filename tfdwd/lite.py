@@ -206,7 +206,14 @@ class Model:
         Returns:
           {name: real values, (images, ...)} of those that the model has and that are no scalars.
         """
-        details = [d for d in self.interpreter.get_tensor_details() if d["name"] in names]
+        batch = self.inputs[0].shape[0]
+        self.load([array[np.resize(np.arange(len(array)), batch)] for array in inputs])
+        self.invoke()
+        details = [
+            detail
+            for detail in self.interpreter.get_tensor_details()
+            if detail["name"] in names and self._has_data(detail)
+        ]
         tensors = _tensors(details, ())
 
         def run(arrays: list[np.ndarray]) -> list[np.ndarray]:
@@ -214,7 +221,7 @@ class Model:
             self.invoke()
             return [self._values(*pair) for pair in zip(tensors, details, strict=True)]
 
-        found = in_batches(run, inputs, self.inputs[0].shape[0])
+        found = in_batches(run, inputs, batch)
         return {
             tensor.name: values
             for tensor, values in zip(tensors, found, strict=True)
@@ -226,13 +233,18 @@ class Model:
         pairs = zip(self._output_details, self.outputs, strict=True)
         return {details["name"]: tensor.name for details, tensor in pairs}
 
-    def _values(self, tensor: Tensor, details: dict[str, Any]) -> np.ndarray:
+    def _has_data(self, details: dict[str, Any]) -> bool:
+        """Whether LiteRT gives a tensor out; not the empty ones, and not all of a loop's."""
         try:
-            return tensor.real(self.interpreter.get_tensor(details["index"]))
+            self.interpreter.get_tensor(details["index"])
         except ValueError:
-            if 0 not in tensor.shape:
-                raise
-            return np.zeros(tensor.shape, tensor.dtype)  # LiteRT gives no empty tensors out
+            return False
+        return True
+
+    def _values(self, tensor: Tensor, details: dict[str, Any]) -> np.ndarray:
+        if 0 in tensor.shape and not self._has_data(details):
+            return np.zeros(tensor.shape, tensor.dtype)
+        return tensor.real(self.interpreter.get_tensor(details["index"]))
 
 
 def operators(source: Source) -> list[Operator]:

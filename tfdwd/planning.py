@@ -424,7 +424,7 @@ def _choose(
 
     def amounts(of: str) -> np.ndarray:
         """What each candidate adds to what keeping everything costs."""
-        value = {
+        value: Callable[[_Candidate, _Candidate], float] = {
             "latency": lambda c, kept: _saved(kept, c),
             "macs": lambda c, kept: c.macs - kept.macs,
             "params": lambda c, kept: c.parameters - kept.parameters,
