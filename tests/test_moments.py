@@ -529,3 +529,66 @@ def test_images_of_two_sizes_are_refused():
     batches = [[np.ones((2, size, size, 4), np.float32)] for size in (8, 9)]
     with pytest.raises(Error, match=r"one size, got \(8, 8, 4\) first and \(9, 9, 4\) in batch 1"):
         calibration.sweep(graph.trace(model), batches, convolutions(model), exact)
+
+
+# ---------------------------------------------------------------------- numbers at the edge
+
+
+def branch(kernel="glorot_uniform", outputs=4):
+    """A residual branch; the second convolution's kernel is as given."""
+    keras.utils.set_random_seed(0)
+    image = keras.Input((6, 6, 4))
+    x = layers.Conv2D(4, 3, padding="same", activation="relu", name="first")(image)
+    x = layers.Conv2D(4, 3, padding="same", kernel_initializer=kernel, name="second")(x)
+    x = layers.ReLU()(layers.Add()([image, x]))
+    return keras.Model(image, layers.Dense(outputs)(layers.GlobalAveragePooling2D()(x)))
+
+
+EDGE_IMAGES = np.random.default_rng(0).normal(size=(40, 6, 6, 4)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"stack": "auto"}, {"method": "gsvd"}, {"method": "channel"}, {"data": None}],
+    ids=str,
+)
+def test_a_kernel_of_zeros(options):
+    model = branch("zeros")
+    student, report = tfdwd.decompose(
+        model, **{"data": EDGE_IMAGES, "return_report": True, **options}
+    )
+    second = report.layers[1]
+    assert second.replaced and not second.error and not second.irreducible
+    np.testing.assert_allclose(student(EDGE_IMAGES), model(EDGE_IMAGES), atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e25])
+def test_images_of_any_scale_are_fitted_alike(scale):
+    errors = []
+    for factor in (1.0, scale):
+        model = branch()
+        images = EDGE_IMAGES * np.float32(factor)
+        student, report = tfdwd.decompose(model, images, return_report=True)
+        assert all(np.isfinite(weight).all() for weight in student.get_weights())
+        errors.append([(layer.error, layer.irreducible) for layer in report.layers])
+    # The Fisher metric's squares leave float32 at 1e25, so the second fits are not quite the same.
+    np.testing.assert_allclose(errors[1], errors[0], atol=0.05)
+
+
+@pytest.mark.parametrize("images", [0 * EDGE_IMAGES, 0 * EDGE_IMAGES + 3, EDGE_IMAGES[:1]])
+def test_images_that_say_little(images):
+    model = branch()
+    student, report = tfdwd.decompose(model, images, return_report=True, stack="auto")
+    assert all(np.isfinite(weight).all() for weight in student.get_weights())
+    assert all(-1e-6 <= layer.error <= 1 + 1e-6 for layer in report.layers)
+    if np.ptp(images) == 0:  # then the biases can make up for all; zeros meet the padding exactly
+        np.testing.assert_allclose(student(images), model(images), atol=0.05)
+
+
+@pytest.mark.parametrize("data", [None, EDGE_IMAGES], ids=["no data", "data"])
+def test_a_kernel_with_nan_is_named(data):
+    model = branch()
+    first = model.get_layer("second")
+    first.kernel.assign(np.where(np.arange(4) == 2, np.nan, first.kernel.numpy()))
+    with pytest.raises(Error, match="layer 'second': expected finite"):
+        tfdwd.decompose(model, data)

@@ -388,6 +388,8 @@ class _Solver:
     def without_data(self, conv: keras.layers.Conv2D) -> tuple[factorize.Stack, np.ndarray | None]:
         """Approximates the kernel itself."""
         kernel = rebuild.kernel_of(conv)
+        if not np.isfinite(kernel).all():
+            raise Error(f"layer {conv.name!r}: expected finite weights, got NaN or infinity")
         flat = kernel.reshape(-1, kernel.shape[2])
         white = factorize.Target(factorize.Gram.identity(len(flat)), flat, kernel)
         return self._best(conv, white), _bias_of(conv)

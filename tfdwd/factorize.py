@@ -89,6 +89,9 @@ class Target(Equations):
 
     kernel: np.ndarray
 
+    def __post_init__(self) -> None:
+        _check_finite("kernel", self.kernel)
+
     def error(self, kernel: np.ndarray, metric: np.ndarray | None = None) -> float:
         """|A^(1/2) (M - E)|^2 of a kernel E, (c, q, n), in units of the response's variance.
 
@@ -329,7 +332,6 @@ def target(inputs: Gram, xy: np.ndarray, kernel: np.ndarray) -> Target:
       >>> bool(np.allclose(t.kernel, w))
       True
     """
-    _check_finite("kernel", kernel)
     product = equations(inputs, xy, kernel).product
     solved = scipy.linalg.cho_solve((inputs.lower, True), product, check_finite=False)
     return Target(inputs, product, solved.reshape(kernel.shape))
