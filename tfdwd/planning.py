@@ -152,6 +152,7 @@ def plan(
         )
     conversion.check_backend()
     model = bridge.to_keras3(model)
+    rebuild.rebuild(model, {})  # refuses what cannot be copied before there is work to lose
     conversion.check_convertible(model)
     read = calibration_batches(data, model, images_at_once(model), images)
     few, stream = peek((arrays for arrays, _ in read), conversion.RANGE_IMAGES)

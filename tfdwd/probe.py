@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfdwd.graph import Graph
+from tfdwd.graph import Call, Graph
 
 # Sizes for axes that a model leaves open; the first that the model runs at is used.
 _SIZES = (32, 64, 96, 224)
@@ -110,37 +110,51 @@ def run(operation: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any
     return keras.tree.flatten(operation(*args, **kwargs))
 
 
-def run_graph(traced: Graph, tensors: Sequence[Any]) -> dict[int, Any]:
-    """Runs a graph as at inference.
+def walk(
+    traced: Graph, tensors: Sequence[Any]
+) -> Iterator[tuple[Call, dict[int, Any], dict[int, Any]]]:
+    """Runs a graph as at inference, call by call; keeps a tensor only as long as it is read.
 
     Args:
       traced: the graph.
       tensors: its inputs.
 
-    Returns:
-      {tensor number: value}.
+    Yields:
+      A call, what it read and what it wrote, by tensor number.
     """
-    values: dict[int, Any] = dict(zip(traced.inputs, tensors, strict=True))
+    last = {number: index for index, call in enumerate(traced.calls) for number in call.inputs}
+    values = dict(zip(traced.inputs, tensors, strict=True))
     layers = [c.operation for c in traced.calls if isinstance(c.operation, keras.Layer)]
     with unchanged(*layers):
-        for call in traced.calls:
-            results = run(call.operation, *call.fill(values))
-            values.update(zip(call.outputs, results, strict=True))
-    return values
+        for index, call in enumerate(traced.calls):
+            reads = {number: values[number] for number in call.inputs}
+            results = run(call.operation, *call.fill(reads))
+            writes = dict(zip(call.outputs, results, strict=True))
+            values.update(writes)
+            yield call, reads, writes
+            for number in reads:
+                if last[number] == index:
+                    del values[number]
 
 
-def example(traced: Graph) -> dict[int, Any]:
-    """Runs a graph on the first random input that it runs on.
+def outputs(traced: Graph, tensors: Sequence[Any]) -> list[Any]:
+    """The outputs of a graph as at inference."""
+    values = dict(zip(traced.inputs, tensors, strict=True))
+    for _, _, writes in walk(traced, tensors):
+        values.update({number: writes[number] for number in writes if number in traced.outputs})
+    return [values[number] for number in traced.outputs]
 
-    Returns:
-      {tensor number: value}; empty if it runs on none of those that are tried.
-    """
+
+def example(traced: Graph) -> list[Any]:
+    """The first random input that a graph runs on, one tensor each; none if there is none."""
     for arrays in inputs([traced.specs[number] for number in traced.inputs], images=1):
+        tensors = [keras.ops.convert_to_tensor(array) for array in arrays]
         try:
-            return run_graph(traced, [keras.ops.convert_to_tensor(array) for array in arrays])
+            outputs(traced, tensors)
         except Exception:  # an index out of range, or a size that the model does not run at
             continue
-    return {}
+        return tensors
+    return []
 
 
 @contextlib.contextmanager

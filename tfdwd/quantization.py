@@ -324,14 +324,11 @@ def _differs(operation: Any, reason: str) -> Error:
 
 def _check_split(model: keras.Model, made: keras.Model) -> None:
     """Compares all outputs on a random input."""
-    before, after = graph.trace(model), graph.trace(made)
-    expected = probe.example(before)
-    if not expected:
+    traced = graph.trace(model)
+    if not (tensors := probe.example(traced)):
         return
-    found = probe.run_graph(after, [expected[number] for number in before.inputs])
-    worst = probe.difference(
-        [found[number] for number in after.outputs], [expected[number] for number in before.outputs]
-    )
+    expected = probe.outputs(traced, tensors)
+    worst = probe.difference(probe.outputs(graph.trace(made), tensors), expected)
     if worst > _ROUNDING:
         raise Error(
             f"model {model.name!r}: expected equal outputs when activations are layers of their "
@@ -341,18 +338,18 @@ def _check_split(model: keras.Model, made: keras.Model) -> None:
 
 def _check_steps(traced: graph.Graph, steps: Sequence[_Step]) -> None:
     """Compares each layer, not rounded, with its original on what that read."""
-    values = probe.example(traced)
-    for step in steps if values else ():
-        expected = [values[number] for number in step.writes]
+    tensors = probe.example(traced)
+    runs = zip(steps, probe.walk(traced, tensors), strict=True) if tensors else ()
+    for step, (_, reads, writes) in runs:
         try:
             options = {"training": False} if step.layer._call_spec.expects_training_arg else {}
-            found = [*step.run(step.layer, values, **options).values()]
+            found = step.run(step.layer, reads, **options)
         except Exception as error:
             raise _differs(step.operation, " ".join(str(error).split())) from error
         if isinstance(step.layer, to_keras2.Carried):  # it is the original that runs
             continue
-        if not probe.equal(found, expected):
-            worst = probe.difference(found, expected)
+        if not probe.equal(found, writes):
+            worst = probe.difference(found, writes)
             raise _differs(step.operation, f"they differ by {worst:.1e} of the output's scale")
 
 

@@ -232,10 +232,8 @@ class _Copier:
 
     def copy_whole(self, model: Any) -> keras.Model:
         traced = graph.trace(model)
-        values = probe.run_graph(
-            traced
-        )  # before the copy: it builds what is built at the first run
-        if not values:
+        tensors = probe.example(traced)  # first of all: what is built when it runs is built now
+        if not tensors:
             logging.warning(
                 "model %r runs on none of the random inputs that were tried: its copy is not "
                 "compared with it",
@@ -255,16 +253,15 @@ class _Copier:
                 new.trainable = original.trainable
             elif isinstance(new, keras.layers.Layer):
                 copy_state(original, new)
-        with probe.unchanged(model, copy):
-            for call in traced.calls if values else ():
-                self.verify(call, values)
+        with probe.unchanged(copy):
+            for call, reads, writes in probe.walk(traced, tensors) if tensors else ():
+                self.verify(call, reads, [*writes.values()])
         return copy
 
-    def verify(self, call: graph.Call, values: dict[int, Any]) -> None:
+    def verify(self, call: graph.Call, reads: dict[int, Any], expected: list[Any]) -> None:
         """Runs a layer's copy on what the layer read."""
-        args, kwargs = call.fill(values)
+        args, kwargs = call.fill(reads)
         original, copy = self.pairs[id(call.operation)]
-        expected = [values[number] for number in call.outputs]
         try:
             found = probe.run(copy, args, kwargs)
         except Exception as error:
