@@ -22,7 +22,7 @@ from keras import layers, ops
 IMAGES = 8
 # The shares in which networks are drawn.
 _POLICIES = ("float32",) * 7 + ("mixed_float16", "mixed_bfloat16", "float16")
-_NAMES = ("{}_{}",) * 5 + ("{} {}", "{}[{}]", "a.{}:{}", "фильтр {} é{}", "{}*?{}")
+_NAMES = ("{}_n{}",) * 5 + ("{} {}", "{}[{}]", "a.{}:{}", "фильтр {} é{}", "{}*?{}")
 _BATCHES = (None,) * 7 + (1, 4, 8)
 _KERNEL_SCALES = (1.0,) * 12 + (0.0, 1e-25, 1e-6, 1e4)
 

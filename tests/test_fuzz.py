@@ -77,7 +77,7 @@ def make_samples(folder: Path) -> None:
     shutil.copy(folder / "micro/manifest.json", folder / "manifest.json")
     files = sorted(path.name for path in folder.glob("micro/*.tflite"))
     log = "".join(
-        f"STARTING!\nNum threads: [4]\nGraph: [/data/local/tmp/{file}]\n"
+        f"STARTING!\nNum threads: [1]\nGraph: [/data/local/tmp/{file}]\n"
         "count=100 first=9 curr=9 min=9 max=9 avg=1500.5 std=3\n"
         "Inference timings in us: Init: 9, First inference: 9, Warmup (avg): 9, Inference ...\n"
         for file in files

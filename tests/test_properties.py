@@ -78,7 +78,8 @@ def records_of(report: DecompositionReport, model: keras.Model) -> dict[str, lay
         if id(layer) in seen:
             continue
         seen.add(id(layer))
-        for end in (path, path.partition("/")[2] or path, layer.name):
+        parts = path.split("/")
+        for end in ("/".join(parts[start:]) for start in range(len(parts))):
             names = [name for name in left if name == end or name.endswith("/" + end)]
             if names:
                 left.remove(names[0])
