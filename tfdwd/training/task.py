@@ -139,6 +139,12 @@ def task_of(
     if teacher is not None:
         _check_alike(model, teacher)
     values = _values(model if teacher is None else teacher, first)
+    for name, array in zip(names, values, strict=True):
+        if not np.isfinite(array).all():
+            raise Error(
+                f"output {name!r} of the {'model' if teacher is None else 'teacher'} is NaN or "
+                "infinite for some of the first images; look for damaged weights or images"
+            )
     if state is not None and len(state.kinds) == len(names):
         kinds, deviations = state.kinds, state.deviations
     else:
