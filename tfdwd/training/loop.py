@@ -115,8 +115,9 @@ class Run:
             for name, value in found.items()
             if name.startswith("val_")
         )
-        for name, value in found.items():
-            history.setdefault(name, []).append(value)
+        for name in {**history, **found}:  # validation may begin or end with a resumption
+            column = history.setdefault(name, [np.nan] * epoch)
+            column.append(found.get(name, np.nan))
         logging.info("epoch %d: %s", epoch + 1, found)
         self.log(epoch, found)
         if self.folder is None or workers.index():
@@ -149,9 +150,8 @@ def _stepped(step: Callable[[Any, Any], float], inputs: Any, labels: Any) -> flo
 
 
 def _is_better(name: str, value: float, before: list[float]) -> bool:
-    if name == "val_top1":
-        return value > max(before, default=-np.inf)
-    return value < min(before, default=np.inf)
+    sign = 1 if name == "val_top1" else -1
+    return not any(sign * value <= sign * other for other in before)  # which may be NaN
 
 
 def validation_of(
