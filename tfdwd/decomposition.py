@@ -22,7 +22,7 @@ from tfdwd import (
     reporting,
 )
 from tfdwd.batches import batches
-from tfdwd.candidates import Conv, Option, find_convolutions, matching, why_not
+from tfdwd.candidates import Conv, Option, find_convolutions, matching
 from tfdwd.errors import Error
 from tfdwd.fisher import with_identity
 from tfdwd.moments import Moments
@@ -205,7 +205,8 @@ def decompose(
     student = rebuild.rebuild(model, expansions)
     if first and recalibrate and across_layers:
         replaced = [conv.path for conv, decision in plan if decision.options]
-        changed = recalibration.reestimate_norms(model, student, first, replaced)
+        images = list(calibration.in_own_batches(first, traced))
+        changed = recalibration.reestimate_norms(model, student, images, replaced)
         logging.info("re-estimated %d batch norms elsewhere", len(changed))
     report = _report(model, student, method, plan, solver, expansions)
     for record in report.layers:
@@ -281,8 +282,10 @@ def _check_planned(
 def _planned(conv: Conv, layer: LayerPlan) -> _Decision:
     if not layer.replaced:
         return _Decision(reason=layer.reason)
-    if reason := why_not(conv.layer):
-        raise Error(f"rank=plan: layer {conv.path!r} cannot be replaced: it is {reason}")
+    if conv.obstacle:
+        raise Error(
+            f"rank=plan: layer {conv.path!r} cannot be replaced: it is {conv.obstacle}"
+        )
     c, q, n = conv.sizes
     if layer.stack == "separable" and layer.rank > min(q, n):
         raise Error(f"rank=plan: rank of {conv.path!r}: expected 1..{min(q, n)}, got {layer.rank}")
@@ -311,7 +314,7 @@ def _choose(
     for conv in convs:
         given = [size for size, paths in named.values() if conv.path in paths]
         asked = bool(given) or (include is not None and conv.path in included)
-        reason = why_not(conv.layer)
+        reason = conv.obstacle
         if reason and asked and on_unsupported == "error":
             raise Error(
                 f"layer {conv.path!r}: expected a regular convolution, but it is {reason}; leave "

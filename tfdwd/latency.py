@@ -223,7 +223,7 @@ def write_micro_models(
     convs = {
         id(conv.layer): conv
         for conv in candidates.find_convolutions(traced)
-        if not candidates.why_not(conv.layer)
+        if not conv.obstacle
     }
     calls = {
         geometry(call.operation, traced.specs[call.inputs[0]].shape[1:]): call

@@ -334,7 +334,7 @@ def _reasons(convs: Sequence[Conv], include: Any, exclude: Any) -> dict[str, str
     excluded = candidates.matching(convs, "exclude", exclude)
     reasons = {}
     for conv in convs:
-        reason = candidates.why_not(conv.layer)
+        reason = conv.obstacle
         if not reason and conv.path in excluded:
             reason = "excluded"
         if not reason and include is not None and conv.path not in included:
