@@ -55,7 +55,7 @@ def fisher_metrics(
     signature = [tf.TensorSpec(specs[n].shape, specs[n].dtype) for n in graph.inputs]
     with names_for_tensorflow(call.operation for call in graph.calls):
         run = tf.function(lambda xs: _outputs(graph, xs), [signature], autograph=False)
-        kinds = [_kind(output.numpy()) for output in run([tf.constant(x) for x in first])]
+        kinds = [_kind(output) for output in run([tf.constant(x) for x in first])]
         try:
             compiled = _compile(graph, convs, kinds, signature, set())
         except LookupError:  # some operation has no gradient
@@ -177,9 +177,11 @@ def _first_images(
 _WHOLE = "whole numbers"
 
 
-def _kind(output: np.ndarray) -> str:
+def _kind(output: tf.Tensor) -> str:
     """What an output is, by what it gave for some images; whole numbers have no gradient."""
-    return outputs.kind_of(output) if output.dtype.kind == "f" else _WHOLE
+    if not output.dtype.is_floating:
+        return _WHOLE
+    return outputs.kind_of(tf.cast(output, tf.float32).numpy())
 
 
 def _score(output: tf.Tensor, kind: str, seeds: tf.Tensor) -> tf.Tensor:
@@ -203,3 +205,19 @@ def with_identity(square: np.ndarray) -> np.ndarray:
     """
     identity, trace = np.eye(len(square)), np.trace(square)
     return identity + square * (len(square) / trace) if trace > 0 else identity
+
+
+def loss_metric(square: np.ndarray, covariance: np.ndarray) -> np.ndarray:
+    """A metric (n, n) in which half of a response's squared error is a loss in nats.
+
+    Args:
+      square: the layer's Fisher metric.
+      covariance: of its response, (n, n).
+
+    Returns:
+      The Fisher metric. Where no gradient reached the layer, so that it is zero, the one in which
+      to lose the whole response costs half a nat.
+    """
+    if np.trace(square) > 0:
+        return square
+    return np.eye(len(square)) / max(float(np.trace(covariance)), 1e-30)

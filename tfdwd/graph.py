@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from tfdwd import costs, opening
+from tfdwd import opening
 from tfdwd.nodes import Inside, functional, is_nested, nested_inputs, nodes
 
 __all__ = ["Call", "Graph", "Hidden", "functional", "infer_specs", "is_nested", "nested_inputs",
@@ -153,7 +153,9 @@ class _Tracer:
         """Traces the calls of a model or an opened layer; returns the numbers of its outputs."""
         names = function.names if isinstance(function, Inside) else {}
         scope = {id(spec): n for spec, n in zip(function.inputs, inputs, strict=True)}
-        if any(self.specs[n].shape != s.shape for s, n in zip(function.inputs, inputs, strict=True)):
+        if any(
+            self.specs[n].shape != s.shape for s, n in zip(function.inputs, inputs, strict=True)
+        ):
             self.resized = True
         for node in nodes(function):
             operation = node.operation
@@ -258,7 +260,9 @@ def rows_per_image(
       specs: the graph's own, or for other sizes.
     """
     specs = specs or graph.specs
-    if not any(isinstance(c.operation, _StepsToBatch) or _reshapes(c.operation) for c in graph.calls):
+    if not any(
+        isinstance(c.operation, _StepsToBatch) or _reshapes(c.operation) for c in graph.calls
+    ):
         return dict.fromkeys(specs, 1)
     images = own_batch(graph) or 2
     known = infer_specs(graph, [(images, *specs[n].shape[1:]) for n in graph.inputs])
@@ -269,5 +273,8 @@ def rows_per_image(
     return rows
 
 
-def _reshapes(operation: Any) -> bool:
-    return not isinstance(operation, keras.layers.Layer) and type(operation).__name__ == "Reshape"
+def _moves_batch(operation: Any) -> bool:
+    """Whether it may change how many rows the first axis has; layers do not."""
+    return isinstance(operation, _StepsToBatch) or (
+        not isinstance(operation, keras.layers.Layer) and type(operation).__name__ == "Reshape"
+    )

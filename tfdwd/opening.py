@@ -8,14 +8,13 @@ records all that the layer does, in training too, and where it gives the same ou
 import dataclasses
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
 from tfdwd import costs
-from tfdwd.errors import Error
 from tfdwd.inference import at_inference
 from tfdwd.nodes import Inside, is_nested, nodes
 
@@ -268,9 +267,7 @@ def _text(value: Any) -> str:
     return repr(value) if np.ndim(value) == 0 else repr((np.shape(value), type(value)))
 
 
-def _unlike(
-    layer: keras.layers.Layer, inside: Inside, args: Any, kwargs: Mapping[str, Any]
-) -> str:
+def _unlike(layer: keras.layers.Layer, inside: Inside, args: Any, kwargs: Mapping[str, Any]) -> str:
     """Why what was recorded cannot take the layer's place; empty if it can."""
     called = [part for node in inside.nodes for part in _parts(node.operation)]
     held = {id(weight) for part in called for weight in part.weights}

@@ -27,7 +27,7 @@ from tfdwd import (
 from tfdwd.batches import batches
 from tfdwd.candidates import Conv, Option
 from tfdwd.errors import Error
-from tfdwd.fisher import with_identity
+from tfdwd.fisher import loss_metric, with_identity
 from tfdwd.latency import LatencyTable, measured_here, random_stack, timed
 
 _FIT_ROUNDS = 5  # of a bottleneck: enough to tell stacks apart
@@ -368,8 +368,8 @@ def _errors(
         layer: keras.layers.Conv2D, collected: calibration.Collected
     ) -> tuple[factorize.Stack, np.ndarray | None]:
         kernel, moments = rebuild.kernel_of(layer), collected.moments
-        fisher = collected.fisher
-        assert fisher is not None
+        assert collected.fisher is not None
+        fisher = loss_metric(collected.fisher, moments.yy)
         with blas.threads(len(moments.sum_x)):
             target = factorize.target(factorize.gram(moments.xx), moments.xy, kernel)
         metric = with_identity(fisher)
