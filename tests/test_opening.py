@@ -60,9 +60,9 @@ def test_full_rank_is_exact_with_data(name):
     model = network(name)
     data = inputs_of(model, 16)
     student, report = tfdwd.decompose(
-        model, data, rank=full_ranks(model), return_report=True, recalibrate=False
+        model, data, rank=full_ranks(model), method="sequential", return_report=True
     )
-    assert all(layer.error < 1e-4 for layer in report.layers)
+    assert all(layer.error < 1e-3 for layer in report.layers)
     # Fitted to the responses in float32: not the kernels themselves.
     assert difference(outputs_of(student, data), outputs_of(model, data)) < 1e-2
 
@@ -194,7 +194,10 @@ class Lying(Base):
 @pytest.mark.parametrize(
     ("layer", "reason"),
     [
-        (Gated(name="x"), "which computes with a trainable weight of its own, 'gate'"),
+        (
+            Gated(name="x"),
+            "whose call cannot be traced: it computes with a trainable weight of its own, 'gate'",
+        ),
         (OfTensorFlow(name="x"), "whose call cannot be traced: A KerasTensor cannot be used"),
         (OtherwiseInTraining(name="x"), "whose call does something else in training"),
         (Frozen(name="x"), "which fixes the mode of training of 'norm'"),
@@ -214,8 +217,6 @@ def test_what_cannot_be_opened_is_listed_with_the_reason(layer, reason):
 
 
 def test_recurrent_convolutions_are_listed():
-    parts = [layers.Bidirectional(layers.ConvLSTM2D(4, 3, name="lstm"), name="both")]
-    parts.append(layers.ConvLSTM2D(4, 3, name="own"))
     both = layers.Bidirectional(
         layers.ConvLSTM2D(4, 3, name="lstm", return_sequences=True), name="both"
     )

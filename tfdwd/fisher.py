@@ -1,5 +1,6 @@
 """Which errors of a convolution's response matter to the network's outputs."""
 
+import functools
 import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -54,8 +55,9 @@ def fisher_metrics(
     first = next(parts)
     signature = [tf.TensorSpec(specs[n].shape, specs[n].dtype) for n in graph.inputs]
     with names_for_tensorflow(call.operation for call in graph.calls):
-        run = tf.function(lambda xs: _outputs(graph, xs), [signature], autograph=False)
-        kinds = [_kind(output) for output in run([tf.constant(x) for x in first])]
+        run = tf.function(functools.partial(_outputs, graph), [signature], autograph=False)
+        given = [tf.constant(array) for array in first]
+        kinds = [_kind(output) for output in run.get_concrete_function()(given)]
         try:
             compiled = _compile(graph, convs, kinds, signature, set())
         except LookupError:  # some operation has no gradient

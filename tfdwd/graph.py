@@ -260,9 +260,7 @@ def rows_per_image(
       specs: the graph's own, or for other sizes.
     """
     specs = specs or graph.specs
-    if not any(
-        isinstance(c.operation, _StepsToBatch) or _reshapes(c.operation) for c in graph.calls
-    ):
+    if not any(_moves_batch(call.operation) for call in graph.calls):
         return dict.fromkeys(specs, 1)
     images = own_batch(graph) or 2
     known = infer_specs(graph, [(images, *specs[n].shape[1:]) for n in graph.inputs])

@@ -214,11 +214,18 @@ def _sorted_nodes(outputs: Sequence[keras.KerasTensor]) -> list[Any]:
 
 
 def _freeze_variables(node: Any) -> None:
-    """Replaces variables among a node's arguments by their values; trainable ones are found."""
+    """Replaces variables among a node's arguments by their values.
+
+    Raises:
+      ValueError: one is trainable.
+    """
 
     def value(x: Any) -> Any:
-        is_variable = isinstance(x, keras.Variable) or hasattr(x, "read_value")
-        return keras.ops.convert_to_numpy(x) if is_variable else x
+        if not isinstance(x, keras.Variable) and not hasattr(x, "read_value"):
+            return x
+        if x.trainable:
+            raise ValueError(f"it computes with a trainable weight of its own, {x.name!r}")
+        return keras.ops.convert_to_numpy(x)
 
     args, kwargs = node.arguments.convert(value)
     node.arguments = type(node.arguments)(*args, **kwargs)
@@ -269,10 +276,8 @@ def _text(value: Any) -> str:
 
 def _unlike(layer: keras.layers.Layer, inside: Inside, args: Any, kwargs: Mapping[str, Any]) -> str:
     """Why what was recorded cannot take the layer's place; empty if it can."""
-    called = [part for node in inside.nodes for part in _parts(node.operation)]
-    held = {id(weight) for part in called for weight in part.weights}
-    if own := [weight.name for weight in layer.trainable_weights if id(weight) not in held]:
-        return f"which computes with a trainable weight of its own, {own[0]!r}"
+    if weights := _own_weights(layer, inside):
+        return f"which has trainable weights of its own, {', '.join(weights)}"
     fixed = [
         node.operation.name
         for node in inside.nodes
@@ -299,8 +304,24 @@ def _unlike(layer: keras.layers.Layer, inside: Inside, args: Any, kwargs: Mappin
     return ""
 
 
-def _parts(operation: Any) -> list[Any]:
-    return operation._flatten_layers() if isinstance(operation, keras.layers.Layer) else []
+def _own_weights(layer: keras.layers.Layer, inside: Inside) -> list[str]:
+    """Names of trainable weights of the layer that are none of what it calls, nor of idle parts."""
+    operations = [node.operation for node in inside.nodes]
+    called = [
+        part
+        for x in operations
+        if isinstance(x, keras.layers.Layer)
+        for part in x._flatten_layers()
+    ]
+    numbers = {id(part) for part in called}
+    held = {id(weight) for part in called for weight in part._trainable_variables}
+    return [
+        weight.name
+        for part in layer._flatten_layers()
+        if part is layer or any(id(inner) in numbers for inner in part._flatten_layers())
+        for weight in part._trainable_variables
+        if id(weight) not in held
+    ]
 
 
 def _random_values(specs: Sequence[keras.KerasTensor]) -> list[Any]:

@@ -278,10 +278,10 @@ class _Copier:
             copy: Any
             if id(operation) in self.expansions:
                 copy = self.expansions[id(operation)]
-                for layer in copy.layers[:-1]:  # the last has the convolution's own name
-                    layer.name = self.free_name(layer.name)
-                if id(operation) in self.renamed:
-                    copy.last.name = self.renamed[id(operation)]
+                name = self.renamed.get(id(operation), operation.name)
+                for layer in copy.layers[:-1]:
+                    layer.name = self.free_name(name + layer.name.removeprefix(operation.name))
+                copy.layers[-1].name = name
             elif graph.is_nested(operation):
                 copy = self.copy_model(operation)
             elif self.is_opened(operation):
