@@ -233,9 +233,7 @@ def write_micro_models(
     sizes = conversion.file_shapes(model, input_shape, images)
     traced = graph.at_sizes(graph.trace(model), [size[1:] for size in sizes])
     convs = {
-        id(conv.layer): conv
-        for conv in candidates.find_convolutions(traced)
-        if not candidates.why_not(conv.layer)
+        id(conv.layer): conv for conv in candidates.find_convolutions(traced) if not conv.obstacle
     }
     calls = {
         geometry(call.operation, shape): (convs[id(call.operation)], shape)
