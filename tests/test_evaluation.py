@@ -391,6 +391,9 @@ def test_a_metric_of_several_numbers_gives_each(echo):
         (keras.metrics.AUC, "got <class"),
         (3, "got 3"),
         ([], "got None"),
+        ({}, "metric: expected 'top1'"),
+        ({"echo": "top2"}, "got 'top2'"),
+        ({"echo": None}, "got None"),
         (["top1", "top1"], "'top1' twice"),
         ("agreement", "pass reference="),
         ("accuracy", "expected sigmoids of 0..1 in 'echo', got -6..0"),
@@ -476,6 +479,18 @@ def test_nan_outputs_are_a_clear_error(two):
     scores[5, 2] = -7
     with pytest.raises(Error, match=r"gave NaN in output .* for image 5"):
         evaluate(model, (scores, LABELS), batch_size=2)
+
+
+def test_sizes_that_a_network_cannot_take_are_a_clear_error():
+    image = keras.Input((None, None, 1))
+    half = keras.layers.UpSampling2D(2)(keras.layers.MaxPooling2D(2)(image))
+    model = keras.Model(image, keras.layers.Add()([image, half]))
+    assert evaluate(model, np.zeros((2, 4, 6, 1)), reference=model, metric="mse").count == 2
+    with pytest.raises(Error, match=r"the model cannot run on images of \(2, 5, 5, 1\)"):
+        evaluate(model, np.zeros((2, 5, 5, 1)), reference=model)
+    scalar = keras.Model(image, keras.ops.sum(image))
+    with pytest.raises(Error, match=r"expected one row for each of 2 images, got \(\)"):
+        evaluate(scalar, np.zeros((2, 5, 5, 1)), reference=scalar)
 
 
 def test_what_is_no_model_is_a_clear_error(echo, tmp_path):

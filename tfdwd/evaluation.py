@@ -176,8 +176,9 @@ def evaluate(
     """
     if peak is not None and not 0 < peak < np.inf:
         raise Error(f"peak: expected a number above 0, got {peak}")
-    if metric is not None and not isinstance(metric, Mapping):
-        _listed(metric)
+    if metric is not None:
+        for some in (list(metric.values()) or [[]]) if isinstance(metric, Mapping) else [metric]:
+            _listed(some)
     network = _opened(model)
     other = None if reference is None else _opened(reference)
     chosen: list[_Measured] = []
@@ -276,9 +277,18 @@ def _real(values: Any) -> np.ndarray:
 
 def _outputs_for(network: _Network, inputs: list[np.ndarray], first: int) -> dict[str, np.ndarray]:
     """The outputs for some images, the first of which has this number; refuses NaN."""
-    found = network.run(inputs)
+    try:
+        found = network.run(inputs)
+    except Error:
+        raise
+    except Exception as error:  # a network may fail in any way, such as at sizes that do not fit
+        sizes = ", ".join(str(array.shape) for array in inputs)
+        reason = str(error).strip().partition("\n")[0]
+        raise Error(
+            f"the model cannot run on images of {sizes}: {type(error).__name__}: {reason}"
+        ) from error
     for name, array in found.items():
-        if len(array) != len(inputs[0]):
+        if array.shape[:1] != (len(inputs[0]),):
             raise Error(
                 f"output {name!r}: expected one row for each of {len(inputs[0])} images, got "
                 f"{array.shape}"
