@@ -543,6 +543,7 @@ def _report(
         option = solver.chosen[key]
         parameters = sum(layer.count_params() for layer in expansions[key].layers)
         size = (option.size, 0) if option.stack == "separable" else (0, option.size)
+        error, irreducible = solver.errors.get(key, (None, None))
         layers.append(
             LayerReport(
                 conv.path,
@@ -554,7 +555,8 @@ def _report(
                 option.macs,
                 conv.parameters,
                 parameters,
-                *solver.errors.get(key, (None, None)),
+                error,
+                irreducible,
                 solver.metrics.get(key, ""),
             )
         )

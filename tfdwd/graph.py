@@ -10,8 +10,10 @@ from tfdwd import opening
 from tfdwd.errors import Error
 from tfdwd.nodes import Inside, functional, is_nested, nested_inputs, nodes
 
-__all__ = ["Call", "Graph", "Hidden", "at_sizes", "functional", "infer_specs", "is_nested", "nested_inputs",
-           "nodes", "own_batch", "rows_per_image", "trace"]  # fmt: skip
+__all__ = [
+    "Call", "Graph", "Hidden", "at_sizes", "functional", "infer_specs", "is_nested",
+    "nested_inputs", "nodes", "own_batch", "rows_per_image", "trace",
+]  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
