@@ -26,7 +26,7 @@ from tfdwd.candidates import Conv, Option, find_convolutions, matching, why_not
 from tfdwd.errors import Error
 from tfdwd.fisher import with_identity
 from tfdwd.moments import Moments
-from tfdwd.planning import LayerPlan, Plan
+from tfdwd.plans import LayerPlan, Plan
 
 METHODS = ("svd", "gsvd", "sequential", "joint", "channel")
 STACKS = ("separable", "bottleneck", "auto")
