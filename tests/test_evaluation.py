@@ -3,7 +3,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfdwd import reporting
 from tfdwd.conversion import export
 from tfdwd.errors import Error
 from tfdwd.evaluation import Evaluation, evaluate
@@ -83,7 +82,7 @@ def test_what_is_no_classifier_is_a_clear_error(two_in_two_out, tmp_path):
 def test_an_evaluation_prints_checks_itself_and_survives_json():
     evaluation = Evaluation(0.5, 0.75, 4)
     assert str(evaluation) == "top-1 0.5000, top-5 0.7500, 4 images"
-    assert reporting.from_json(Evaluation, evaluation.to_json()) == evaluation
+    assert Evaluation.from_json(evaluation.to_json()) == evaluation
     for wrong in ((0.5, 0.25, 4), (0.5, 1.5, 4), (0.5, 0.5, 0), (float("nan"), 1, 4)):
         with pytest.raises(Error, match="expected 0 <= top1 <= top5 <= 1"):
             Evaluation(*wrong)

@@ -94,6 +94,7 @@ class ExportReport(reporting.Report):
     layers: tuple[LayerNoise, ...] = ()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if (self.images == 0) != (not self.outputs):
             raise Error(f"{self.images} images compared, but {len(self.outputs)} outputs")
 

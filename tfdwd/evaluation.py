@@ -32,6 +32,7 @@ class Evaluation(reporting.Report):
     count: int
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.top1 <= self.top5 <= 1 or self.count < 1:
             raise Error(f"expected 0 <= top1 <= top5 <= 1 and a count of at least 1, got {self!r}")
 

@@ -3,8 +3,9 @@
 import dataclasses
 import re
 
-from tfdwd import benchmarking, reporting
+from tfdwd import benchmarking
 from tfdwd.errors import Error
+from tfdwd.records import Amount, Positive, PositiveAmount, Record
 
 _NUMBER = r"([0-9.]+(?:[eE][+-]?[0-9]+)?)"
 _MODEL = re.compile(r"(?:\bGraph: \[(.+)\]|benchmark_litert_model: Model: +(.+))$")
@@ -22,7 +23,7 @@ _90_PERCENT = 3.29  # standard deviations between the 5th and the 95th percentil
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class Run(Record):
     """What a tool found for one file.
 
     Attributes:
@@ -37,12 +38,12 @@ class Run:
 
     tool: str
     model: str
-    ms: float
-    error_ms: float
-    threads: int
-    load_ms: float | None = None
-    first_ms: float | None = None
-    peak_kib: float | None = None
+    ms: PositiveAmount
+    error_ms: Amount
+    threads: Positive
+    load_ms: Amount | None = None
+    first_ms: Amount | None = None
+    peak_kib: Amount | None = None
 
 
 def read(text: str) -> list[Run]:
@@ -89,7 +90,7 @@ def read(text: str) -> list[Run]:
 
 
 def _own(text: str) -> list[Run]:
-    report = reporting.from_json(benchmarking.BenchmarkReport, text)
+    report = benchmarking.BenchmarkReport.from_json(text)
     return [
         Run(
             "tfdwd",

@@ -8,13 +8,11 @@ Example:
 from absl import flags
 
 import tfdwd
-from tfdwd import reporting
+from tfdwd import files
 from tfdwd.scripts import common
 
 FLAGS = flags.FlagValues()
-_MODEL = flags.DEFINE_string(
-    "model", None, "a .keras, .h5 or .tflite file", required=True, flag_values=FLAGS
-)
+_MODEL = common.define_model_file(FLAGS, "model", "a .keras, .h5 or .tflite file", required=True)
 _IMAGES = common.define_array(FLAGS, "images", "the images", required=True)
 _LABELS = common.define_array(
     FLAGS, "labels", "the labels, class numbers or one-hot", required=True
@@ -22,7 +20,7 @@ _LABELS = common.define_array(
 _BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", 64, "images that Keras runs at once", lower_bound=1, flag_values=FLAGS
 )
-_JSON = flags.DEFINE_string("json", None, "where to write the result as JSON", flag_values=FLAGS)
+_JSON = common.define_output(FLAGS, "json", "where to write the result as JSON")
 
 
 def main() -> None:
@@ -31,9 +29,9 @@ def main() -> None:
     path = _MODEL.value
     model = path if path.endswith(".tflite") else common.load_model(path)
     result = tfdwd.evaluate(model, (images, labels), batch_size=_BATCH_SIZE.value)
-    print(result)
     if _JSON.value is not None:
-        reporting.write_whole(_JSON.value, result.to_json())
+        files.write_whole(_JSON.value, result.to_json())
+    print(result)
 
 
 def run() -> None:
