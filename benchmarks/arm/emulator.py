@@ -4,8 +4,8 @@
 
 Needs Debian 12 on x86 with its apt-get and dpkg, but no root: Debian's packages for arm64 (Python
 and the C library) and qemu are downloaded and unpacked into a folder, and the aarch64 wheels of
-NumPy, LiteRT, absl-py, msgspec and OpenCV, of the versions in constraints.txt, beside them. The commands
-left there are used like any other Python:
+NumPy, LiteRT, absl-py, msgspec and OpenCV, of the versions in constraints.txt, beside them. The
+commands left there are used like any other Python:
 
     build/arm64/cortex-a76 -m tfdwd.scripts.benchmark --help
 
