@@ -44,16 +44,18 @@ def run(main: Callable[[], None], own_flags: flags.FlagValues, doc: str | None) 
     # Either may have been closed by whoever started the command.
     sys.stdout = sys.stdout or open(os.devnull, "w")
     sys.stderr = sys.stderr or open(os.devnull, "w")
+    handler = logging.get_absl_handler()
     if "TF_CPP_MIN_LOG_LEVEL" not in os.environ:
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
         encoding = sys.stderr.encoding
         sys.stderr = os.fdopen(os.dup(sys.stderr.fileno()), "w", buffering=1, encoding=encoding)
-        logging.get_absl_handler().python_handler.setStream(sys.stderr)
-        logging.get_absl_handler().addFilter(_is_ours_or_serious)
+        handler.addFilter(_is_ours_or_serious)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     for stream in (sys.stdout, sys.stderr):
         # A terminal need not know the characters of a name.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    handler.addFilter(_make_printable)
+    handler.python_handler.stream = sys.stderr
     faulthandler.enable(sys.stderr)
     code = status(main, own_flags, doc, sys.argv)
     try:
@@ -140,9 +142,12 @@ def _unforeseen(error: Exception) -> str:
 
 
 def _is_ours_or_serious(record: LogRecord) -> bool:
-    # Names of layers get here, too.
-    record.msg, record.args = reporting.printable(record.getMessage()), ()
     return record.levelno >= WARNING or Path(record.pathname).is_relative_to(_PACKAGE)
+
+
+def _make_printable(record: LogRecord) -> bool:
+    record.msg, record.args = reporting.printable(record.getMessage()), ()
+    return True
 
 
 def _help(own_flags: flags.FlagValues, doc: str | None) -> str:
