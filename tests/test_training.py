@@ -19,6 +19,7 @@ from keras import layers
 
 import tfdwd
 from tfdwd.errors import Error
+from tfdwd.scripts import common, train
 from tfdwd.training import checkpoints
 from tfdwd.training.epochs import Reading, open_epochs
 
@@ -756,6 +757,8 @@ def test_data_that_ends_too_early_or_never_is_told(teacher: keras.Model) -> None
         tfdwd.finetune(model, IMAGES, validation=iter([IMAGES]), **options)
     with pytest.raises(Error, match="got str"):
         tfdwd.finetune(model, "images.npz", **options)
+    with pytest.raises(Error, match="expected a function of the epoch's number"):
+        tfdwd.finetune(model, lambda: iter([IMAGES]), **options)
 
 
 # ---------------------------------------------------------------------- what is kept
@@ -861,3 +864,47 @@ def test_models_that_do_not_fit() -> None:
         tfdwd.finetune(_small(HEADS["image"]), SMALL, epochs=1, teacher=nan)
     with pytest.raises(Error, match="loss= compares with labels: beside a teacher pass labels_w"):
         tfdwd.finetune(softmax, SMALL, epochs=1, teacher=softmax, loss="mse")
+
+
+# ---------------------------------------------------------------------- the command
+
+
+def _command(*arguments: str) -> int:
+    train.FLAGS.unparse_flags()
+    for flag in train.FLAGS:
+        train.FLAGS[flag].unparse()
+    return common.status(train.main, train.FLAGS, train.__doc__, ["tfdwd-train", *arguments])
+
+
+def test_the_command_takes_what_is_said_of_outputs(tmp_path: Path, capsys: Any) -> None:
+    heads = HEADS["nested"]  # names that hold slashes
+    _small(heads).save(tmp_path / "teacher.keras")
+    student = _small(heads, seed=2)
+    student.save(tmp_path / "student.keras")
+    np.save(tmp_path / "x.npy", SMALL)
+    own = [
+        f"--model={tmp_path}/student.keras", f"--images={tmp_path}/x.npy", "--epochs=1",
+        f"--teacher={tmp_path}/teacher.keras", f"--output={tmp_path}/out.keras",
+        "--learning_rate=0", "--warmup=0",
+    ]  # fmt: skip
+    said = ["--loss_weight=a/0=2", "--loss_weight=b/c=0", "--outputs=a/1=values"]
+    more = ["--features=trunk", "--features_weight=0.5", f"--validation={tmp_path}/x.npy"]
+    assert _command(*own, *said, *more) == 0
+    found = tfdwd.finetune(
+        student, SMALL, epochs=1, teacher=_small(heads), learning_rate=0.0, warmup=0.0,
+        loss_weights={"a/0": 2.0, "b/c": 0.0}, outputs={"a/1": "values"}, features=["trunk"],
+        features_weight=0.5,
+    )  # fmt: skip
+    header, _, row = capsys.readouterr().out.splitlines()
+    assert header.split() == ["epoch", "loss", "val_loss"]
+    assert float(row.split()[1]) == pytest.approx(found.history["loss"][0], abs=1e-4)
+    for wrong, message in (
+        (["--loss_weight=a/0=much"], "--loss_weight: expected OUTPUT=NUMBER"),
+        (["--loss_weight=2"], "--loss_weight: expected OUTPUT=WEIGHT"),
+        (["--outputs=a/0=values", "--outputs=logits"], "--outputs: expected OUTPUT=..."),
+        (["--loss=mse"], "loss= compares with labels"),
+        (["--learning_rate=nan"], "learning_rate: expected a finite number"),
+        (["--features=none"], "the student has no layer 'none'"),
+    ):
+        assert _command(*own, *wrong) == 1
+        assert message in capsys.readouterr().err

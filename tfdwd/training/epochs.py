@@ -1,5 +1,6 @@
 """The batches of all epochs, of any kind of data; each epoch is as many steps long."""
 
+import inspect
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -143,6 +144,14 @@ class _Arrays:
 
 
 def _of_function(dataset: Callable[[int], Any], reading: Reading, first: int) -> Epochs:
+    try:
+        inspect.signature(dataset).bind(first)
+    except TypeError as error:
+        raise Error(
+            f"dataset: expected a function of the epoch's number, which can be called as "
+            f"dataset({first}), got one that cannot: {error}"
+        ) from error
+
     def opened(epoch: int) -> tuple[int, Iterator[Batch]]:
         data = dataset(epoch)
         if _is_whole(data, reading.model):
