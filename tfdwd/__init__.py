@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from tfdwd.errors import Error
     from tfdwd.evaluation import Evaluation, evaluate
     from tfdwd.latency import LatencyTable, read_latency_table, write_micro_models
-    from tfdwd.planning import LayerPlan, Plan, plan
+    from tfdwd.planning import plan
+    from tfdwd.plans import LayerPlan, Plan
     from tfdwd.quantization import quantize_aware
     from tfdwd.rebuild import flatten
     from tfdwd.training import finetune
@@ -60,8 +61,8 @@ _MODULE_OF = {
     "Evaluation": "tfdwd.evaluation",
     "ExportReport": "tfdwd.conversion",
     "LatencyTable": "tfdwd.latency",
-    "LayerPlan": "tfdwd.planning",
-    "Plan": "tfdwd.planning",
+    "LayerPlan": "tfdwd.plans",
+    "Plan": "tfdwd.plans",
     "benchmark": "tfdwd.benchmarking",
     "decompose": "tfdwd.decomposition",
     "evaluate": "tfdwd.evaluation",

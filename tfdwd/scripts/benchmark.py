@@ -57,6 +57,7 @@ _APP = flags.DEFINE_bool(
 _SERIAL = flags.DEFINE_string(
     "serial", None, "with --adb: which phone, where there are several", flag_values=FLAGS
 )
+_INPUT_SHAPE = common.define_input_shape(FLAGS)
 _JSON = flags.DEFINE_string("json", None, "where to write the result as JSON", flag_values=FLAGS)
 _CSV = flags.DEFINE_string("csv", None, "where to write the result as CSV", flag_values=FLAGS)
 
@@ -82,11 +83,17 @@ def main() -> None:
             serial=_SERIAL.value,
             threads=_THREADS.value,
             xnnpack=_XNNPACK.value,
+            input_shape=_INPUT_SHAPE(),
             **rounds,
         )
     else:
         report = tfdwd.benchmark(
-            _models(), threads=_THREADS.value, xnnpack=_XNNPACK.value, startup=True, **rounds
+            _models(),
+            threads=_THREADS.value,
+            xnnpack=_XNNPACK.value,
+            startup=True,
+            input_shape=_INPUT_SHAPE(),
+            **rounds,
         )
     print(report)
     if _CSV.value is not None:

@@ -49,11 +49,12 @@ _TABLE = flags.DEFINE_string(
     "times from another device, a .json file of tfdwd-micro-models; nothing is timed here then",
     flag_values=FLAGS,
 )
+_INPUT_SHAPE = common.define_input_shape(FLAGS)
 
 
 def main() -> None:
     """Loads, plans, writes and prints the plan."""
-    table = None
+    table, shape = None, _INPUT_SHAPE()
     if _TABLE.value is not None:
         table = tfdwd.LatencyTable.from_json(common.load_text(_TABLE.value))
     images = _IMAGES()
@@ -68,6 +69,7 @@ def main() -> None:
         quantize=_QUANTIZE.value,
         threads=_THREADS.value,
         latency_table=table,
+        input_shape=shape,
     )
     reporting.write_whole(_OUTPUT.value, plan.to_json())
     print(plan)

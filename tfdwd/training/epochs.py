@@ -14,6 +14,7 @@ from tfdwd import workers
 from tfdwd.batches import batches
 from tfdwd.errors import Error
 
+_NO_END = 2**62  # rows: the steps bound what is read
 # Inputs (rows, ...) in the order of the model's, and labels: an array, a dict or a list of these.
 Batch = tuple[list[np.ndarray], Any]
 
@@ -192,8 +193,8 @@ def _of_iterable(
     )
     if reading.fixed:  # what a pass leaves over goes on in the next
         joined = itertools.chain.from_iterable(passes)
-        return steps, batches(joined, model, reading.fixed, with_labels)
-    cut = (batches(elements, model, rows, with_labels) for elements in passes)
+        return steps, batches(joined, model, reading.fixed, with_labels, images=_NO_END)
+    cut = (batches(elements, model, rows, with_labels, images=_NO_END) for elements in passes)
     return steps, itertools.chain.from_iterable(cut)
 
 
