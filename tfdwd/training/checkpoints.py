@@ -71,7 +71,7 @@ def read(folder: Path) -> State | None:
     if not path.exists():
         return None
     try:
-        with np.load(path, allow_pickle=False) as content:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as content:
             held = {name: content[name] for name in content.files}
         state = State(
             int(held["epoch"]),

@@ -11,7 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfdwd import bridge, workers
+from tfdwd import bridge, shapes, workers
 from tfdwd.errors import Error
 from tfdwd.training import checkpoints, learner, loop, task
 from tfdwd.training import features as layers
@@ -151,6 +151,7 @@ def finetune(
     learnt = task.task_of(model, teacher, wishes, options, looked_at, state)
     if data.labels is not None:
         learnt.checked(data.labels)
+    task.try_losses(learnt, model, looked_at[0])
     validate = None
     if validation is not None:
         validate = loop.validation_of(validation, model, learnt, batch_size, fixed)
@@ -209,12 +210,14 @@ def _check_models(model: Any, teacher: Any, wishes: task.Wishes, options: Option
     if teacher is not None and not options.labels_weight and wishes.loss is not None:
         raise Error("loss= compares with labels: beside a teacher pass labels_weight= too")
     fixed = {
-        network.inputs[0].shape[0]
+        shapes.own_batch(network)
         for network in (model, teacher)
         if network is not None and getattr(network, "inputs", None)
     } - {None}
     if len(fixed) > 1:
-        raise Error(f"teacher: expected the student's size of a batch, got {sorted(fixed)}")
+        raise Error(
+            f"teacher: expected the student's size of a batch, got {sorted(map(str, fixed))}"
+        )
     return next(iter(fixed), None)
 
 

@@ -182,7 +182,9 @@ def validation_of(
     if labels is not None:
         task.checked(labels)
     if labelled and task.is_classifier:
-        return lambda learner: {"val_top1": evaluation.evaluate(learner.student, data).top1}
+        return lambda learner: {
+            "val_top1": evaluation.evaluate(learner.student, data, metric="top1").top1
+        }
 
     def mean_loss(learner: Any) -> dict[str, float]:
         total = images = 0.0

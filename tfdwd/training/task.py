@@ -176,10 +176,31 @@ def task_of(
         options.features_weight,
     )
     shapes = [tuple(tensor.shape[1:]) for tensor in model.outputs]
-    task = Task(names, kinds, deviations, shapes, objective, paths)
-    if task.needs_labels:
-        _try_losses(task, _values(model, first[:1]), task.checked(first[0][1]))
-    return task
+    return Task(names, kinds, deviations, shapes, objective, paths)
+
+
+def try_losses(task: Task, model: Any, batch: Batch) -> None:
+    """Refuses a loss against labels that fails on a batch.
+
+    Raises:
+      tfdwd.Error: names the loss and the shapes.
+    """
+    if not task.needs_labels:
+        return
+    labels = iter(task.checked(batch[1]))
+    for name, loss, output in zip(
+        task.names, task.objective.of_labels, _values(model, [batch]), strict=True
+    ):
+        if loss is None:
+            continue
+        wanted = next(labels)
+        try:
+            float(loss(keras.ops.convert_to_tensor(wanted), keras.ops.convert_to_tensor(output)))
+        except Exception as error:  # a user's function may raise anything
+            raise Error(
+                f"loss of {name!r}: it failed on labels of {np.shape(wanted)} and outputs of "
+                f"{output.shape}: {' '.join(str(error).split())[:300]}"
+            ) from error
 
 
 def _check_alike(model: Any, teacher: Any) -> None:
@@ -264,24 +285,3 @@ def _by_output(labels: Any, names: Sequence[str]) -> list[Any]:
             "got one array"
         )
     return outputs.by_output(labels, names, "labels")
-
-
-def _try_losses(task: Task, found: Sequence[np.ndarray], labels: Sequence[Any]) -> None:
-    """Refuses a loss that fails on the first batch.
-
-    Raises:
-      tfdwd.Error: names the loss and the shapes.
-    """
-    left = iter(labels)
-    for name, loss, output in zip(task.names, task.objective.of_labels, found, strict=True):
-        if loss is None:
-            continue
-        wanted = next(left)
-        try:
-            value = loss(keras.ops.convert_to_tensor(wanted), keras.ops.convert_to_tensor(output))
-            float(value)
-        except Exception as error:  # a user's function may raise anything
-            raise Error(
-                f"loss of {name!r}: it failed on labels of {np.shape(wanted)} and outputs of "
-                f"{output.shape}: {' '.join(str(error).split())[:300]}"
-            ) from error
