@@ -384,7 +384,7 @@ HEADS: dict[str, Callable[[Any, Any], Any]] = {
 }
 
 
-def _outputs(model: Any, images: np.ndarray) -> list[np.ndarray]:
+def _outputs(model: Any, images: Any) -> list[np.ndarray]:
     return [np.asarray(y, np.float64) for y in keras.tree.flatten(model(images, training=False))]
 
 
@@ -410,7 +410,7 @@ def test_the_distance_to_a_teacher_of_any_outputs(kind: str) -> None:
 
 
 @pytest.mark.parametrize("aware", [False, True])
-@pytest.mark.parametrize("kind", ["image", "dict", "list"])
+@pytest.mark.parametrize("kind", ["image", "dict"])
 def test_a_student_of_any_outputs_comes_closer(kind: str, aware: bool) -> None:
     heads = HEADS[kind]
     if kind == "dict" and aware:  # tf_keras has no product with a number
@@ -429,6 +429,20 @@ def test_a_student_of_any_outputs_comes_closer(kind: str, aware: bool) -> None:
     taught = list(zip(_outputs(learner, SMALL), _outputs(teacher, SMALL), strict=True))
     # Deviations are those of all images here, too; activations are rounded alike in both.
     assert losses[-1] == pytest.approx(sum(_distance(*pair) for pair in taught), rel=1e-3)
+
+
+def test_inputs_and_outputs_that_are_dicts(two_in_two_out: keras.Model) -> None:
+    student = randomised(keras.models.clone_model(two_in_two_out))
+    source = np.random.default_rng(2)
+    inputs = {"extra": source.normal(size=(24, 3)), "picture": source.normal(size=(24, 6, 6, 2))}
+    history = tfdwd.finetune(
+        student, inputs, epochs=2, teacher=two_in_two_out, features=["first"], validation=inputs
+    )
+    pairs = zip(_outputs(student, inputs), _outputs(two_in_two_out, inputs), strict=True)
+    first = [np.asarray(model(inputs)["z"]) for model in (student, two_in_two_out)]
+    feature = np.square(first[0] - first[1]).mean() / np.square(first[1]).mean()
+    expected = sum(_distance(*pair) for pair in pairs) + feature
+    assert history.history["val_loss"][-1] == pytest.approx(expected, rel=1e-3)
 
 
 def test_outputs_are_weighted_by_name() -> None:
@@ -578,17 +592,17 @@ def test_labels_are_checked_as_they_stream_and_in_validation() -> None:
 
 
 def test_the_old_names_give_the_same(teacher: keras.Model, student: keras.Model) -> None:
-    start = student.get_weights()
     options: Any = {"epochs": 1, "teacher": teacher, "batch_size": 32}
-    for old, new in (
-        ({"labels": 0.5}, {"labels_weight": 0.5}),
-        ({"features": 0.5}, {"features_weight": 0.5}),
-    ):
-        found = tfdwd.finetune(student, (IMAGES, LABELS), **options, **new).history
-        student.set_weights(start)
-        with pytest.warns(DeprecationWarning, match=f"is called {next(iter(new))}= now"):
-            assert tfdwd.finetune(student, (IMAGES, LABELS), **options, **old).history == found
-        student.set_weights(start)
+    start = student.get_weights()
+    new = {"labels_weight": 0.5, "features_weight": 0.25}
+    found = tfdwd.finetune(student, (IMAGES, LABELS), **options, **new).history
+    student.set_weights(start)
+    with pytest.warns(DeprecationWarning) as warned:
+        again = tfdwd.finetune(student, (IMAGES, LABELS), **options, labels=0.5, features=0.25)
+    assert again.history == found
+    messages = [str(warning.message) for warning in warned]
+    for name, text in zip(new, messages, strict=True):
+        assert f"is called {name}= now" in text
 
 
 # ---------------------------------------------------------------------- features
@@ -635,9 +649,11 @@ def test_features_of_a_quantise_aware_student(teacher: keras.Model, student: ker
         )  # fmt: skip
         return float(history.history["loss"][0])
 
-    once = loss(features_weight=1.0) - loss()  # of the convolution that was replaced
+    outputs_alone = loss()
+    once = loss(features_weight=1.0) - outputs_alone  # of the convolution that was replaced
     assert once > 0.01
-    assert loss(features=["conv"], features_weight=3.0) - loss() == pytest.approx(3 * once)
+    more = loss(features=["conv"], features_weight=3.0) - outputs_alone
+    assert more == pytest.approx(3 * once, rel=1e-4)
 
 
 # ---------------------------------------------------------------------- data

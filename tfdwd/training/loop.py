@@ -129,7 +129,7 @@ class Run:
     def _write_state(self, epoch: int, history: dict[str, list[float]]) -> None:
         if self.folder is None or workers.index():
             return
-        values = [keras.ops.convert_to_numpy(v) for v in checkpoints.variables_of(self.learner)]
+        values = checkpoints.values_of(self.learner)
         state = checkpoints.State(epoch + 1, history, self.task.kinds, self.task.deviations, values)
         checkpoints.write(self.folder, state)
 

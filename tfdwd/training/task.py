@@ -145,10 +145,15 @@ def task_of(
                 f"output {name!r} of the {'model' if teacher is None else 'teacher'} is NaN or "
                 "infinite for some of the first images; look for damaged weights or images"
             )
+    kinds = outputs.kinds(values, names, wishes.outputs)
     if state is not None and len(state.kinds) == len(names):
-        kinds, deviations = state.kinds, state.deviations
+        said = outputs.by_output(wishes.outputs, names, "outputs")
+        kinds = [
+            known if own is None else kind
+            for own, known, kind in zip(said, state.kinds, kinds, strict=True)
+        ]
+        deviations = state.deviations
     else:
-        kinds = outputs.kinds(values, names, wishes.outputs)
         codes = np.array([outputs.KINDS.index(kind) for kind in kinds])
         kinds = [outputs.KINDS[code] for code in workers.of_first([codes])[0]]
         deviations = [1.0] * len(names) if teacher is None else losses.deviations(values)
