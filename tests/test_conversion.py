@@ -7,7 +7,7 @@ import tf_keras
 from keras import layers
 
 import tfdwd
-from tfdwd import agreement, conversion, lite, reporting
+from tfdwd import agreement, conversion, lite
 from tfdwd.batches import pack
 from tfdwd.conversion import export
 from tfdwd.errors import Error
@@ -160,7 +160,7 @@ def test_the_report_prints_and_survives_json(tmp_path, classifier):
     assert "against Keras on 2 images" in str(report)
     assert str(report).splitlines()[-1].split()[0] == "scores"
     assert str(report).splitlines()[-1].split()[-1] == "1.000"
-    assert reporting.from_json(conversion.ExportReport, report.to_json()) == report
+    assert conversion.ExportReport.from_json(report.to_json()) == report
 
 
 def test_resnet8_agrees_on_real_images(tmp_path, resnet8, cifar):
@@ -471,7 +471,7 @@ def test_quantised_files_agree_with_keras(classifier, tmp_path, quantize, dtype,
     model = lite.Model(tmp_path / "m.tflite")
     assert {model.inputs[0].dtype, model.outputs[0].dtype} == {np.dtype(dtype)}
     assert [tensor.name for tensor in (*model.inputs, *model.outputs)] == ["image", "scores"]
-    assert reporting.from_json(conversion.ExportReport, report.to_json()) == report
+    assert conversion.ExportReport.from_json(report.to_json()) == report
     assert ("SQNR" in str(report)) and (bool(report.layers) == quantize.startswith("int"))
 
 

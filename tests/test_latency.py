@@ -163,7 +163,7 @@ def test_wrong_logs(micro: Path, tmp_path: Path, changed: Any, message: str) -> 
 
 
 def test_missing_files(micro: Path, tmp_path: Path) -> None:
-    with pytest.raises(Error, match="none: cannot be read: No such file"):
+    with pytest.raises(Error, match=r"no such file: .*none"):
         tfdwd.read_latency_table(micro, [tmp_path / "none"], "phone")
     with pytest.raises(Error, match="expected a folder that tfdwd's micro-models were written to"):
         tfdwd.read_latency_table(tmp_path, _write(tmp_path, ""), "phone")

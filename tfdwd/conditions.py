@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tfdwd import reporting
 from tfdwd.errors import Error
+from tfdwd.records import Amount, Count
 
 _SLOW = 0.8  # share of its highest clock below which a processor is called slow
 # Sensors that are off or broken report what no board survives.
@@ -35,17 +36,18 @@ class Conditions(reporting.Report):
         where the system has neither.
     """
 
-    samples: int
+    samples: Count
     governors: tuple[str, ...] = ()
-    mhz_low: float | None = None
-    mhz_max: float | None = None
+    mhz_low: Amount | None = None
+    mhz_max: Amount | None = None
     celsius_before: float | None = None
     celsius_peak: float | None = None
     sensor: str = ""
-    throttled: int | None = None
+    throttled: Count | None = None
 
     def __post_init__(self) -> None:
-        if self.throttled is not None and not 0 <= self.throttled <= self.samples:
+        super().__post_init__()
+        if self.throttled is not None and self.throttled > self.samples:
             raise Error(f"expected 0..{self.samples} throttled samples, got {self.throttled}")
 
     def _parts(self) -> reporting.Parts:

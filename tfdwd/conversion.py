@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from absl import logging
 
-from tfdwd import agreement, lite, outputs, reporting, shapes
+from tfdwd import agreement, files, lite, outputs, reporting, shapes
 from tfdwd.agreement import LayerNoise, OutputAgreement
 from tfdwd.batches import first, pack
 from tfdwd.errors import Error
@@ -65,6 +65,7 @@ class ExportReport(reporting.Report):
     batch: int = 1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if (self.images == 0) != (not self.outputs):
             raise Error(f"{self.images} images compared, but {len(self.outputs)} outputs")
 
@@ -178,7 +179,7 @@ def export(
     if inside:
         few = [array[:_NOISE_IMAGES] for array in compared]
         layers = agreement.of_layers(model, inside, content, operators, few)
-    reporting.write_whole(path, content)
+    files.write_whole(path, content)
     report = ExportReport(
         path=str(path),
         bytes=len(content),

@@ -27,6 +27,7 @@ from tfdwd.errors import Error
 from tfdwd.fisher import with_identity
 from tfdwd.moments import Moments
 from tfdwd.plans import LayerPlan, Plan
+from tfdwd.records import Count, Record
 from tfdwd.shapes import images_at_once
 
 METHODS = ("svd", "gsvd", "sequential", "joint", "channel")
@@ -37,7 +38,7 @@ RECTIFICATIONS = 2
 
 
 @dataclasses.dataclass(frozen=True)
-class LayerReport:
+class LayerReport(Record):
     """What became of one convolution.
 
     Attributes:
@@ -63,17 +64,18 @@ class LayerReport:
     replaced: bool
     reason: str
     stack: str
-    rank: int
-    width: int
-    macs_before: int
-    macs_after: int
-    parameters_before: int
-    parameters_after: int
+    rank: Count
+    width: Count
+    macs_before: Count
+    macs_after: Count
+    parameters_before: Count
+    parameters_after: Count
     error: float | None = None
     irreducible: float | None = None
     metric: str = ""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.replaced == bool(self.reason) or self.replaced != bool(self.stack):
             raise Error(f"layer {self.name!r}: a replaced layer has a stack, a kept one a reason")
         if not self.replaced and self.macs_after != self.macs_before:
@@ -103,10 +105,10 @@ class DecompositionReport(reporting.Report):
 
     method: str
     layers: tuple[LayerReport, ...]
-    macs_before: int
-    macs_after: int
-    parameters_before: int
-    parameters_after: int
+    macs_before: Count
+    macs_after: Count
+    parameters_before: Count
+    parameters_after: Count
 
     def _parts(self) -> reporting.Parts:
         rows = [
@@ -299,6 +301,12 @@ def _planned(conv: Conv, layer: LayerPlan) -> _Decision:
         raise Error(f"rank=plan: rank of {conv.path!r}: expected 1..{min(q, n)}, got {layer.rank}")
     if layer.stack == "separable":
         return _Decision((candidates.separable(conv, layer.rank),))
+    exact = n * min(c, q)
+    if layer.width > exact:
+        raise Error(
+            f"rank=plan: width of {conv.path!r}: expected 1..{exact}, which is exact, got "
+            f"{layer.width}"
+        )
     each = costs.bottleneck_macs(c, q, n, 1, conv.outputs, conv.inputs)
     return _Decision((Option("bottleneck", layer.width, layer.width * each),))
 

@@ -69,6 +69,7 @@ class Evaluation(reporting.Report):
     count: int
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         keys = [(score.output, score.metric) for score in self.scores]
         if self.count < 1 or not keys or len(set(keys)) < len(keys):
             raise Error(

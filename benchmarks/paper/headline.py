@@ -38,7 +38,7 @@ import numpy as np
 from absl import app, flags, logging
 
 import tfdwd
-from tfdwd import data, models, reporting
+from tfdwd import data, files, models, reporting
 
 HERE = pathlib.Path(__file__).parent
 DATA = pathlib.Path(os.environ.get("TFDWD_DATA", HERE / "../../../shared/data"))
@@ -171,7 +171,7 @@ class Experiment:
         folder = self.folder / f"{name}-{epochs}-{rate:g}"
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "before.keras").exists():
-            reporting.save_model(make(), folder / "before.keras")
+            files.save_model(make(), folder / "before.keras")
         before = keras.models.load_model(folder / "before.keras", compile=False)
         if (folder / "after.keras").exists():
             return before, keras.models.load_model(folder / "after.keras", compile=False)
@@ -190,7 +190,7 @@ class Experiment:
             seed=self.seed,
         )
         (folder / "history.json").write_text(json.dumps(history.history))
-        reporting.save_model(model, folder / "after.keras")
+        files.save_model(model, folder / "after.keras")
         return before, model
 
     def network(

@@ -36,7 +36,7 @@ import numpy as np
 from absl import flags
 
 import tfdwd
-from tfdwd import data, models, reporting, workers
+from tfdwd import data, files, models, workers
 from tfdwd.scripts import common
 
 STUDENTS = {
@@ -80,7 +80,7 @@ def trained(
         model = make()
         if not workers.index():
             folder.mkdir(parents=True, exist_ok=True)
-            reporting.save_model(model, folder / "before.keras")
+            files.save_model(model, folder / "before.keras")
     workers.wait()  # until the first has written it
     before, model = (
         keras.models.load_model(folder / "before.keras", compile=False) for _ in range(2)

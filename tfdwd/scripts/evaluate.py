@@ -11,14 +11,12 @@ Examples:
 from absl import flags
 
 import tfdwd
-from tfdwd import metrics, reporting
+from tfdwd import arrays, files, metrics
 from tfdwd.errors import Error
 from tfdwd.scripts import common
 
 FLAGS = flags.FlagValues()
-_MODEL = flags.DEFINE_string(
-    "model", None, "a .keras, .h5 or .tflite file", required=True, flag_values=FLAGS
-)
+_MODEL = common.define_model_file(FLAGS, "model", "a .keras, .h5 or .tflite file", required=True)
 _IMAGES = common.define_array(FLAGS, "images", "the images", required=True)
 _LABELS = flags.DEFINE_multi_string(
     "labels",
@@ -47,7 +45,7 @@ _PEAK = flags.DEFINE_float("peak", None, "white minus black, for psnr", flag_val
 _BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", 64, "images that Keras runs at once", lower_bound=1, flag_values=FLAGS
 )
-_JSON = flags.DEFINE_string("json", None, "where to write the result as JSON", flag_values=FLAGS)
+_JSON = common.define_output(FLAGS, "json", "where to write the result as JSON")
 
 
 def main() -> None:
@@ -68,9 +66,9 @@ def main() -> None:
         peak=_PEAK.value,
         batch_size=_BATCH_SIZE.value,
     )
-    print(result)
     if _JSON.value is not None:
-        reporting.write_whole(_JSON.value, result.to_json())
+        files.write_whole(_JSON.value, result.to_json())
+    print(result)
 
 
 def _by_output(flag: str, values: list[str]) -> dict[str, list[str]] | list[str] | None:
@@ -93,7 +91,7 @@ def _by_output(flag: str, values: list[str]) -> dict[str, list[str]] | list[str]
 
 
 def _labels_in(path: str) -> object:
-    return common.load_array(path, _LABELS_KEY.value, "labels_key")
+    return arrays.load(path, _LABELS_KEY.value)
 
 
 def _model_at(path: str) -> object:

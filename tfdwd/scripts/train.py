@@ -20,17 +20,17 @@ from typing import Any
 from absl import flags, logging
 
 import tfdwd
-from tfdwd import reporting, workers
+from tfdwd import files, reporting, workers
 from tfdwd.errors import Error
 from tfdwd.scripts import common
 
 FLAGS = flags.FlagValues()
 _MODEL = common.define_model(FLAGS)
-_OUTPUT = flags.DEFINE_string(
-    "output", None, "the .keras file to write", required=True, flag_values=FLAGS
+_OUTPUT = common.define_output(
+    FLAGS, "output", "the .keras file to write", suffix=".keras", required=True
 )
-_TEACHER = flags.DEFINE_string(
-    "teacher", None, "the Keras model to learn from, such as the original", flag_values=FLAGS
+_TEACHER = common.define_model_file(
+    FLAGS, "teacher", "the Keras model to learn from, such as the original"
 )
 _IMAGES = common.define_array(FLAGS, "images", "images to train on")
 _LABELS = common.define_array(FLAGS, "labels", "their labels; not needed with a teacher")
@@ -157,7 +157,7 @@ def main() -> None:
         )
     if workers.index():
         return  # the first writes
-    reporting.save_model(model, _OUTPUT.value)
+    files.save_model(model, _OUTPUT.value)
     columns = history.history
     rows = zip(*(map("{:.4f}".format, values) for values in columns.values()), strict=True)
     print(

@@ -14,7 +14,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfdwd import bridge, outputs, reporting
+from tfdwd import bridge, files, outputs
 from tfdwd.errors import Error
 
 _STATE = "state.npz"
@@ -116,7 +116,7 @@ def write(folder: Path, state: State) -> None:
         deviations=np.array(state.deviations),
         **arrays,
     )
-    reporting.write_whole(folder / _STATE, sheet.getvalue())
+    files.write_whole(folder / _STATE, sheet.getvalue())
 
 
 def restore(learner: Any, state: State, folder: Path) -> None:
@@ -138,10 +138,10 @@ def restore(learner: Any, state: State, folder: Path) -> None:
 def save_student(student: Any, folder: Path, name: str) -> None:
     """Saves the student under a name such as "best", whole or not at all."""
     if bridge.kit(student) is keras:
-        reporting.save_model(student, folder / f"{name}.keras")
+        files.save_model(student, folder / f"{name}.keras")
         return
     # See tfdwd.quantize_aware: it cannot be loaded from .keras.
     with tempfile.TemporaryDirectory() as own:
         path = Path(own) / f"{name}.weights.h5"
         student.save_weights(path)
-        reporting.write_whole(folder / path.name, path.read_bytes())
+        files.write_whole(folder / path.name, path.read_bytes())
