@@ -722,6 +722,31 @@ def test_an_iterable_is_read_on(steps: int | None, opened: int) -> None:
     assert _seen(batched, steps, 3, first=1) == _seen(batched, steps, 3)[1:]
 
 
+class Indexed(keras.utils.PyDataset):
+    """Data that is read by index."""
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return _of([index])[0]
+
+
+def test_a_pydataset_is_read_on() -> None:
+    assert _seen(Indexed(), 2, 3) == [[0, 1], [2, 0], [1, 2]]
+    assert _seen(lambda epoch: Indexed(), None, 2) == [[0, 1, 2]] * 2
+
+
+def test_data_that_cannot_be_read_is_told() -> None:
+    def broken() -> Iterator[np.ndarray]:
+        yield from _of([0])
+        raise OSError("the disk is gone")
+
+    for data in (broken, lambda: itertools.islice(broken(), 1, None)):
+        with pytest.raises(Error, match="cannot be read: OSError: the disk is gone"):
+            _seen(data(), 2, 1)
+
+
 def test_an_iterator_loses_no_batch() -> None:
     assert _seen(iter(_of(range(6))), 2, 3) == [[0, 1], [2, 3], [4, 5]]
     assert _seen(iter(_of(range(6))), 2, 3, first=1) == [[2, 3], [4, 5]]
@@ -776,8 +801,14 @@ def test_data_that_ends_too_early_or_never_is_told(teacher: keras.Model) -> None
         )
     with pytest.raises(Error, match=r"validation: expected arrays.*got list_iterator"):
         tfdwd.finetune(model, IMAGES, validation=iter([IMAGES]), **options)
-    with pytest.raises(Error, match="got str"):
-        tfdwd.finetune(model, "images.npz", **options)
+    for data in ("images.npz", Path("images.npz"), 3, None):
+        with pytest.raises(Error, match=f"got {type(data).__name__}"):
+            tfdwd.finetune(model, data, **options)
+        with pytest.raises(Error, match=f"got {type(data).__name__}"):
+            tfdwd.finetune(model, lambda epoch, data=data: data, **options)
+    for data in ({}, (), [], (np.zeros(()), 3)):
+        with pytest.raises(Error):
+            tfdwd.finetune(model, data, **options)
     with pytest.raises(Error, match="expected a function of the epoch's number"):
         tfdwd.finetune(model, lambda: iter([IMAGES]), **options)
 
@@ -879,6 +910,11 @@ def test_models_that_do_not_fit() -> None:
         tfdwd.finetune(frozen, SMALL, epochs=1, teacher=softmax)
     with pytest.raises(Error, match="model: expected a Keras model, got str"):
         tfdwd.finetune("student.keras", SMALL, epochs=1)  # type: ignore[arg-type]
+    for kind in "model", "teacher":
+        unbuilt = keras.Sequential([layers.Dense(4)])
+        pair = {"model": softmax, "teacher": softmax, kind: unbuilt}
+        with pytest.raises(Error, match=f"{kind}: expected a Sequential or Functional model that"):
+            tfdwd.finetune(pair["model"], SMALL, epochs=1, teacher=pair["teacher"])
     nan = _small(HEADS["image"])
     nan.set_weights([np.full_like(w, np.nan) for w in nan.get_weights()])
     with pytest.raises(Error, match=r"output .* of the teacher is NaN or infinite"):

@@ -155,7 +155,7 @@ def _is_better(name: str, value: float, before: list[float]) -> bool:
 
 
 def validation_of(
-    data: Any, model: Any, task: Task, batch_size: int, fixed: int | None
+    data: Any, model: Any, task: Task, *, batch_size: int, fixed: int | None
 ) -> Callable[[Any], dict[str, float]]:
     """What validates a learner: of a classifier with labels the top-1, else the loss.
 
@@ -163,12 +163,13 @@ def validation_of(
       data: the user's.
       model: the student.
       task: what it learns.
-      batch_size, fixed: images that are run at once; the second where the model has such a size.
+      batch_size: images that are run at once.
+      fixed: the same, where student or teacher take no other number.
 
     Raises:
       tfdwd.Error: the data is empty, can be read only once or never ends; labels do not fit.
     """
-    if hasattr(data, "__next__") or not (hasattr(data, "__iter__") or hasattr(data, "__array__")):
+    if hasattr(data, "__next__") and not hasattr(data, "__getitem__"):
         raise Error(
             "validation: expected arrays, a tf.data.Dataset, or a list of batches, that can be "
             f"read after each epoch; got {type(data).__name__}"
