@@ -172,9 +172,10 @@ def test_two_devices_of_one_process_train_as_one(folder: Path) -> None:
         "    with tf.distribute.MirroredStrategy(devices).scope():\n"
         f"        model = keras.models.load_model('{folder}/model.keras')\n"
         "        history = tfdwd.finetune(model, (data['x'], data['y']), epochs=5, batch_size=32,\n"
-        "            optimizer='sgd', learning_rate=0.1, seed=3, freeze_batch_norm=True)\n"
+        "            optimizer='sgd', learning_rate=0.1, seed=3, freeze_batch_norm=True,\n"
+        "            validation=(data['x'], data['y']))\n"
         f"    model.save('{folder}/' + name + '.keras')\n"
-        "    print(history.history['loss'])\n"
+        "    print(history.history['loss'] + history.history['val_top1'])\n"
     )
     [printed] = _finish(_start(1, [str(script)]))
     alone, mirrored = (json.loads(line) for line in printed.splitlines())

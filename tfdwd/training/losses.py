@@ -152,7 +152,7 @@ class _OfFunction(keras.losses.Loss):
     """Calls a function with y_true in the rank of y_pred where they differ by an axis of 1."""
 
     def __init__(self, function: Any) -> None:
-        super().__init__(reduction="none")
+        super().__init__(name="given", reduction="none")
         self.function = function
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
