@@ -14,7 +14,7 @@ import tensorflow as tf
 from absl import flags
 
 import tfdwd
-from tfdwd import lite, reporting
+from tfdwd import children, lite, reporting
 from tfdwd.errors import Error
 from tfdwd.plans import LayerPlan
 from tfdwd.scripts import benchmark, common, decompose, evaluate, export, micro_models, plan, train
@@ -358,6 +358,21 @@ def test_terminals_and_pipes_of_every_kind(monkeypatch, pytestconfig):
     assert killed.returncode == 130
     assert killed.stderr.splitlines()[-1] == "-c: interrupted"
     assert len(killed.stderr.splitlines()) == 2
+
+
+def test_a_file_that_crashes_litert_is_one_line(folder, tmp_path, capsys, monkeypatch):
+    path = tmp_path / "model.tflite"
+    assert call("export", f"--model={folder}/model.keras", f"--output={path}") == 0
+    capsys.readouterr()
+    common.check_tflite([str(path)])
+    # A real one is rare: the child ends as it would.
+    dies = "import os; os.kill(os.getpid(), 11)"
+    monkeypatch.setattr(children, "_CODE", f"print({str(path)!r}, flush=True); {dies}")
+    data = [f"--images={folder}/images.npz", f"--labels={folder}/labels.npy"]
+    for command in (["benchmark"], ["evaluate", *data]):
+        assert call(*command, f"--model={path}") == 1
+        [line] = capsys.readouterr().err.splitlines()
+        assert "model.tflite crashes LiteRT (signal 11): it is damaged" in line
 
 
 def test_a_device_takes_what_is_written(folder, capsys):

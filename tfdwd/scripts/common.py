@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import numpy as np
 from absl import flags, logging
 
-from tfdwd import arrays, files, reporting, workers
+from tfdwd import arrays, children, files, reporting, workers
 from tfdwd.errors import Error
 from tfdwd.records import Record
 
@@ -365,6 +365,27 @@ def load_record(kind: type[RecordT], path: str) -> RecordT:
         return kind.from_json(text)
     except Error as error:
         raise Error(f"{path}: {error}") from error
+
+
+def check_tflite(paths: Sequence[str]) -> None:
+    """Checks in another process that .tflite files do not crash LiteRT; that takes half a second.
+
+    Raises:
+      tfdwd.Error: one does.
+    """
+    if not paths:
+        return
+    for path in paths:
+        files.check_input(path)
+    done = children.run("tfdwd.lite", "try_out", paths)
+    if done.returncode:
+        path = [paths[0], *done.stdout.splitlines()][-1]
+        signal = f"signal {-done.returncode}"
+        reason = signal if done.returncode < 0 else done.stderr.splitlines()[-1]
+        raise Error(
+            f"{path} crashes LiteRT ({reason}): it is damaged, or needs more memory than there is; "
+            "export it again"
+        )
 
 
 def load_model(path: str) -> "keras.Model":

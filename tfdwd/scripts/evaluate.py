@@ -25,8 +25,10 @@ _JSON = common.define_output(FLAGS, "json", "where to write the result as JSON")
 
 def main() -> None:
     """Loads, evaluates, prints and writes the result."""
-    images, labels = _IMAGES(), _LABELS()
     path = _MODEL.value
+    if path.endswith(".tflite"):
+        common.check_tflite([path])
+    images, labels = _IMAGES(), _LABELS()
     model = path if path.endswith(".tflite") else common.load_model(path)
     result = tfdwd.evaluate(model, (images, labels), batch_size=_BATCH_SIZE.value)
     if _JSON.value is not None:
