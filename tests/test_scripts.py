@@ -51,6 +51,7 @@ def folder(tmp_path_factory, classifier):
     (folder / "link.keras").symlink_to("text.keras")
     layer = LayerPlan("x", False, "why", "", 0, 0, 9, 9, 9, 9)
     plan = tfdwd.Plan((layer,), "", 1.0, 1.0, 0.0, "none", 1, "", "")
+    (folder / "fine.json").write_text(plan.to_json())
     (folder / "plan.json").write_text(plan.to_json().replace('"rank": 0', '"rank": "0"'))
     return folder
 
@@ -184,6 +185,11 @@ L = "--labels={}/labels.npy"
         ),
         (
             "decompose",
+            ["--model={}/text.keras", "--output=s.keras", "--plan={}/fine.json", "--rank=2"],
+            "expected no --rank beside it",
+        ),
+        (
+            "decompose",
             ["--model={}/text.keras", "--output=s.keras", "--plan={}/plan.json"],
             r"plan\.json: expected the JSON of a Plan: layers\[0\]\.rank: .* int, got str",
         ),
@@ -252,6 +258,18 @@ def test_help_shows_the_doc_and_every_flag_of_the_script(name, capsys):
         assert f"  --{flag}\n" in text
     assert "--verbosity" not in text
     assert max(map(len, text.splitlines())) <= 100
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_examples_in_the_help_have_flags_that_exist(name):
+    commands = SCRIPTS[name].__doc__.partition("Example:")[2].replace("\\\n", " ").splitlines()
+    named = [line.partition("tfdwd-")[2].split() for line in commands if "tfdwd-" in line]
+    assert name.replace("_", "-") in [words[0] for words in named]
+    for script, *words in named:
+        known = SCRIPTS[script.replace("-", "_")].FLAGS
+        for word in words:
+            if word.startswith("--"):
+                assert word[2:].partition("=")[0] in known, word
 
 
 def test_helpfull_shows_the_rest(capsys):

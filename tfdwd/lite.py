@@ -4,6 +4,7 @@ import collections
 import contextlib
 import importlib.metadata
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -250,17 +251,22 @@ def try_out(*paths: str) -> None:
     """Opens and runs .tflite files once, to see whether one takes the process down with it.
 
     LiteRT checks how a file is built, but not all that the numbers in it ask for. Meant for a
-    process of its own, which gets half of the memory: each path is printed before.
+    process of its own, which gets half of the memory: it prints each path before, and exits with
+    one line on standard error where a file is refused.
 
     Args:
-      paths: of the files; a file that is refused with an error is none that does harm.
+      paths: of the files.
     """
     memory.limit_growth(0.5)
     for path in paths:
         print(path, flush=True)
-        with contextlib.suppress(Error):
+        try:
             model = Model(path)
             model.run([x.real(np.zeros(x.shape, x.dtype)) for x in model.inputs])
+        except Error as error:
+            sys.exit(" ".join(str(error).split()))
+        except MemoryError:
+            sys.exit(f"{path} needs more memory than there is")
 
 
 def in_order(content: bytes, inputs: Sequence[str], outputs: Sequence[str]) -> bytes:

@@ -368,24 +368,24 @@ def load_record(kind: type[RecordT], path: str) -> RecordT:
 
 
 def check_tflite(paths: Sequence[str]) -> None:
-    """Checks in another process that .tflite files do not crash LiteRT; that takes half a second.
+    """Checks in another process that LiteRT can run .tflite files; that takes half a second.
 
     Raises:
-      tfdwd.Error: one does.
+      tfdwd.Error: it cannot, or crashes.
     """
     if not paths:
         return
     for path in paths:
         files.check_input(path)
     done = children.run("tfdwd.lite", "try_out", paths)
-    if done.returncode:
+    if done.returncode < 0:
         path = [paths[0], *done.stdout.splitlines()][-1]
-        signal = f"signal {-done.returncode}"
-        reason = signal if done.returncode < 0 else done.stderr.splitlines()[-1]
         raise Error(
-            f"{path} crashes LiteRT ({reason}): it is damaged, or needs more memory than there is; "
-            "export it again"
+            f"{path} crashes LiteRT (signal {-done.returncode}): it is damaged, or needs more "
+            "memory than there is; export it again"
         )
+    if done.returncode:
+        raise Error(done.stderr.splitlines()[-1])
 
 
 def load_model(path: str) -> "keras.Model":
