@@ -116,6 +116,17 @@ def test_two_inputs_are_timed(two_in_two_out):
     assert benchmark({"both": two_in_two_out}, rounds=1).timings[0].median_ms > 0
 
 
+def test_a_model_of_open_sizes_is_timed_in_memory(monkeypatch):
+    monkeypatch.setattr(benchmarking, "tempfile", None)  # no file is made
+    model = keras.Sequential([keras.Input((None, None, 3)), keras.layers.Conv2D(4, 3)])
+    report = benchmark({"open": model}, rounds=1, input_shape=(9, 7, 3))
+    assert report.timings[0].median_ms > 0
+    content = benchmarking.content_of(model, (9, 7, 3))
+    assert lite.Model(content).inputs[0].shape == (1, 9, 7, 3)
+    with pytest.raises(Error, match=r"leaves sizes open, .* input_shape=\(224, 224, 3\)"):
+        benchmark({"open": model}, rounds=1)
+
+
 @pytest.mark.parametrize(
     ("models", "options", "message"),
     [

@@ -1,7 +1,7 @@
 import keras
 import numpy as np
 import pytest
-from cases import NETWORKS, difference, inputs_of, network, outputs_of
+from cases import HIDING, NETWORKS, difference, inputs_of, network, outputs_of
 
 from tfdwd import graph
 from tfdwd.errors import Error
@@ -18,7 +18,7 @@ def run(traced, inputs):
     return values
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [*NETWORKS, *HIDING])
 def test_the_calls_in_order_give_the_models_outputs_and_the_shapes_stated(name):
     model = network(name)
     inputs = inputs_of(model)

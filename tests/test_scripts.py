@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shlex
 import stat
 import subprocess
@@ -262,7 +263,7 @@ def test_help_shows_the_doc_and_every_flag_of_the_script(name, capsys):
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_examples_in_the_help_have_flags_that_exist(name):
-    commands = SCRIPTS[name].__doc__.partition("Example:")[2].replace("\\\n", " ").splitlines()
+    commands = re.split("Examples?:", SCRIPTS[name].__doc__)[1].replace("\\\n", " ").splitlines()
     named = [line.partition("tfdwd-")[2].split() for line in commands if "tfdwd-" in line]
     assert name.replace("_", "-") in [words[0] for words in named]
     for script, *words in named:
@@ -541,3 +542,28 @@ def test_train_needs_one_kind_of_data(softmax_model, tmp_path, capsys):
             in capsys.readouterr().err
         )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_open_sizes_are_given_as_flags(tmp_path, capsys):
+    keras.Sequential([keras.Input((None, None, 3), name="x"), keras.layers.Conv2D(4, (1, 3))]).save(
+        tmp_path / "open.keras"
+    )
+    model, shape = f"--model={tmp_path}/open.keras", "--input_shape=9x7x3"
+    assert call("export", model, f"--output={tmp_path}/m.tflite", shape) == 0
+    assert lite.Model(tmp_path / "m.tflite").inputs[0].shape == (1, 9, 7, 3)
+    assert call("benchmark", model, "--rounds=1", "--input_shape=x=9x7x3") == 0
+    assert call("micro_models", model, f"--folder={tmp_path}/micro", shape) == 0
+    assert lite.Model(tmp_path / "micro" / "network.tflite").inputs[0].shape == (1, 9, 7, 3)
+    capsys.readouterr()
+    assert call("export", model, f"--output={tmp_path}/n.tflite") == 1
+    assert "leaves sizes open, (any, any, 3): pass data, or" in capsys.readouterr().err
+    assert not (tmp_path / "n.tflite").exists()
+
+
+def test_shapes_on_the_command_line():
+    assert common.input_shape(["128x96x3"]) == (128, 96, 3)
+    assert common.input_shape(["8x8x3", "5"]) == [(8, 8, 3), (5,)]
+    assert common.input_shape(["a=8x8x3", "b=c=5"]) == {"a": (8, 8, 3), "b=c": (5,)}
+    for wrong in (["8x"], ["8,8"], ["0x3"], ["a=8", "5"], ["a=8", "a=5"], ["-1x3"], [""]):
+        with pytest.raises(Error, match="--input_shape: expected "):
+            common.input_shape(wrong)

@@ -18,6 +18,7 @@ import numpy as np
 from tfdwd import benchmarking, logs, records
 from tfdwd.benchmarking import BenchmarkReport
 from tfdwd.errors import Error
+from tfdwd.shapes import InputShape
 
 if TYPE_CHECKING:
     import keras
@@ -39,6 +40,7 @@ def benchmark(
     threads: int = 1,
     xnnpack: bool = True,
     rounds: int = 5,
+    input_shape: InputShape | None = None,
 ) -> BenchmarkReport:
     """Times models on a phone, interleaved like `tfdwd.benchmark`.
 
@@ -51,6 +53,7 @@ def benchmark(
       serial: of the phone, where adb sees several.
       threads, xnnpack: as for `tfdwd.benchmark`.
       rounds: samples of each model.
+      input_shape: as for `tfdwd.benchmark`.
 
     Returns:
       The timings, with time to load, first run and memory as benchmark_model tells them.
@@ -73,7 +76,7 @@ def benchmark(
             "(TensorFlow's page on measuring performance says where)"
         )
     benchmarking.check(models, threads=threads, rounds=rounds)
-    contents = [benchmarking.content_of(model) for model in models.values()]
+    contents = [benchmarking.content_of(model, input_shape) for model in models.values()]
     serial = _only_phone(serial)
     device = " ".join(_property(serial, f"ro.product.{what}") for what in ("manufacturer", "model"))
     folder = f"/data/local/tmp/tfdwd-{secrets.token_hex(4)}"

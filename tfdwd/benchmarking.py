@@ -23,6 +23,7 @@ from tfdwd import children, lite, reporting
 from tfdwd.conditions import Conditions, Watch
 from tfdwd.errors import Error
 from tfdwd.records import Amount, Count, Positive, PositiveAmount, Record, dumps
+from tfdwd.shapes import InputShape
 
 if TYPE_CHECKING:
     import keras
@@ -182,6 +183,7 @@ def benchmark(
     rounds: int = 30,
     warmup: int = 3,
     startup: bool = False,
+    input_shape: InputShape | None = None,
 ) -> BenchmarkReport:
     """Times models on LiteRT, interleaved.
 
@@ -191,13 +193,15 @@ def benchmark(
     samples the machine's governor, clock, temperature and throttling are looked at.
 
     Args:
-      models: name to .tflite file, or to its content, or to a Keras model, which is exported first
+      models: name to .tflite file, or to its content, or to a Keras model, which is converted first
         (in float32). The first is the one that the others are compared with.
       threads: that LiteRT may use.
       xnnpack: whether LiteRT may use XNNPACK, as it does by default.
       rounds: samples of each model. Each sample is the mean over runs of 20 ms or more.
       warmup: runs of each model before anything is timed.
       startup: also measure loading, the first run and peak memory, in a new process for each model.
+      input_shape: at which sizes to run the Keras models that leave them open, as for
+        `tfdwd.export`.
 
     Returns:
       The timings.
@@ -209,7 +213,7 @@ def benchmark(
       >>> print(benchmark({"original": "model.tflite", "student": "student.tflite"}))
     """
     check(models, threads=threads, rounds=rounds, warmup=warmup)
-    contents = {name: content_of(model) for name, model in models.items()}
+    contents = {name: content_of(model, input_shape) for name, model in models.items()}
     opened = [lite.Model(content, threads, xnnpack=xnnpack) for content in contents.values()]
     for model in opened:
         model.load(_random_inputs(model))
@@ -257,8 +261,14 @@ def interleaved(rounds: int, models: int) -> Iterator[tuple[int, int]]:
                 bar.update()
 
 
-def content_of(model: "str | os.PathLike[str] | bytes | keras.Model") -> bytes:
-    """A .tflite model as bytes; a Keras model is exported.
+def content_of(
+    model: "str | os.PathLike[str] | bytes | keras.Model", input_shape: InputShape | None = None
+) -> bytes:
+    """A .tflite model as bytes; a Keras model is converted.
+
+    Args:
+      model: as for `benchmark`.
+      input_shape: of a Keras model that leaves sizes open.
 
     Raises:
       tfdwd.Error: no such file, or as `tfdwd.export`.
@@ -269,12 +279,10 @@ def content_of(model: "str | os.PathLike[str] | bytes | keras.Model") -> bytes:
         if not Path(model).is_file():
             raise Error(f"no such file: {os.fspath(model)}")
         return Path(model).read_bytes()
-    from tfdwd.conversion import export
+    from tfdwd import conversion
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.tflite"
-        export(model, path)
-        return path.read_bytes()
+    conversion.check_convertible(model)
+    return conversion.convert(model, conversion.file_shapes(model, input_shape))
 
 
 def _random_inputs(model: lite.Model) -> list[np.ndarray]:

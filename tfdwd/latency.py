@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -23,23 +24,28 @@ from tfdwd import (
     records,
     reporting,
 )
+from tfdwd.batches import first
 from tfdwd.candidates import Option
 from tfdwd.errors import Error
 from tfdwd.records import Positive, PositiveAmount
+from tfdwd.shapes import InputShape
 from tfdwd.timecache import TimeCache, Times, check_complete
 
 _ROUNDS = 9  # of timing, for each layer with its stacks
 _RANDOM_IMAGES = 8  # for the ranges of a layer that is only timed
 _NETWORK = "network.tflite"
 _MANIFEST = "manifest.json"
+# What is in a folder before its manifest: files of ours, whole or not.
+_LEFT = re.compile(r"\.?(network|\d{3}-[a-z]+(-\d+)?)(-\d+)?\.tflite|\.manifest-\d+\.json")
 
 Source = Callable[[keras.layers.Conv2D, tuple[int, ...], Sequence[Option]], Times]
 
 
 def geometry(layer: keras.layers.Conv2D, shape: tuple[int, ...]) -> str:
-    """What the time of a convolution depends on, for inputs of a shape (h, w, c)."""
+    """What the time of a convolution depends on, for inputs of a shape (batch, h, w, c)."""
+    size = shape[1:] if shape[0] == 1 else shape
     return (
-        f"{'x'.join(map(str, shape))} -> {layer.filters}, taps {layer.kernel_size}, strides "
+        f"{'x'.join(map(str, size))} -> {layer.filters}, taps {layer.kernel_size}, strides "
         f"{layer.strides}, dilation {layer.dilation_rate}, {layer.padding}"
     )
 
@@ -59,7 +65,7 @@ def timed(
     Args:
       source: gives the times of one call.
       layer: the convolution.
-      shapes: (h, w, c) of the input at each call.
+      shapes: (batch, h, w, c) of the input at each call.
       options: stacks.
 
     Returns:
@@ -114,14 +120,14 @@ def _files(
 ) -> Iterator[tuple[str, bytes]]:
     """A .tflite model of the layer alone, and one of each stack, with random weights."""
     source = np.random.default_rng(0)
-    images = [source.normal(size=(_RANDOM_IMAGES, *shape)).astype(np.float32)]
+    images = [source.normal(size=(max(_RANDOM_IMAGES, shape[0]), *shape[1:])).astype(np.float32)]
     config = {**layer.get_config(), "dtype": "float32", "activation": "relu", "use_bias": True}
     conv = keras.layers.Conv2D.from_config(config)
-    x = keras.Input(shape, name="x")
-    yield "kept", conversion.convert(keras.Model(x, conv(x)), quantize, False, images)
+    x = keras.Input(shape[1:], name="x")
+    yield "kept", conversion.convert(keras.Model(x, conv(x)), [shape], quantize, images=images)
     for option in options:
         model = keras.Model(x, random_stack(conv, option)(x))
-        yield _name(option), conversion.convert(model, quantize, False, images)
+        yield _name(option), conversion.convert(model, [shape], quantize, images=images)
 
 
 def random_stack(conv: keras.layers.Conv2D, option: Option) -> rebuild.Expansion:
@@ -200,15 +206,18 @@ def write_micro_models(
     *,
     quantize: str = "none",
     data: Any = None,
+    input_shape: InputShape | None = None,
 ) -> int:
     """Writes what a plan times as .tflite files, to be timed on another device.
 
     Args:
-      model: a Functional or Sequential model of fixed input sizes.
+      model: a Functional or Sequential model. Sizes that it leaves open are those of the data, or
+        of ``input_shape``.
       folder: a new or empty folder; it gets ``network.tflite``, a file for each layer and each of
         its stacks, random weights in them, and at last ``manifest.json``.
       quantize: the precision that will be deployed, as for `tfdwd.export`.
       data: images, which int8 takes ranges from.
+      input_shape: as for `tfdwd.export`.
 
     Returns:
       How many .tflite files there are.
@@ -221,32 +230,59 @@ def write_micro_models(
       61
     """
     folder = Path(folder)
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise Error(f"{folder}: expected a new or an empty folder, got one that holds something")
+    is_new = not folder.exists()
+    _clear(folder)
+    conversion.check_quantize(quantize)
+    conversion.check_backend()
     model = bridge.to_keras3(model)
-    traced = graph.trace(model)
-    folder.mkdir(parents=True, exist_ok=True)
-    conversion.export(model, folder / _NETWORK, quantize=quantize, data=data)
-    manifest: dict[str, tuple[str, str]] = {}
+    conversion.check_convertible(model)
+    images = None if data is None else first(model, data, conversion.RANGE_IMAGES)
+    conversion.check_enough(images, quantize)
+    sizes = conversion.file_shapes(model, input_shape, images)
+    traced = graph.at_sizes(graph.trace(model), [size[1:] for size in sizes])
     convs = {
-        id(conv.layer): conv
-        for conv in candidates.find_convolutions(traced)
-        if not candidates.why_not(conv.layer)
+        id(conv.layer): conv for conv in candidates.find_convolutions(traced) if not conv.obstacle
     }
     calls = {
-        geometry(call.operation, traced.specs[call.inputs[0]].shape[1:]): call
+        geometry(call.operation, shape): (convs[id(call.operation)], shape)
         for call in traced.calls
         if id(call.operation) in convs
+        for shape in [(sizes[0][0], *traced.specs[call.inputs[0]].shape[1:])]
     }
-    for number, (key, call) in enumerate(reporting.progress(calls.items(), "micro-models")):
-        shape = traced.specs[call.inputs[0]].shape[1:]
-        options = candidates.options(convs[id(call.operation)])
-        for name, content in _files(call.operation, shape, options, quantize):
-            file = f"{number:03d}-{name.replace(' ', '-')}.tflite"
-            files.write_whole(folder / file, content)
-            manifest[file] = key, name
-    files.write_whole(folder / _MANIFEST, _Manifest(quantize, manifest).to_json())
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        conversion.export(
+            model, folder / _NETWORK, quantize=quantize, data=images, input_shape=input_shape
+        )
+        manifest: dict[str, tuple[str, str]] = {}
+        for number, (key, (conv, shape)) in enumerate(
+            reporting.progress(calls.items(), "micro-models")
+        ):
+            options = candidates.options(conv)
+            for name, content in _files(conv.layer, shape, options, quantize):
+                file = f"{number:03d}-{name.replace(' ', '-')}.tflite"
+                files.write_whole(folder / file, content)
+                manifest[file] = key, name
+        files.write_whole(folder / _MANIFEST, _Manifest(quantize, manifest).to_json())
+    except BaseException:
+        _clear(folder)
+        if is_new:
+            folder.rmdir()
+        raise
     return len(manifest) + 1
+
+
+def _clear(folder: Path) -> None:
+    """Removes what an interrupted run left, which has no manifest; refuses all else.
+
+    Raises:
+      tfdwd.Error: the folder is a file, or holds something else.
+    """
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    if folder.is_file() or not all(map(_LEFT.fullmatch, names)):
+        raise Error(f"{folder}: expected a new or an empty folder, got one that holds something")
+    for name in names:
+        (folder / name).unlink()
 
 
 def read_latency_table(

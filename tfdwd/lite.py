@@ -5,7 +5,7 @@ import contextlib
 import importlib.metadata
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from tfdwd import memory
 from tfdwd.errors import Error
+from tfdwd.shapes import in_batches
 
 Source = str | os.PathLike[str] | bytes
 
@@ -29,7 +30,7 @@ class Tensor:
     """An input or output of a model: name in the signature, shape with the batch, dtype.
 
     A quantised one holds whole numbers that stand for (number - zero_point) * scale; `scale` is 0
-    where it is not quantised.
+    where it is not quantised. `sizes` is the shape with None where the file leaves a size open.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Tensor:
     dtype: np.dtype
     scale: float = 0.0
     zero_point: int = 0
+    sizes: tuple[int | None, ...] = ()
 
     def quantized(self, values: np.ndarray) -> np.ndarray:
         """Real values as the tensor holds them; beyond its range they saturate."""
@@ -95,6 +97,7 @@ class Model:
         self, source: Source, threads: int = 1, *, xnnpack: bool = True, keep: bool = False
     ) -> None:
         content = _content(source)
+        self._input_names, self._output_names = _signature(content, source)
         plain = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
         try:
             self.interpreter = Interpreter(
@@ -107,15 +110,36 @@ class Model:
                 else plain,
             )
             self.interpreter.allocate_tensors()
-            self._input_details = self.interpreter.get_input_details()
-            self._output_details = self.interpreter.get_output_details()
+            self._read_details()
         except (ValueError, RuntimeError) as error:
             raise Error(
                 f"LiteRT {runtime_version()} cannot open {_name(source)}: {error}"
             ) from error
-        inputs, outputs = _signature(content, source)
-        self.inputs = _tensors(self._input_details, inputs)
-        self.outputs = _tensors(self._output_details, outputs)
+
+    def _read_details(self) -> None:
+        self._input_details = self.interpreter.get_input_details()
+        self._output_details = self.interpreter.get_output_details()
+        self.inputs = _tensors(self._input_details, self._input_names)
+        self.outputs = _tensors(self._output_details, self._output_names)
+
+    def resize(self, shapes: Sequence[Sequence[int]]) -> None:
+        """Sets the shapes of the inputs, where the file leaves sizes open.
+
+        Args:
+          shapes: one for each of `Model.inputs`, with the batch.
+
+        Raises:
+          tfdwd.Error: the file cannot run at these shapes.
+        """
+        try:
+            for details, shape in zip(self._input_details, shapes, strict=True):
+                self.interpreter.resize_tensor_input(details["index"], list(shape), strict=True)
+            self.interpreter.allocate_tensors()
+        except (ValueError, RuntimeError) as error:
+            raise Error(
+                f"the .tflite model cannot run at inputs of {[tuple(s) for s in shapes]}: {error}"
+            ) from error
+        self._read_details()
 
     def load(self, inputs: Sequence[np.ndarray]) -> None:
         """Sets the inputs for the next `invoke`.
@@ -137,8 +161,16 @@ class Model:
             self.interpreter.set_tensor(details["index"], tensor.quantized(array))
 
     def invoke(self) -> None:
-        """Runs the model on the inputs that `load` set: what a benchmark times."""
-        self.interpreter.invoke()
+        """Runs the model on the inputs that `load` set: what a benchmark times.
+
+        Raises:
+          tfdwd.Error: an operator cannot run on these inputs, such as a division by zero in int8.
+        """
+        try:
+            self.interpreter.invoke()
+        except (ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise Error(f"LiteRT {runtime_version()} cannot run the model: {reason}") from error
 
     def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Runs the model.
@@ -150,45 +182,66 @@ class Model:
           One new array of real values for each of `Model.outputs`.
 
         Raises:
-          tfdwd.Error: as for `load`.
+          tfdwd.Error: as for `load` and `invoke`.
         """
         self.load(inputs)
         self.invoke()
         return [
-            tensor.real(self.interpreter.get_tensor(details["index"]))
+            self._values(tensor, details)
             for tensor, details in zip(self.outputs, self._output_details, strict=True)
         ]
 
+    def activations(
+        self, inputs: Sequence[np.ndarray], names: Container[str]
+    ) -> dict[str, np.ndarray]:
+        """Runs images and gives the tensors inside, of a model that was opened to keep them.
 
-def activations(source: Source, inputs: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-    """Runs a model image by image and keeps what every operator writes.
+        Args:
+          inputs: one array (images, ...) for each input, of real values.
+          names: of the tensors.
 
-    Args:
-      source: path of a .tflite file of batch 1, or its content.
-      inputs: one array (images, ...) for each input, of real values.
+        Returns:
+          {name: real values, (images, ...)} of those that the model has and that are no scalars.
+        """
+        batch = self.inputs[0].shape[0]
+        self.load([array[np.resize(np.arange(len(array)), batch)] for array in inputs])
+        self.invoke()
+        details = [
+            detail
+            for detail in self.interpreter.get_tensor_details()
+            if detail["name"] in names and self._has_data(detail)
+        ]
+        tensors = _tensors(details, ())
 
-    Returns:
-      {tensor name: real values, (images, ...)}, without constants.
-    """
-    model = Model(source, keep=True)
-    written = {name for operator in operators(source) for name in operator.writes}
-    details = [
-        detail for detail in model.interpreter.get_tensor_details() if detail["name"] in written
-    ]
-    found: dict[str, list[np.ndarray]] = {detail["name"]: [] for detail in details}
-    for row in range(len(inputs[0])):
-        model.run([array[row : row + 1] for array in inputs])
-        for detail, tensor in zip(details, _tensors(details, ()), strict=True):
-            values = tensor.real(model.interpreter.get_tensor(detail["index"]))
-            found[detail["name"]].append(values)
-    return {name: np.concatenate(values) for name, values in found.items() if values[0].ndim}
+        def run(arrays: list[np.ndarray]) -> list[np.ndarray]:
+            self.load(arrays)
+            self.invoke()
+            return [self._values(*pair) for pair in zip(tensors, details, strict=True)]
 
+        found = in_batches(run, inputs, batch)
+        return {
+            tensor.name: values
+            for tensor, values in zip(tensors, found, strict=True)
+            if tensor.shape
+        }
 
-def output_tensors(source: Source) -> dict[str, str]:
-    """The outputs' names in the signature, by the names of the tensors that hold them."""
-    model = Model(source)
-    details = model.interpreter.get_output_details()
-    return {item["name"]: tensor.name for item, tensor in zip(details, model.outputs, strict=True)}
+    def output_tensors(self) -> dict[str, str]:
+        """The outputs' names in the signature, by the names of the tensors that hold them."""
+        pairs = zip(self._output_details, self.outputs, strict=True)
+        return {details["name"]: tensor.name for details, tensor in pairs}
+
+    def _has_data(self, details: dict[str, Any]) -> bool:
+        """Whether LiteRT gives a tensor out; not the empty ones, and not all of a loop's."""
+        try:
+            self.interpreter.get_tensor(details["index"])
+        except ValueError:
+            return False
+        return True
+
+    def _values(self, tensor: Tensor, details: dict[str, Any]) -> np.ndarray:
+        if 0 in tensor.shape and not self._has_data(details):
+            return np.zeros(tensor.shape, tensor.dtype)
+        return tensor.real(self.interpreter.get_tensor(details["index"]))
 
 
 def operators(source: Source) -> list[Operator]:
@@ -358,7 +411,9 @@ def _tensors(
             names[item["index"]].pop(0) if names[item["index"]] else item["name"],
             tuple(map(int, item["shape"])),
             np.dtype(item["dtype"]),
-            *item["quantization"],
+            scale=item["quantization"][0],
+            zero_point=item["quantization"][1],
+            sizes=tuple(None if size < 0 else int(size) for size in item["shape_signature"]),
         )
         for item in details
     )

@@ -54,6 +54,7 @@ _APP = flags.DEFINE_bool(
 _SERIAL = flags.DEFINE_string(
     "serial", None, "with --adb: which phone, where there are several", flag_values=FLAGS
 )
+_INPUT_SHAPE = common.define_input_shape(FLAGS)
 _JSON = common.define_output(FLAGS, "json", "where to write the result as JSON")
 _CSV = common.define_output(FLAGS, "csv", "where to write the result as CSV")
 
@@ -79,11 +80,17 @@ def main() -> None:
             serial=_SERIAL.value,
             threads=_THREADS.value,
             xnnpack=_XNNPACK.value,
+            input_shape=_INPUT_SHAPE(),
             **rounds,
         )
     else:
         report = tfdwd.benchmark(
-            _models(), threads=_THREADS.value, xnnpack=_XNNPACK.value, startup=True, **rounds
+            _models(),
+            threads=_THREADS.value,
+            xnnpack=_XNNPACK.value,
+            startup=True,
+            input_shape=_INPUT_SHAPE(),
+            **rounds,
         )
     if _CSV.value is not None:
         files.write_whole(_CSV.value, report.to_csv())

@@ -18,6 +18,7 @@ from absl import flags, logging
 from tfdwd import arrays, children, files, reporting, workers
 from tfdwd.errors import Error
 from tfdwd.records import Record
+from tfdwd.shapes import InputShape
 
 if TYPE_CHECKING:
     import keras
@@ -388,25 +389,49 @@ def check_tflite(paths: Sequence[str]) -> None:
         raise Error(done.stderr.splitlines()[-1])
 
 
-def load_model(path: str) -> "keras.Model":
-    """Loads a Keras model, uncompiled.
+def define_input_shape(own_flags: flags.FlagValues) -> Callable[[], InputShape | None]:
+    """Defines --input_shape; returns what reads it, None if it was not given."""
+    given = flags.DEFINE_multi_string(
+        "input_shape",
+        None,
+        "the size to run at where the model leaves it open and no images tell it, such as "
+        "128x128x3; for a model of several inputs NAME=128x128x3, once for each",
+        flag_values=own_flags,
+    )
+    return lambda: None if given.value is None else input_shape(given.value)
+
+
+def input_shape(texts: Sequence[str]) -> InputShape:
+    """Reads shapes without the batch axis.
 
     Args:
-      path: a .keras or .h5 file.
+      texts: each "128x128x3" or "NAME=128x128x3".
 
     Returns:
-      The model.
+      One shape, a list of shapes, or a dict of them by name.
 
     Raises:
-      tfdwd.Error: no such file, another kind of file, or a model that Keras cannot load.
+      tfdwd.Error: something else, a name twice, or some with a name and some without.
     """
-    files.check_input(path)
-    if Path(path).suffix not in (".keras", ".h5", ".hdf5"):
-        raise Error(f"expected a .keras or .h5 file, got {path}")
-    import keras
+    found = []
+    for text in texts:
+        name, _, sizes = text.rpartition("=")
+        if not all(size.isascii() and size.isdigit() and int(size) for size in sizes.split("x")):
+            raise Error(
+                f"--input_shape: expected sizes from 1 such as 128x128x3 or NAME=128x128x3, got "
+                f"{text!r}"
+            )
+        found.append((name, tuple(map(int, sizes.split("x")))))
+    names = [name for name, _ in found]
+    if any(names):
+        if not all(names) or len(set(names)) < len(names):
+            raise Error(f"--input_shape: expected NAME=SIZES once for each input, got {texts}")
+        return dict(found)
+    return found[0][1] if len(found) == 1 else [shape for _, shape in found]
 
-    try:
-        return keras.models.load_model(path, compile=False)
-    except Exception as error:  # Keras raises whatever its readers of zip, HDF5 and JSON raise.
-        reason = str(error).strip().partition("\n")[0]
-        raise Error(f"{path} is no Keras model that can be loaded here: {reason}") from error
+
+def load_model(path: str) -> "keras.Model":
+    """Loads a Keras model; see `tfdwd.bridge.load`."""
+    from tfdwd import bridge  # and Keras, which takes seconds
+
+    return bridge.load(path)

@@ -29,6 +29,7 @@ _QUANTIZE = flags.DEFINE_enum(
     flag_values=FLAGS,
 )
 _IMAGES = common.define_array(FLAGS, "images", "to write for int8: images to take ranges from")
+_INPUT_SHAPE = common.define_input_shape(FLAGS)
 _LOG = common.define_inputs(
     FLAGS,
     "log",
@@ -46,10 +47,10 @@ def main() -> None:
     if (_MODEL.value is None) == (_LOG.value is None):
         raise Error("expected --model, to write the files, or --log, to read what was timed")
     if _MODEL.value is not None:
+        shape, images = _INPUT_SHAPE(), _IMAGES()
         model = common.load_model(_MODEL.value)
-        images = _IMAGES()
         count = tfdwd.write_micro_models(
-            model, _FOLDER.value, quantize=_QUANTIZE.value, data=images
+            model, _FOLDER.value, quantize=_QUANTIZE.value, data=images, input_shape=shape
         )
         print(f"{_FOLDER.value}: {count} .tflite files; time each of them on the device")
         return

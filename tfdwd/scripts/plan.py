@@ -52,11 +52,12 @@ _CACHE = common.define_cache(
     "the .json file that keeps times measured here, for other plans; by default "
     "~/.cache/tfdwd/latency.json, or in $XDG_CACHE_HOME",
 )
+_INPUT_SHAPE = common.define_input_shape(FLAGS)
 
 
 def main() -> None:
     """Loads, plans, writes and prints the plan."""
-    table = None
+    table, shape = None, _INPUT_SHAPE()
     if _TABLE.value is not None:
         table = common.load_record(tfdwd.LatencyTable, _TABLE.value)
     images = _IMAGES()
@@ -72,6 +73,7 @@ def main() -> None:
         threads=_THREADS.value,
         cache=_CACHE.value,
         latency_table=table,
+        input_shape=shape,
     )
     files.write_whole(_OUTPUT.value, plan.to_json())
     print(plan)

@@ -1,0 +1,218 @@
+"""The batches of all epochs, of any kind of data; each epoch is as many steps long."""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+from absl import logging
+
+from tfdwd import workers
+from tfdwd.batches import batches
+from tfdwd.errors import Error
+
+_NO_END = 2**62  # rows: the steps bound what is read
+# Inputs (rows, ...) in the order of the model's, and labels: an array, a dict or a list of these.
+Batch = tuple[list[np.ndarray], Any]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How data is read.
+
+    Attributes:
+      model: says which inputs are expected.
+      batch_size: for arrays.
+      fixed: rows of every batch, where the model has such a fixed size.
+      with_labels: whether labels are wanted.
+      seed: of the order of arrays.
+      steps: of an epoch; by default as many as the data has.
+    """
+
+    model: keras.Model
+    batch_size: int
+    fixed: int | None
+    with_labels: bool
+    seed: int
+    steps: int | None
+
+
+@dataclass(frozen=True)
+class Epochs:
+    """The data as one stream.
+
+    Attributes:
+      steps: of an epoch.
+      stream: so many batches for each epoch; it ends only where data that can be read once ends.
+      labels: all of them, where the data is arrays; else None.
+    """
+
+    steps: int
+    stream: Iterator[Batch]
+    labels: Any
+
+
+def open_epochs(dataset: Any, reading: Reading, first: int) -> Epochs:
+    """Opens data, once, at the place where an epoch begins.
+
+    Args:
+      dataset: as `tfdwd.finetune` takes it. Arrays are shuffled for each epoch. Of a function of
+        the epoch, the epoch's data is cut to the steps, or read again where it is shorter. An
+        iterable is read on from epoch to epoch, and again from its start where it ends.
+      reading: how.
+      first: the epoch, from 0, to begin with.
+
+    Raises:
+      tfdwd.Error: the data is wrong or empty, or its length is unknown and no steps are given.
+    """
+    if callable(dataset) and not hasattr(dataset, "__iter__"):
+        return _of_function(dataset, reading, first)
+    if _is_whole(dataset, reading.model):
+        arrays = _Arrays(dataset, reading)
+        steps = reading.steps or arrays.steps
+        every = (itertools.islice(arrays.shuffled(e), steps) for e in itertools.count(first))
+        return Epochs(steps, itertools.chain.from_iterable(every), arrays.labels)
+    steps, stream = _of_iterable(dataset, reading)
+    if first:
+        logging.info(
+            "reading over %d batches to where the run stopped; a function of the epoch goes on at "
+            "once",
+            first * steps,
+        )
+    return Epochs(steps, itertools.islice(stream, first * steps, None), None)
+
+
+def is_labelled(data: Any, model: keras.Model) -> bool:
+    """Whether data that can be read more than once holds labels."""
+    if not _is_whole(data, model):
+        data = getattr(data, "element_spec", None) or next(iter(data), None)
+    return isinstance(data, tuple) and len(data) > 1
+
+
+def all_labels(data: Any, model: keras.Model) -> Any:
+    """The labels of data that is arrays; else None."""
+    if not _is_whole(data, model):
+        return None
+    rows = max(1, len(keras.tree.flatten(data)[0]))
+    return next(batches(data, model, rows, True))[1]
+
+
+def take(labels: Any, rows: Any) -> Any:
+    """Some rows of labels of any structure."""
+    return keras.tree.map_structure(lambda array: array[rows], labels)
+
+
+def _is_whole(data: Any, model: keras.Model) -> bool:
+    """Whether it is all the data in arrays."""
+    if isinstance(data, list):
+        return len(getattr(model, "inputs", [])) > 1 and all(hasattr(x, "__array__") for x in data)
+    return isinstance(data, tuple | Mapping) or hasattr(data, "__array__")
+
+
+class _Arrays:
+    """Arrays, shuffled for each epoch; each worker takes its part of each step."""
+
+    def __init__(self, data: Any, reading: Reading) -> None:
+        first = keras.tree.flatten(data)[0]
+        rows = len(first) if getattr(first, "shape", ()) else 1
+        whole = batches(data, reading.model, max(1, rows), reading.with_labels)
+        self.inputs, self.labels = next(whole)
+        self.rows, self.seed, self.fixed = len(self.inputs[0]), reading.seed, reading.fixed
+        self.size = reading.fixed or reading.batch_size
+        self.steps = self.rows // (self.size * workers.count())
+        if workers.count() > 1 and not self.steps:
+            raise Error(
+                f"dataset: expected at least one batch of {self.size} for each of "
+                f"{workers.count()} workers, got {self.rows} images"
+            )
+        self.steps = max(1, self.steps)
+
+    def shuffled(self, epoch: int) -> Iterator[Batch]:
+        """Whole batches only, unless there is not even one: every step is of one shape."""
+        source = np.random.default_rng((self.seed, epoch))
+        while True:
+            order = source.permutation(self.rows)
+            for number in range(self.steps):
+                start = (number * workers.count() + workers.index()) * self.size
+                chosen = order[start : start + self.size]
+                if self.fixed:
+                    chosen = np.resize(chosen, self.fixed)  # of too few, some twice
+                labels = None if self.labels is None else take(self.labels, chosen)
+                yield [array[chosen] for array in self.inputs], labels
+
+
+def _of_function(dataset: Callable[[int], Any], reading: Reading, first: int) -> Epochs:
+    def opened(epoch: int) -> tuple[int, Iterator[Batch]]:
+        data = dataset(epoch)
+        if _is_whole(data, reading.model):
+            arrays = _Arrays(data, reading)
+            return reading.steps or arrays.steps, arrays.shuffled(epoch)
+        return _of_iterable(data, reading, f" of epoch {epoch}", lambda: dataset(epoch))
+
+    steps, stream = opened(first)
+
+    def every() -> Iterator[Batch]:
+        yield from itertools.islice(stream, steps)
+        for epoch in itertools.count(first + 1):
+            yield from itertools.islice(opened(epoch)[1], steps)
+
+    return Epochs(steps, every(), None)
+
+
+def _of_iterable(
+    data: Any, reading: Reading, which: str = "", again: Callable[[], Any] | None = None
+) -> tuple[int, Iterator[Batch]]:
+    """Steps of one pass, and the batches of pass after pass."""
+    model, with_labels = reading.model, reading.with_labels
+    if isinstance(data, str | bytes) or not hasattr(data, "__iter__"):
+        next(batches(data, model))  # tells what it takes
+    elements = _elements(data)
+    first = next(elements, None)
+    if first is None:
+        raise Error(
+            f"dataset: expected at least one batch, got none{which}; a generator can be read only "
+            "once"
+        )
+    [(inputs, _)] = batches(iter([first]), model, 2**31, with_labels)
+    rows = len(inputs[0])
+    steps = reading.steps or _length(data, rows, reading.fixed)
+    once = again is None and hasattr(data, "__next__")
+    passes = _passes(
+        itertools.chain([first], elements), None if once else again or (lambda: data), which
+    )
+    if reading.fixed:  # what a pass leaves over goes on in the next
+        joined = itertools.chain.from_iterable(passes)
+        return steps, batches(joined, model, reading.fixed, with_labels, images=_NO_END)
+    cut = (batches(elements, model, rows, with_labels, images=_NO_END) for elements in passes)
+    return steps, itertools.chain.from_iterable(cut)
+
+
+def _passes(
+    opened: Iterator[Any], again: Callable[[], Any] | None, which: str
+) -> Iterator[Iterable[Any]]:
+    yield opened
+    while again is not None:
+        elements = _elements(again())
+        first = next(elements, None)
+        if first is None:
+            raise Error(
+                f"dataset: the data{which} was empty when it was read again; give data that can be "
+                "read more than once, or a function of the epoch"
+            )
+        yield itertools.chain([first], elements)
+
+
+def _elements(data: Any) -> Iterator[Any]:
+    return data.as_numpy_iterator() if hasattr(data, "as_numpy_iterator") else iter(data)
+
+
+def _length(data: Any, rows: int, fixed: int | None) -> int:
+    try:
+        length = len(data)
+    except TypeError as error:  # an unknown or infinite tf.data.Dataset, or a plain iterable
+        raise Error(
+            "dataset: expected one that knows how many batches it has; pass steps_per_epoch"
+        ) from error
+    return max(1, length * rows // fixed if fixed else length)
