@@ -181,6 +181,11 @@ L = "--labels={}/labels.npy"
         ("train", ["--model={}/text.keras", "--output=t.h5", "--epochs=1"], r"ends in \.keras"),
         (
             "train",
+            ["--model={}/text.keras", "--output=t.keras", "--epochs=1", "--folder=none"],
+            "--folder: expected a folder that exists, got none",
+        ),
+        (
+            "train",
             ["--model={}/text.keras", "--output=t.keras", "--epochs=1", "--teacher={}/no.keras"],
             "--teacher: no such file",
         ),

@@ -200,6 +200,14 @@ class _Model(_Input):
         super().check()
 
 
+class _Folder(_Input):
+    """A flag that names a folder that is there."""
+
+    def check(self) -> None:
+        if not Path(self.value).is_dir():
+            raise Error(f"expected a folder that exists, got {self.value}")
+
+
 class _Output(flags.Flag):
     """A flag that names a file to write."""
 
@@ -239,6 +247,11 @@ def define_model_file(
 ) -> "flags.FlagHolder[str]":
     """Defines a flag for a model to read, as `define_input`; `load_model` loads it."""
     return _define(_Model, own_flags, name, help, required)
+
+
+def define_folder(own_flags: flags.FlagValues, name: str, help: str) -> "flags.FlagHolder[str]":
+    """Defines a flag for a folder that must be there before work starts."""
+    return _define(_Folder, own_flags, name, help, False)
 
 
 def define_output(
