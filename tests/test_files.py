@@ -131,8 +131,9 @@ def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path) -> No
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     living = os.getppid()
-    (tmp_path / f".out-{dead.pid}.json").write_text("half")
-    others = [f".out-{living}.json", f".other-{dead.pid}.json", ".out-x.json", ".out-1.keras"]
+    (tmp_path / f".out-{dead.pid}.part.json").write_text("half")
+    others = [f".out-{living}.part.json", f".other-{dead.pid}.part.json", ".out-x.part.json"]
+    others += [f".out-{dead.pid}.part.keras", f".out-{dead.pid}.json"]
     for name in others:
         (tmp_path / name).touch()
     files.write_whole(tmp_path / "out.json", "whole")
