@@ -211,7 +211,7 @@ SAME = {
     ),
     "random": lambda: built(
         KL.RandomFlip(), KL.RandomRotation(0.1), KL.RandomZoom(0.1), KL.RandomTranslation(0.1, 0.1),
-        KL.RandomContrast(0.1), KL.CenterCrop(4, 4),
+        KL.RandomContrast(0.1), KL.RandomCrop(6, 5), KL.CenterCrop(4, 4),
     ),
     "norms": lambda: built(
         KL.LayerNormalization(axis=[1, 2]), KL.LayerNormalization(), KL.GroupNormalization(2),

@@ -204,6 +204,8 @@ def _hub() -> keras.Model:
         stackwise_padding=[[1, 1], [2]],
         output_num_filters=16,
         depthwise_filters=8,
+        depthwise_stride=1,
+        depthwise_residual=True,
         last_layer_filter=24,
         squeeze_and_excite=0.5,
         input_num_filters=8,

@@ -43,6 +43,7 @@ _OWN_RANGE = {
     "Relu", "Relu6", "Rescaling", "Subtract",
 }  # fmt: skip
 _FIXED_RANGE = {"sigmoid", "softmax", "tanh"}  # the converter knows the ranges of these outputs
+_FUNCTIONS = {"HardSilu": "hard_silu", "LeakyRelu": "leaky_relu"}  # of operations
 _ACTIVATIONS = {"hard_silu", "leaky_relu", "relu", "relu6", "silu"}
 
 
@@ -271,8 +272,8 @@ class _Step:
     def function(self) -> str:
         """The name of an activation layer's function, else of its class."""
         if self.kind == "Activation":
-            return self.operation.activation.__name__
-        return {"HardSilu": "hard_silu"}.get(self.kind, self.kind.lower())
+            return getattr(self.operation.activation, "__name__", "")
+        return _FUNCTIONS.get(self.kind, self.kind.lower())
 
     def run(self, layer: Any, values: dict[int, Any], **options: Any) -> dict[int, Any]:
         """What the layer, or what wraps it, writes: {tensor number: value}."""

@@ -75,7 +75,7 @@ def expand(conv: keras.layers.Conv2D, stack: Stack, bias: np.ndarray | None) -> 
     Returns:
       Built layers with weights.
     """
-    config = conv.get_config()
+    config = _config(conv)
     height, width = conv.kernel_size
     common = {key: config[key] for key in ("trainable", "dtype", "data_format")}
     regularizer = conv.kernel_regularizer
@@ -248,7 +248,7 @@ class _Copier:
         for original, new in reversed(self.pairs.values()):
             if isinstance(new, Expansion):
                 for layer in new.layers:
-                    layer.trainable = original.trainable
+                    layer.trainable = getattr(original, "trainable", True)
             elif graph.is_nested(original):
                 new.trainable = original.trainable
             elif isinstance(new, keras.layers.Layer):
@@ -372,9 +372,7 @@ def remade(operation: Any, **changes: Any) -> Any:
             operation.function, operation._output_shape, operation.mask, operation.arguments,
             dtype=operation.dtype_policy, trainable=operation.trainable, name=operation.name,
         )  # fmt: skip
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*includes a `lambda`", UserWarning)
-        config = operation.get_config() | changes
+    config = _config(operation) | changes
     if isinstance(operation, keras.layers.Wrapper):
         return type(operation)(**config | {"layer": remade(operation.layer)})
     for key, value in config.items():
@@ -382,6 +380,12 @@ def remade(operation: Any, **changes: Any) -> Any:
             config[key] = held
     with keras.saving.custom_object_scope(_names_used(operation)):
         return type(operation).from_config(config)
+
+
+def _config(operation: Any) -> dict[str, Any]:
+    with warnings.catch_warnings():  # lambdas are not taken from the configuration
+        warnings.filterwarnings("ignore", ".*includes a `lambda`", UserWarning)
+        return operation.get_config()
 
 
 _SHARED = (
@@ -419,13 +423,15 @@ def copy_state(original: keras.layers.Layer, new: keras.layers.Layer) -> None:
     """Copies all that Keras would save of a layer, and the flags that it would not."""
     try:
         pairs = _parts(original, new)
-        for old_part, part in pairs[1:]:
+        for old_part, part in pairs:
             if old_part.built and not part.built:  # an activation that has run
                 part.build_from_config(old_part.get_build_config())
         new.set_weights(original.get_weights())
         for old_part, part in pairs:
             part.trainable = old_part.trainable
             part.autocast = old_part.autocast
+            if hasattr(part, "lora_alpha"):  # the configuration of a Dense lacks it
+                part.lora_alpha = old_part.lora_alpha
             if hasattr(old_part, "save_assets"):  # vocabularies
                 with tempfile.TemporaryDirectory() as folder:
                     old_part.save_assets(folder)
