@@ -311,8 +311,9 @@ class _Copier:
         self.renamed.update(inside.names)
         inputs = [keras.Input(batch_shape=x.shape, dtype=x.dtype) for x in inside.inputs]
         outputs = self.replay(inside, inputs, (), {})
-        one = len(inputs) == 1
-        return keras.Model(inputs[0] if one else inputs, outputs, name=layer.name)
+        # One alone and no list of one: TimeDistributed takes the output's shape as it comes.
+        given, found = (x[0] if len(x) == 1 else x for x in (inputs, outputs))
+        return keras.Model(given, found, name=layer.name)
 
     def copy_layer(self, operation: Any, path: tuple[str, ...]) -> Any:
         name = self.renamed.get(id(operation), operation.name)
