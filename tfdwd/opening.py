@@ -50,18 +50,23 @@ def openings(model: Any) -> dict[int, Opened]:
       {id(layer): what it does, or why it stays closed}, for all that hold convolutions.
     """
     found: dict[int, Opened] = {}
-    seen: set[int] = set()
+    walked: set[int] = set()  # nested models
+    holders: dict[int, int] = {}  # of each layer the model that calls it
 
     def walk(function: Any) -> None:
         for node in nodes(function):
-            visit(node.operation, node.arguments.args, node.arguments.kwargs)
+            visit(node.operation, node.arguments.args, node.arguments.kwargs, id(function))
 
-    def visit(operation: Any, args: Any, kwargs: Any) -> None:
+    def visit(operation: Any, args: Any, kwargs: Any, holder: int) -> None:
+        first = holders.setdefault(id(operation), holder)
         if is_nested(operation):
-            if id(operation) not in seen:
-                seen.add(id(operation))
+            if id(operation) not in walked:
+                walked.add(id(operation))
                 walk(operation)
         elif holds_convolutions(operation):
+            if first != holder:  # Keras does not load a model in which a nested model is so shared
+                found[id(operation)] = "which several models share"
+                return
             known = found.get(id(operation))
             answer = _open(operation, args, kwargs)
             if isinstance(answer, str) or known is None:
@@ -72,7 +77,7 @@ def openings(model: Any) -> dict[int, Opened]:
             if isinstance(answer, Inside) and known is None:
                 walk(answer)
             if isinstance(answer, TimeSteps):
-                visit(answer.layer, (answer.spec,), {})
+                visit(answer.layer, (answer.spec,), {}, id(operation))
                 inner = found.get(id(answer.layer))
                 if isinstance(inner, str):
                     found[id(operation)] = inner
