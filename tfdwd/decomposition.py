@@ -192,6 +192,7 @@ def decompose(
     method = method or ("svd" if data is None else "joint")
     _check_options(method, stack, on_unsupported, data, seed)
     model = bridge.to_keras3(model)
+    rebuild.rebuild(model, {})  # refuses what cannot be copied before there is work to lose
     traced = graph.trace(model)
     convs = find_convolutions(traced)
     if isinstance(rank, Plan):

@@ -225,6 +225,7 @@ def plan(
             f"pass these, got quantize={quantize!r}, threads={threads}"
         )
     model = bridge.to_keras3(model)
+    rebuild.rebuild(model, {})  # refuses what cannot be copied before there is work to lose
     conversion.check_convertible(model)
     traced = graph.trace(model)
     convs = candidates.find_convolutions(traced)

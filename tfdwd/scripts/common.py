@@ -142,32 +142,10 @@ def define_array(
 
 
 def load_model(path: str) -> "keras.Model":
-    """Loads a Keras model, uncompiled.
+    """Loads a Keras model; see `tfdwd.bridge.load`."""
+    from tfdwd import bridge  # and Keras, which takes seconds
 
-    Args:
-      path: a .keras or .h5 file.
-
-    Returns:
-      The model.
-
-    Raises:
-      tfdwd.Error: no such file, another kind of file, or a model that Keras cannot load.
-    """
-    if Path(path).is_dir():
-        raise Error(
-            f"{path} is a folder, not a .keras or .h5 file: SavedModel folders hold no layers; "
-            "save the model with model.save('model.keras')"
-        )
-    _check_file(path)
-    if Path(path).suffix not in (".keras", ".h5", ".hdf5"):
-        raise Error(f"expected a .keras or .h5 file, got {path}")
-    import keras
-
-    try:
-        return keras.models.load_model(path, compile=False)
-    except Exception as error:  # Keras raises whatever its readers of zip, HDF5 and JSON raise.
-        reason = str(error).strip().partition("\n")[0]
-        raise Error(f"{path} is no Keras model that can be loaded here: {reason}") from error
+    return bridge.load(path)
 
 
 def load_text(path: str) -> str:
