@@ -87,6 +87,7 @@ def count(model: "keras.Model", input_shapes: Sequence[Sequence[int]] | None = N
     specs = traced.specs
     if input_shapes is not None:
         specs = graph.infer_specs(traced, [(None, *shape) for shape in input_shapes])
+    rows = graph.rows_per_image(traced, specs)
     macs = 0
     uncounted: dict[str, None] = {}
     for call in traced.calls:
@@ -102,7 +103,7 @@ def count(model: "keras.Model", input_shapes: Sequence[Sequence[int]] | None = N
                 "give input_shapes, for example [(224, 224, 3)]"
             )
         else:
-            macs += known
+            macs += known * (rows[call.outputs[0]] or 1)
     return Costs(
         macs,
         sum(math.prod(weight.shape) for weight in model.weights),
@@ -121,9 +122,11 @@ def layer_macs(layer: Any, inputs: int, outputs: int) -> int | None:
 
 
 def is_convolution(layer: Any) -> bool:
-    """Whether a layer convolves: regular, depthwise, separable or transposed, in 1 to 3 axes."""
-    convolutions = {"BaseConv", "BaseDepthwiseConv", "BaseSeparableConv", "BaseConvTranspose"}
-    return bool(_families(layer) & convolutions)
+    """Whether a layer or operation convolves in 1 to 3 axes: regular, depthwise, separable,
+    transposed or recurrent."""
+    layers = {"BaseConv", "BaseDepthwiseConv", "BaseSeparableConv", "BaseConvTranspose", "ConvLSTM"}
+    operations = {"Conv", "DepthwiseConv", "SeparableConv", "ConvTranspose"}  # of keras.ops
+    return bool(_families(layer) & layers) or type(layer).__name__ in operations
 
 
 def positions(shape: Sequence[int | None], layer: Any) -> int | None:

@@ -22,7 +22,7 @@ from tfdwd import (
     reporting,
 )
 from tfdwd.batches import batches
-from tfdwd.candidates import Conv, Option, find_convolutions, matching, why_not
+from tfdwd.candidates import Conv, Option, find_convolutions, matching
 from tfdwd.errors import Error
 from tfdwd.fisher import with_identity
 from tfdwd.moments import Moments
@@ -56,6 +56,9 @@ class LayerReport:
         what it cuts off counts too, though "joint" knows better than to fit it.
       irreducible: the part that no kernel at all could mend, given what the layers before it
         lost; None without data.
+      metric: how "joint" weighs the channels of the response: "fisher", or "identity" where no
+        gradient of the outputs reaches the layer, since an operation behind it has none; empty
+        without "joint".
     """
 
     name: str
@@ -70,6 +73,7 @@ class LayerReport:
     parameters_after: int
     error: float | None = None
     irreducible: float | None = None
+    metric: str = ""
 
     def __post_init__(self) -> None:
         if self.replaced == bool(self.reason) or self.replaced != bool(self.stack):
@@ -84,6 +88,7 @@ class LayerReport:
         return (
             f"{self.name}: {self.stack} {self.rank or self.width}, "
             f"MACs {self.macs_before:,} -> {self.macs_after:,}{error}"
+            f"{', no gradient reaches it' if self.metric == 'identity' else ''}"
         )
 
 
@@ -120,6 +125,12 @@ class DecompositionReport(reporting.Report):
             f"method {self.method}; MACs {self.macs_before:,} -> {self.macs_after:,}, "
             f"parameters {self.parameters_before:,} -> {self.parameters_after:,}"
         )
+        deaf = [layer.name for layer in self.layers if layer.metric == "identity"]
+        if deaf:
+            last += (
+                "\nno gradient of the outputs reaches these layers; all channels of their "
+                f"responses were fitted alike: {', '.join(deaf)}"
+            )
         return [(headers, rows), last]
 
 
@@ -206,7 +217,8 @@ def decompose(
     student = rebuild.rebuild(model, expansions)
     if first and recalibrate and across_layers:
         replaced = [conv.path for conv, decision in plan if decision.options]
-        changed = recalibration.reestimate_norms(model, student, first, replaced)
+        images = list(calibration.in_own_batches(first, traced))
+        changed = recalibration.reestimate_norms(model, student, images, replaced)
         logging.info("re-estimated %d batch norms elsewhere", len(changed))
     report = _report(model, student, method, plan, solver, expansions)
     for record in report.layers:
@@ -282,8 +294,8 @@ def _check_planned(
 def _planned(conv: Conv, layer: LayerPlan) -> _Decision:
     if not layer.replaced:
         return _Decision(reason=layer.reason)
-    if reason := why_not(conv.layer):
-        raise Error(f"rank=plan: layer {conv.path!r} cannot be replaced: it is {reason}")
+    if conv.obstacle:
+        raise Error(f"rank=plan: layer {conv.path!r} cannot be replaced: it is {conv.obstacle}")
     c, q, n = conv.sizes
     if layer.stack == "separable" and layer.rank > min(q, n):
         raise Error(f"rank=plan: rank of {conv.path!r}: expected 1..{min(q, n)}, got {layer.rank}")
@@ -312,7 +324,7 @@ def _choose(
     for conv in convs:
         given = [size for size, paths in named.values() if conv.path in paths]
         asked = bool(given) or (include is not None and conv.path in included)
-        reason = why_not(conv.layer)
+        reason = conv.obstacle
         if reason and asked and on_unsupported == "error":
             raise Error(
                 f"layer {conv.path!r}: expected a regular convolution, but it is {reason}; leave "
@@ -387,6 +399,7 @@ class _Solver:
         self._recalibrate = recalibrate
         self.chosen: dict[int, Option] = {}
         self.errors: dict[int, tuple[float, float]] = {}  # of the stack; of the best kernel
+        self.metrics: dict[int, str] = {}  # "fisher" or "identity"
 
     def without_data(self, conv: keras.layers.Conv2D) -> tuple[factorize.Stack, np.ndarray | None]:
         """Approximates the kernel itself."""
@@ -411,6 +424,9 @@ class _Solver:
                 stack, bias = _recalibrated(stack, plain, inputs.matrix)
         else:
             metric = None if collected.fisher is None else with_identity(collected.fisher)
+            if collected.fisher is not None:
+                reached = bool(np.trace(collected.fisher) > 0)
+                self.metrics[id(conv)] = "fisher" if reached else "identity"
             stack = self._best(conv, target, metric)
             stack, bias = self._with_bias(conv, stack, plain, inputs)
             for _ in range(RECTIFICATIONS * collected.can_rectify):
@@ -537,6 +553,7 @@ def _report(
                 conv.parameters,
                 parameters,
                 *solver.errors.get(key, (None, None)),
+                metric=solver.metrics.get(key, ""),
             )
         )
     fixed = all(None not in spec.shape[1:] for spec in model.inputs)

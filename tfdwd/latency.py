@@ -221,9 +221,7 @@ def write_micro_models(
     conversion.export(model, folder / _NETWORK, quantize=quantize, data=data)
     manifest: dict[str, list[str]] = {}
     convs = {
-        id(conv.layer): conv
-        for conv in candidates.find_convolutions(traced)
-        if not candidates.why_not(conv.layer)
+        id(conv.layer): conv for conv in candidates.find_convolutions(traced) if not conv.obstacle
     }
     calls = {
         geometry(call.operation, traced.specs[call.inputs[0]].shape[1:]): call

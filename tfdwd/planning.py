@@ -27,7 +27,7 @@ from tfdwd import (
 from tfdwd.batches import batches
 from tfdwd.candidates import Conv, Option
 from tfdwd.errors import Error
-from tfdwd.fisher import with_identity
+from tfdwd.fisher import loss_metric, with_identity
 from tfdwd.latency import LatencyTable, measured_here, random_stack, timed
 
 _FIT_ROUNDS = 5  # of a bottleneck: enough to tell stacks apart
@@ -335,7 +335,7 @@ def _reasons(convs: Sequence[Conv], include: Any, exclude: Any) -> dict[str, str
     excluded = candidates.matching(convs, "exclude", exclude)
     reasons = {}
     for conv in convs:
-        reason = candidates.why_not(conv.layer)
+        reason = conv.obstacle
         if not reason and conv.path in excluded:
             reason = "excluded"
         if not reason and include is not None and conv.path not in included:
@@ -369,8 +369,8 @@ def _errors(
         layer: keras.layers.Conv2D, collected: calibration.Collected
     ) -> tuple[factorize.Stack, np.ndarray | None]:
         kernel, moments = rebuild.kernel_of(layer), collected.moments
-        fisher = collected.fisher
-        assert fisher is not None
+        assert collected.fisher is not None
+        fisher = loss_metric(collected.fisher, moments.yy)
         with blas.threads(len(moments.sum_x)):
             target = factorize.target(factorize.gram(moments.xx), moments.xy, kernel)
         metric = with_identity(fisher)

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 from absl import logging
 
-from tfdwd import graph, probe
+from tfdwd import graph, nodes, opening, probe
 from tfdwd.errors import Error
 from tfdwd.factorize import Bottleneck, Channel, Separable, Stack
 
@@ -227,11 +227,14 @@ class _Copier:
     def __init__(self, expansions: Mapping[int, Expansion], flat: bool = False):
         self.expansions = expansions
         self.flat = flat
+        self.openings: Mapping[int, opening.Opened] = {}  # of layers that hold convolutions
         self.pairs: dict[int, tuple[Any, Any]] = {}  # id(original): (original, copy)
+        self.renamed: dict[int, str] = {}  # id(original): name of its copy, if another
         self.names: set[str] = set()  # taken ones
 
     def copy_whole(self, model: Any) -> keras.Model:
         traced = graph.trace(model)
+        self.openings = traced.openings
         tensors = probe.example(traced)  # first of all: what is built when it runs is built now
         if not tensors:
             logging.warning(
@@ -249,7 +252,7 @@ class _Copier:
             if isinstance(new, Expansion):
                 for layer in new.layers:
                     layer.trainable = getattr(original, "trainable", True)
-            elif graph.is_nested(original):
+            elif graph.is_nested(original) or self.is_opened(original):
                 new.trainable = original.trainable
             elif isinstance(new, keras.layers.Layer):
                 copy_state(original, new)
@@ -260,6 +263,8 @@ class _Copier:
 
     def verify(self, call: graph.Call, reads: dict[int, Any], expected: list[Any]) -> None:
         """Runs a layer's copy on what the layer read."""
+        if id(call.operation) not in self.pairs:  # inside a layer that is copied as a whole
+            return
         args, kwargs = call.fill(reads)
         original, copy = self.pairs[id(call.operation)]
         try:
@@ -283,7 +288,7 @@ class _Copier:
 
     def replay(
         self,
-        function: keras.Function,
+        function: keras.Function | nodes.Inside,
         inputs: list[Any],
         path: tuple[str, ...],
         context: Mapping[str, Any],
@@ -297,6 +302,10 @@ class _Copier:
         for node in graph.nodes(function):
             operation = node.operation
             args, kwargs = node.arguments.fill_in(values)
+            if self.is_opened(operation) and isinstance(self.openings[id(operation)], nodes.Inside):
+                given = [values[id(spec)] for spec in node.input_tensors]
+                args = (given if len(given) > 1 else given[0],)
+                kwargs = {key: kwargs[key] for key in ("training",) if key in kwargs}
             reach = getattr(operation, "_call_context_args", ())
             kwargs = kwargs | {name: value for name, value in context.items() if name in reach}
             if self.flat and graph.is_nested(operation):
@@ -316,17 +325,45 @@ class _Copier:
             copy: Any
             if id(operation) in self.expansions:
                 copy = self.expansions[id(operation)]
-                for layer in copy.layers[:-1]:  # the last has the convolution's own name
-                    layer.name = self.free_name(layer.name)
+                name = self.renamed.get(id(operation), operation.name)
+                for layer in copy.layers[:-1]:
+                    layer.name = self.free_name(name + layer.name.removeprefix(operation.name))
+                copy.layers[-1].name = name
             elif graph.is_nested(operation):
                 copy = self.copy_model(operation)
+            elif self.is_opened(operation):
+                copy = self.copy_opened(operation)
             else:
                 copy = self.copy_layer(operation, path)
             self.pairs[id(operation)] = operation, copy
         return self.pairs[id(operation)][1]
 
+    def is_opened(self, operation: Any) -> bool:
+        """Whether a model takes a layer's place, since something inside the layer is replaced."""
+        return not isinstance(self.openings.get(id(operation), ""), str) and any(
+            id(part) in self.expansions for part in operation._flatten_layers()
+        )
+
+    def copy_opened(self, layer: keras.layers.Layer) -> keras.layers.Layer:
+        """A model of what a layer calls; of a TimeDistributed one around such a model."""
+        inside = self.openings[id(layer)]
+        if isinstance(inside, opening.TimeSteps):
+            copy = self.copy_of(inside.layer, ())
+            if isinstance(copy, Expansion):
+                x = keras.Input(inside.spec.shape[1:], dtype=inside.spec.dtype)
+                copy = keras.Model(x, copy(x), name=inside.layer.name)
+            config = {key: v for key, v in layer.get_config().items() if key != "layer"}
+            return type(layer)(copy, **config)
+        assert isinstance(inside, nodes.Inside)
+        self.renamed.update(inside.names)
+        inputs = [keras.Input(batch_shape=x.shape, dtype=x.dtype) for x in inside.inputs]
+        outputs = self.replay(inside, inputs, (), {})
+        # One alone and no list of one: TimeDistributed takes the output's shape as it comes.
+        given, found = (x[0] if len(x) == 1 else x for x in (inputs, outputs))
+        return keras.Model(given, found, name=layer.name)
+
     def copy_layer(self, operation: Any, path: tuple[str, ...]) -> Any:
-        name = operation.name
+        name = self.renamed.get(id(operation), operation.name)
         if path:
             name = self.free_name("_".join((*path, name)) if name in self.names else name)
             self.names.add(name)
