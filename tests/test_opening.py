@@ -200,7 +200,7 @@ class Lying(Base):
         ),
         (OfTensorFlow(name="x"), "whose call cannot be traced: A KerasTensor cannot be used"),
         (OtherwiseInTraining(name="x"), "whose call does something else in training"),
-        (Frozen(name="x"), "which fixes the mode of training of 'norm'"),
+        (Frozen(name="x"), "whose call cannot be traced: it fixes the mode of training of 'norm'"),
         (Lying(name="x"), "whose call gives other outputs when it is traced"),
     ],
     ids=lambda value: type(value).__name__,
