@@ -54,7 +54,7 @@ def deeplab():
         spatial_pyramid_pooling_key="P3",
         low_level_feature_key="P2",
         dilation_rates=[2, 3],
-        upsampling_size=8,
+        upsampling_size=2,
         projection_filters=8,
         image_shape=SIZE,
     )
@@ -93,6 +93,8 @@ def csp():
         stackwise_num_filters=[16, 24],
         block_type="dark_block",
         stage_type="csp",
+        bottle_ratio=[0.5],
+        block_ratio=[0.5],
         image_shape=SIZE,
     )
 

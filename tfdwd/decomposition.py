@@ -541,6 +541,7 @@ def _report(
         option = solver.chosen[key]
         parameters = sum(layer.count_params() for layer in expansions[key].layers)
         size = (option.size, 0) if option.stack == "separable" else (0, option.size)
+        error, irreducible = solver.errors.get(key, (None, None))
         layers.append(
             LayerReport(
                 conv.path,
@@ -552,8 +553,9 @@ def _report(
                 option.macs,
                 conv.parameters,
                 parameters,
-                *solver.errors.get(key, (None, None)),
-                metric=solver.metrics.get(key, ""),
+                error,
+                irreducible,
+                solver.metrics.get(key, ""),
             )
         )
     fixed = all(None not in spec.shape[1:] for spec in model.inputs)

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import re
 import warnings
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,8 @@ from tfdwd.nodes import Inside, is_nested, nodes
 _BATCH, _SIZE = 2, 32  # of the random inputs where the model leaves them open
 # Relative to the largest output: float32 over some layers in another order, or half precision.
 _CLOSE, _CLOSE_HALF = 1e-4, 2e-2
+# Which recording of a layer was compared with the layer: a network is traced many times.
+_compared: "weakref.WeakKeyDictionary[keras.layers.Layer, str]" = weakref.WeakKeyDictionary()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -307,6 +310,9 @@ def _unlike(layer: keras.layers.Layer, inside: Inside, args: Any, kwargs: Mappin
     """Why what was recorded cannot take the layer's place; empty if it can."""
     if weights := _own_weights(layer, inside):
         return f"which has trainable weights of its own, {', '.join(weights)}"
+    recording = repr(_signature(inside))
+    if _compared.get(layer) == recording:
+        return ""
     # SpectralNormalization changes its kernel in training. As a constraint it is dropped where the
     # kernel is replaced: it says nothing of the factors.
     if not isinstance(layer, keras.layers.SpectralNormalization):
@@ -323,6 +329,7 @@ def _unlike(layer: keras.layers.Layer, inside: Inside, args: Any, kwargs: Mappin
     expected = at_inference(layer, own_args, own_kwargs)
     if not _equal(run(inside, values), expected):
         return "whose call gives other outputs when it is traced"
+    _compared[layer] = recording
     return ""
 
 
