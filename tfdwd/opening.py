@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import re
 import warnings
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,8 @@ from tfdwd.nodes import Inside, is_nested, nodes
 _BATCH, _SIZE = 2, 32  # of the random inputs where the model leaves them open
 # Relative to the largest output: float32 over some layers in another order, or half precision.
 _CLOSE, _CLOSE_HALF = 1e-4, 2e-2
+# Which recording of a layer was compared with the layer: a network is traced many times.
+_compared: "weakref.WeakKeyDictionary[keras.layers.Layer, str]" = weakref.WeakKeyDictionary()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -135,7 +138,7 @@ def _open(layer: keras.layers.Layer, args: Any, kwargs: Mapping[str, Any]) -> Op
     if layer.activity_regularizer is not None:
         return "which has an activity regularizer"
     try:
-        inside = _recorded(layer, args, kwargs, None)
+        inside = _recorded(layer, args, kwargs, False)
         reason = _unlike(layer, inside, args, kwargs)
     except Exception as error:  # a user's call raises what it likes
         return f"whose call cannot be traced: {_first_line(error)}"
@@ -143,9 +146,13 @@ def _open(layer: keras.layers.Layer, args: Any, kwargs: Mapping[str, Any]) -> Op
 
 
 def _recorded(
-    layer: keras.layers.Layer, args: Any, kwargs: Mapping[str, Any], training: bool | None
+    layer: keras.layers.Layer, args: Any, kwargs: Mapping[str, Any], training: bool
 ) -> Inside:
-    """Runs a layer's ``call`` on symbolic tensors and takes the nodes that it made."""
+    """Runs a layer's ``call`` on symbolic tensors and takes the nodes that it made.
+
+    Raises:
+      Exception: what the call raises; a ValueError if it fixes the mode of training of a layer.
+    """
     inputs: list[keras.KerasTensor] = []
 
     def fresh(value: Any) -> Any:
@@ -173,13 +180,20 @@ def _recorded(
     vars(twin).update(vars(layer))
     with _left_as_it_is(layer), keras.StatelessScope(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of masks and names, which the layer's own call gave too
-        results = keras.tree.flatten(type(layer).call(twin, *args, **kwargs))
+        # As in Layer.__call__: what the layers inside take where the call says nothing.
+        layer._get_call_context().set_value("training", training)
+        try:
+            results = keras.tree.flatten(type(layer).call(twin, *args, **kwargs))
+        finally:
+            layer._maybe_reset_call_context()
         for value in results:
             if not isinstance(value, keras.KerasTensor):
                 raise TypeError(f"it returns {type(value).__name__}, which depends on no input")
         made = _sorted_nodes(results)
     for node in made:
-        _freeze_variables(node)
+        if node.arguments.kwargs.get("training", training) is not training:
+            raise ValueError(f"it fixes the mode of training of {node.operation.name!r}")
+        _simplify(node)
     return Inside(tuple(inputs), tuple(results), tuple(made), _names(layer, made))
 
 
@@ -231,11 +245,11 @@ def _sorted_nodes(outputs: Sequence[keras.KerasTensor]) -> list[Any]:
     return list(found.values())
 
 
-def _freeze_variables(node: Any) -> None:
-    """Replaces variables among a node's arguments by their values.
+def _simplify(node: Any) -> None:
+    """Leaves the mode of training to whoever runs a node, and replaces variables by their values.
 
     Raises:
-      ValueError: one is trainable.
+      ValueError: a variable is trainable.
     """
 
     def value(x: Any) -> Any:
@@ -246,6 +260,7 @@ def _freeze_variables(node: Any) -> None:
         return keras.ops.convert_to_numpy(x)
 
     args, kwargs = node.arguments.convert(value)
+    kwargs.pop("training", None)
     node.arguments = type(node.arguments)(*args, **kwargs)
 
 
@@ -273,14 +288,13 @@ def _free(name: str, taken: set[str]) -> str:
 
 
 def _signature(inside: Inside) -> list[Any]:
-    """What tells two recordings of one layer apart; modes of training do not."""
+    """What tells two recordings of one layer apart."""
     numbers = {id(spec): number for number, spec in enumerate(inside.inputs)}
     held = []
     for node in inside.nodes:
-        kwargs = {k: v for k, v in node.arguments.kwargs.items() if k != "training"}
         arguments = [
             numbers[id(x)] if isinstance(x, keras.KerasTensor) else _text(x)
-            for x in keras.tree.flatten((node.arguments.args, kwargs))
+            for x in keras.tree.flatten((node.arguments.args, node.arguments.kwargs))
         ]
         held.append((inside.names[id(node.operation)], type(node.operation), arguments))
         for spec in node.outputs:
@@ -296,16 +310,12 @@ def _unlike(layer: keras.layers.Layer, inside: Inside, args: Any, kwargs: Mappin
     """Why what was recorded cannot take the layer's place; empty if it can."""
     if weights := _own_weights(layer, inside):
         return f"which has trainable weights of its own, {', '.join(weights)}"
-    fixed = [
-        node.operation.name
-        for node in inside.nodes
-        if node.arguments.kwargs.get("training") is not None
-    ]
-    if fixed:
-        return f"which fixes the mode of training of {fixed[0]!r}"
+    recording = repr(_signature(inside))
+    if _compared.get(layer) == recording:
+        return ""
     # SpectralNormalization changes its kernel in training. As a constraint it is dropped where the
     # kernel is replaced: it says nothing of the factors.
-    if layer._call_has_training_arg and not isinstance(layer, keras.layers.SpectralNormalization):
+    if not isinstance(layer, keras.layers.SpectralNormalization):
         active = _recorded(layer, args, kwargs, True)
         if _signature(active) != _signature(inside):
             return "whose call does something else in training"
@@ -319,6 +329,7 @@ def _unlike(layer: keras.layers.Layer, inside: Inside, args: Any, kwargs: Mappin
     expected = at_inference(layer, own_args, own_kwargs)
     if not _equal(run(inside, values), expected):
         return "whose call gives other outputs when it is traced"
+    _compared[layer] = recording
     return ""
 
 
