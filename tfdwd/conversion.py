@@ -278,7 +278,7 @@ def check_convertible(model: "keras.Model") -> None:
                 "give the part of the network behind it numbers, keras.Model(numbers, outputs)"
             )
     for weight in model.weights:
-        if not np.isfinite(keras.ops.convert_to_numpy(weight).astype(np.float64)).all():
+        if not np.isfinite(keras.ops.convert_to_numpy(weight.value).astype(np.float64)).all():
             raise Error(f"weight {weight.path!r} of model {model.name!r} holds NaN or infinity")
 
 
