@@ -403,6 +403,15 @@ def test_files_of_keras_2_are_loaded(name, suffix, tmp_path):
     np.testing.assert_allclose(loaded(x), expected, atol=1e-5 * np.abs(expected).max())
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_an_old_keras_file_of_the_hdf5_format_is_loaded(tmp_path):
+    model = built(conv())
+    model.save(tmp_path / "model.h5")
+    (tmp_path / "model.h5").rename(tmp_path / "model.keras")
+    x = images(8, 8, 4)
+    np.testing.assert_allclose(bridge.load(tmp_path / "model.keras")(x), model(x), atol=1e-5)
+
+
 @pytest.mark.parametrize("suffix", [".h5", ".keras"])
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_files_of_keras_3_are_loaded(suffix, tmp_path, classifier):

@@ -265,8 +265,10 @@ class _Step:
 
     @property
     def kind(self) -> str:
-        """The class of the operation; a sum with a constant is one of operation and layer."""
+        """The class of the operation, by which its ranges are known; empty if they are not."""
         kind = type(self.operation).__name__
+        if kind in to_keras2.NATIVE and isinstance(self.layer, to_keras2.Carried):
+            return ""  # a user's class of that name, or a layer that Keras has quantised
         return "Add" if kind == "Rescaling" and np.all(self.operation.scale == 1) else kind
 
     @property
