@@ -268,9 +268,6 @@ SAME = {
     "open size": pyramid,
     "as large as another": as_large_as,
     "slashes in names": lambda: built(conv(name="block/conv"), KL.ReLU(name="block/relu")),
-    "training in the graph": lambda: built(
-        conv(), lambda x: KL.BatchNormalization()(x, training=True)
-    ),
     "random at inference": lambda: built(conv(), lambda x: KL.Dropout(0.5)(x, training=True)),
 }  # fmt: skip
 
@@ -372,6 +369,14 @@ def subclassed():
         (
             lambda: built(lambda x: tf.image.resize(x, (4, 4), preserve_aspect_ratio=True)),
             "tf.image.resize with the argument preserve_aspect_ratio is not",
+        ),
+        (
+            lambda: built(lambda x: KL.BatchNormalization(name="live")(x, training=True)),
+            r"'live' \(BatchNormalization\).*called with training=True",
+        ),
+        (
+            lambda: built(lambda x: base()(x, training=True)),
+            r"'norm' \(BatchNormalization\).*called with training=True",
         ),
         (subclassed, "'own': expected a Functional or built Sequential"),
         (lambda: tf_keras.Sequential([conv()], name="open"), "'open': expected .*build"),

@@ -191,12 +191,6 @@ def _own_activation(x: Any) -> Any:
     return ops.relu(x) * 0.5
 
 
-def _in_int8() -> keras.Model:
-    model = _in_row(layers.Conv2D(4, 3), layers.Dense(3))
-    model.layers[-1].quantize("int8")
-    return model
-
-
 def _hub() -> keras.Model:
     models = pytest.importorskip("keras_hub").models
     return models.MobileNetBackbone(
@@ -247,7 +241,6 @@ ANY = {
     "half precision": lambda: _in_row(layers.Conv2D(4, 3, dtype="mixed_float16")),
     "scores of pixels": lambda: _in_row(layers.Conv2D(4, 3), layers.Softmax()),
     "one score": lambda: _in_row(layers.Flatten(), layers.Dense(1, "sigmoid")),
-    "quantised by Keras": _in_int8,
     "names": lambda: _in_row(
         layers.Conv2D(4, 3, name="my conv [1]"), layers.ReLU(name="_hidden"), layers.Dense(2)
     ),
@@ -323,6 +316,13 @@ def test_dropout_drops_in_training_only() -> None:
     ones = np.ones((1, 100), np.float32)
     np.testing.assert_array_equal(aware(ones), ones)
     assert np.sum(aware(ones, training=True) == 0) > 10
+
+
+def test_what_keras_has_quantised_is_refused() -> None:
+    model = _in_row(layers.Conv2D(4, 3), layers.Dense(3, name="small"))
+    model.layers[-1].quantize("int8")
+    with pytest.raises(tfdwd.Error, match=r"'small': .*quantised \(int8_from_float32\)"):
+        tfdwd.quantize_aware(model)
 
 
 def test_a_layer_that_differs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
