@@ -98,6 +98,7 @@ class GivenLoss:
     """
 
     def __init__(self, given: Any, option: str) -> None:
+        self.option = option
         try:
             self.loss = keras.losses.get(given)
         except (ValueError, TypeError) as error:
@@ -125,7 +126,14 @@ class GivenLoss:
         return self.name in ("categorical_crossentropy", "sparse_categorical_crossentropy")
 
     def __call__(self, wanted: Any, found: Any) -> Any:
-        loss = keras.ops.mean(self.loss(wanted, found))
+        try:
+            loss = keras.ops.mean(self.loss(wanted, found))
+        except Exception as error:  # a user's function may raise anything
+            raise Error(
+                f"{self.option}: it failed on labels of {tuple(wanted.shape)} and outputs of "
+                f"{tuple(found.shape)}: {' '.join(str(error).split())[:300]}; compute with "
+                "keras.ops, since the step is compiled"
+            ) from error
         # Keras has divided such a mean by the devices of a strategy already.
         return loss * workers.replicas() if self.scaled else loss
 
