@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tfdwd import arrays
+from tfdwd import arrays, memory
 from tfdwd.errors import Error
 
 IMAGES = np.random.default_rng(0).random((4, 5, 5, 3)).astype(np.float32)
@@ -125,7 +125,7 @@ def test_a_flipped_bit_in_an_archive_is_found(tmp_path: Path) -> None:
 def test_an_array_larger_than_memory_is_refused_before_it_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(arrays, "_memory", lambda: 1000.0)
+    monkeypatch.setattr(memory, "total", lambda: 1000.0)
     (tmp_path / "x.npz").write_bytes(_npz(True, x=np.zeros((4, 5, 5, 3))))
     with pytest.raises(Error, match=r"\(4, 5, 5, 3\) takes 0 GiB, more than this machine has"):
         arrays.load(tmp_path / "x.npz")

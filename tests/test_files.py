@@ -1,6 +1,7 @@
 """Files: what can be written is known before, and what is written is whole."""
 
 import os
+import resource
 import stat
 import subprocess
 import sys
@@ -111,12 +112,28 @@ def test_a_full_disk_is_one_error_and_the_old_file_stays(
         assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_disk_that_fills_while_a_model_is_saved(tmp_path: Path) -> None:
+    model = keras.Sequential([keras.Input((100,)), keras.layers.Dense(2000)])  # 800 kB
+    path = tmp_path / "model.keras"
+    path.write_text("old")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
+    try:
+        with pytest.raises(Error, match=r"cannot write .*model.keras: File too large"):
+            files.save_model(model, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path) -> None:
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     living = os.getppid()
-    (tmp_path / f".out-{dead.pid}.json").write_text("half")
-    others = [f".out-{living}.json", f".other-{dead.pid}.json", ".out-x.json", ".out-1.keras"]
+    (tmp_path / f".out-{dead.pid}.part.json").write_text("half")
+    others = [f".out-{living}.part.json", f".other-{dead.pid}.part.json", ".out-x.part.json"]
+    others += [f".out-{dead.pid}.part.keras", f".out-{dead.pid}.json"]
     for name in others:
         (tmp_path / name).touch()
     files.write_whole(tmp_path / "out.json", "whole")

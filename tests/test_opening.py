@@ -254,6 +254,17 @@ def test_a_layer_called_with_a_mask_stays_closed():
     )
 
 
+def test_a_layer_that_several_models_share_stays_closed():
+    """Keras 3.15 does not load a model in which a nested model is shared so."""
+    image, x = keras.Input((8, 8, 6)), keras.Input((8, 8, 6))
+    block = Block(name="block")
+    inner = keras.Model(x, layers.ReLU()(block(x)), name="inner")
+    found = reasons(keras.Model(image, layers.Add()([inner(image), block(image)])))
+    assert found["inner/block/conv"] == (
+        "inside the layer 'inner/block' (Block), which several models share"
+    )
+
+
 def test_a_model_with_a_call_of_its_own_is_not_taken_for_its_graph():
     class Scaled(keras.Model):
         def call(self, x):

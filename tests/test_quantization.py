@@ -204,6 +204,8 @@ def _hub() -> keras.Model:
         stackwise_padding=[[1, 1], [2]],
         output_num_filters=16,
         depthwise_filters=8,
+        depthwise_stride=1,
+        depthwise_residual=True,
         last_layer_filter=24,
         squeeze_and_excite=0.5,
         input_num_filters=8,
@@ -239,6 +241,9 @@ ANY = {
     "half precision": lambda: _in_row(layers.Conv2D(4, 3, dtype="mixed_float16")),
     "scores of pixels": lambda: _in_row(layers.Conv2D(4, 3), layers.Softmax()),
     "one score": lambda: _in_row(layers.Flatten(), layers.Dense(1, "sigmoid")),
+    "names": lambda: _in_row(
+        layers.Conv2D(4, 3, name="my conv [1]"), layers.ReLU(name="_hidden"), layers.Dense(2)
+    ),
     "hub": _hub,
 }  # fmt: skip
 

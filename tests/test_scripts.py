@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shlex
 import stat
 import subprocess
@@ -14,7 +15,7 @@ import tensorflow as tf
 from absl import flags
 
 import tfdwd
-from tfdwd import lite, reporting
+from tfdwd import children, lite, reporting
 from tfdwd.errors import Error
 from tfdwd.plans import LayerPlan
 from tfdwd.scripts import benchmark, common, decompose, evaluate, export, micro_models, plan, train
@@ -51,6 +52,7 @@ def folder(tmp_path_factory, classifier):
     (folder / "link.keras").symlink_to("text.keras")
     layer = LayerPlan("x", False, "why", "", 0, 0, 9, 9, 9, 9)
     plan = tfdwd.Plan((layer,), "", 1.0, 1.0, 0.0, "none", 1, "", "")
+    (folder / "fine.json").write_text(plan.to_json())
     (folder / "plan.json").write_text(plan.to_json().replace('"rank": 0', '"rank": "0"'))
     return folder
 
@@ -179,8 +181,18 @@ L = "--labels={}/labels.npy"
         ("train", ["--model={}/text.keras", "--output=t.h5", "--epochs=1"], r"ends in \.keras"),
         (
             "train",
+            ["--model={}/text.keras", "--output=t.keras", "--epochs=1", "--folder=none"],
+            "--folder: expected a folder that exists, got none",
+        ),
+        (
+            "train",
             ["--model={}/text.keras", "--output=t.keras", "--epochs=1", "--teacher={}/no.keras"],
             "--teacher: no such file",
+        ),
+        (
+            "decompose",
+            ["--model={}/text.keras", "--output=s.keras", "--plan={}/fine.json", "--rank=2"],
+            "expected no --rank beside it",
         ),
         (
             "decompose",
@@ -252,6 +264,18 @@ def test_help_shows_the_doc_and_every_flag_of_the_script(name, capsys):
         assert f"  --{flag}\n" in text
     assert "--verbosity" not in text
     assert max(map(len, text.splitlines())) <= 100
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_examples_in_the_help_have_flags_that_exist(name):
+    commands = re.split("Examples?:", SCRIPTS[name].__doc__)[1].replace("\\\n", " ").splitlines()
+    named = [line.partition("tfdwd-")[2].split() for line in commands if "tfdwd-" in line]
+    assert name.replace("_", "-") in [words[0] for words in named]
+    for script, *words in named:
+        known = SCRIPTS[script.replace("-", "_")].FLAGS
+        for word in words:
+            if word.startswith("--"):
+                assert word[2:].partition("=")[0] in known, word
 
 
 def test_helpfull_shows_the_rest(capsys):
@@ -358,6 +382,21 @@ def test_terminals_and_pipes_of_every_kind(monkeypatch, pytestconfig):
     assert killed.returncode == 130
     assert killed.stderr.splitlines()[-1] == "-c: interrupted"
     assert len(killed.stderr.splitlines()) == 2
+
+
+def test_a_file_that_crashes_litert_is_one_line(folder, tmp_path, capsys, monkeypatch):
+    path = tmp_path / "model.tflite"
+    assert call("export", f"--model={folder}/model.keras", f"--output={path}") == 0
+    capsys.readouterr()
+    common.check_tflite([str(path)])
+    # A real one is rare: the child ends as it would.
+    dies = "import os; os.kill(os.getpid(), 11)"
+    monkeypatch.setattr(children, "_CODE", f"print({str(path)!r}, flush=True); {dies}")
+    data = [f"--images={folder}/images.npz", f"--labels={folder}/labels.npy"]
+    for command in (["benchmark"], ["evaluate", *data]):
+        assert call(*command, f"--model={path}") == 1
+        [line] = capsys.readouterr().err.splitlines()
+        assert "model.tflite crashes LiteRT (signal 11): it is damaged" in line
 
 
 def test_a_device_takes_what_is_written(folder, capsys):

@@ -11,6 +11,7 @@ from tfdwd import lite
 from tfdwd import outputs as kinds
 from tfdwd.batches import pack
 from tfdwd.errors import Error
+from tfdwd.records import Record, Share
 from tfdwd.shapes import in_batches, own_batch
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ _SQNR_LIMIT = 200.0  # dB; an exact output has no noise at all
 
 
 @dataclass(frozen=True)
-class OutputAgreement:
+class OutputAgreement(Record):
     """How well one output of a .tflite file agrees with the Keras model.
 
     Attributes:
@@ -37,11 +38,11 @@ class OutputAgreement:
     name: str
     largest_difference: float
     sqnr_db: float
-    top1_agreement: float | None
+    top1_agreement: Share | None
 
 
 @dataclass(frozen=True)
-class LayerNoise:
+class LayerNoise(Record):
     """What quantising costs at one layer.
 
     Attributes:

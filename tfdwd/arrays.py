@@ -8,7 +8,7 @@ from typing import IO
 
 import numpy as np
 
-from tfdwd import files
+from tfdwd import files, memory
 from tfdwd.errors import Error
 
 _PLAIN = "biuf"  # kinds of dtypes: booleans, whole numbers, floats
@@ -89,7 +89,7 @@ def _read(file: IO[bytes], size: int, name: str) -> np.ndarray:
     expected, got = math.prod(shape) * dtype.itemsize, size - file.tell()
     if expected != got:
         raise Error(f"{name} is damaged: expected {expected} bytes for {dtype} {shape}, got {got}")
-    if expected > _memory():
+    if expected > memory.total():
         raise Error(
             f"{name}: {dtype} {shape} takes {expected / 2**30:.0f} GiB, more than this machine has"
         )
@@ -101,11 +101,3 @@ def _read(file: IO[bytes], size: int, name: str) -> np.ndarray:
         raise Error(f"{name} is damaged: expected {expected} bytes, got {position}")
     array = content.view(dtype).reshape(shape, order="F" if fortran_order else "C")
     return array.astype(dtype.newbyteorder("="), copy=False)
-
-
-def _memory() -> float:
-    """Bytes of this machine's memory; infinite where the system does not tell."""
-    try:
-        return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    except (AttributeError, ValueError, OSError):
-        return math.inf

@@ -3,6 +3,7 @@
 Imports nothing heavy, so that `benchmarking` runs on a board without TensorFlow.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,7 +143,9 @@ class Watch:
             return None
         folder = self._cpus / f"cpu{fields[36]}" / "cpufreq"
         now, highest = (_number(folder / name) for name in ("scaling_cur_freq", "cpuinfo_max_freq"))
-        return (now / highest, now / 1000, highest / 1000) if now and highest else None
+        if now is None or highest is None or min(now, highest) <= 0:
+            return None
+        return now / highest, now / 1000, highest / 1000
 
     def _temperatures(self) -> Iterator[tuple[float, str]]:
         for zone in sorted((self._root / "sys/class/thermal").glob("thermal_zone*")):
@@ -166,7 +169,9 @@ def _text(file: Path) -> str:
 
 
 def _number(file: Path) -> float | None:
+    """A finite number that a file holds; None where it holds something else."""
     try:
-        return float(_text(file))
+        number = float(_text(file))
     except ValueError:
         return None
+    return number if math.isfinite(number) else None

@@ -19,6 +19,7 @@ from tfdwd import agreement, files, lite, outputs, reporting, shapes
 from tfdwd.agreement import LayerNoise, OutputAgreement
 from tfdwd.batches import first, pack
 from tfdwd.errors import Error
+from tfdwd.records import Count, Positive
 from tfdwd.shapes import InputShape
 
 if TYPE_CHECKING:
@@ -54,15 +55,15 @@ class ExportReport(reporting.Report):
     """
 
     path: str
-    bytes: int
+    bytes: Count
     quantize: str
-    operators: dict[str, int]
+    operators: dict[str, Positive]
     needed_runtime: str
     checked_with: str
-    images: int
+    images: Count
     outputs: tuple[OutputAgreement, ...]
     layers: tuple[LayerNoise, ...] = ()
-    batch: int = 1
+    batch: Positive = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -151,8 +152,7 @@ def export(
       {'CONV_2D': 1}
     """
     path = Path(path)
-    if path.suffix != ".tflite":
-        raise Error(f"expected a path that ends in .tflite, got {path}")
+    files.check_output(path, ".tflite")
     check_quantize(quantize)
     whole = quantize in _WHOLE
     if float_io and not whole:

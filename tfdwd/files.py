@@ -156,12 +156,12 @@ def _put_in_place(path: PathLike, suffix: str | None = None) -> Iterator[Path]:
 
 def _beside(target: Path, pid: int) -> Path:
     # Keras looks at the ending.
-    return target.with_name(f".{target.stem}-{pid}{target.suffix}")
+    return target.with_name(f".{target.stem}-{pid}.part{target.suffix}")
 
 
 def _remove_leftovers(target: Path) -> None:
     """Removes what processes that were killed had written of the same file."""
-    pattern = re.compile(rf"\.{re.escape(target.stem)}-(\d+){re.escape(target.suffix)}")
+    pattern = re.compile(rf"\.{re.escape(target.stem)}-(\d+)\.part{re.escape(target.suffix)}")
     for name in os.listdir(target.parent):
         if (found := pattern.fullmatch(name)) and not _lives(int(found[1])):
             (target.parent / name).unlink(missing_ok=True)

@@ -36,7 +36,9 @@ _RANDOM_IMAGES = 8  # for the ranges of a layer that is only timed
 _NETWORK = "network.tflite"
 _MANIFEST = "manifest.json"
 # What is in a folder before its manifest: files of ours, whole or not.
-_LEFT = re.compile(r"\.?(network|\d{3}-[a-z]+(-\d+)?)(-\d+)?\.tflite|\.manifest-\d+\.json")
+_LEFT = re.compile(
+    r"\.?(network|\d{3}-[a-z]+(-\d+)?)(-\d+\.part)?\.tflite|\.manifest-\d+\.part\.json"
+)
 
 Source = Callable[[keras.layers.Conv2D, tuple[int, ...], Sequence[Option]], Times]
 

@@ -5,6 +5,7 @@ Their ``call`` is run on symbolic tensors, which records what it calls. It is us
 records all that the layer does, in training too, and where it gives the same outputs.
 """
 
+import contextlib
 import dataclasses
 import re
 import warnings
@@ -49,18 +50,23 @@ def openings(model: Any) -> dict[int, Opened]:
       {id(layer): what it does, or why it stays closed}, for all that hold convolutions.
     """
     found: dict[int, Opened] = {}
-    seen: set[int] = set()
+    walked: set[int] = set()  # nested models
+    holders: dict[int, int] = {}  # of each layer the model that calls it
 
     def walk(function: Any) -> None:
         for node in nodes(function):
-            visit(node.operation, node.arguments.args, node.arguments.kwargs)
+            visit(node.operation, node.arguments.args, node.arguments.kwargs, id(function))
 
-    def visit(operation: Any, args: Any, kwargs: Any) -> None:
+    def visit(operation: Any, args: Any, kwargs: Any, holder: int) -> None:
+        first = holders.setdefault(id(operation), holder)
         if is_nested(operation):
-            if id(operation) not in seen:
-                seen.add(id(operation))
+            if id(operation) not in walked:
+                walked.add(id(operation))
                 walk(operation)
         elif holds_convolutions(operation):
+            if first != holder:  # Keras does not load a model in which a nested model is so shared
+                found[id(operation)] = "which several models share"
+                return
             known = found.get(id(operation))
             answer = _open(operation, args, kwargs)
             if isinstance(answer, str) or known is None:
@@ -71,7 +77,7 @@ def openings(model: Any) -> dict[int, Opened]:
             if isinstance(answer, Inside) and known is None:
                 walk(answer)
             if isinstance(answer, TimeSteps):
-                visit(answer.layer, (answer.spec,), {})
+                visit(answer.layer, (answer.spec,), {}, id(operation))
                 inner = found.get(id(answer.layer))
                 if isinstance(inner, str):
                     found[id(operation)] = inner
@@ -116,8 +122,6 @@ def run(inside: Inside, values: Sequence[Any]) -> list[Any]:
 
 def _open(layer: keras.layers.Layer, args: Any, kwargs: Mapping[str, Any]) -> Opened:
     """Opens a layer for a call with such arguments."""
-    if not all(part.built for part in layer._flatten_layers()):
-        return "which is not built; run the model once"
     given = _tensors((args, kwargs))
     if any(getattr(tensor, "_keras_mask", None) is not None for tensor in given):
         return "which is called with a mask"
@@ -167,7 +171,7 @@ def _recorded(
     # What the call sets on itself goes to a twin, which shares all that the layer holds.
     twin = object.__new__(type(layer))
     vars(twin).update(vars(layer))
-    with _nodes_taken_back(layer), keras.StatelessScope(), warnings.catch_warnings():
+    with _left_as_it_is(layer), keras.StatelessScope(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of masks and names, which the layer's own call gave too
         results = keras.tree.flatten(type(layer).call(twin, *args, **kwargs))
         for value in results:
@@ -179,20 +183,34 @@ def _recorded(
     return Inside(tuple(inputs), tuple(results), tuple(made), _names(layer, made))
 
 
-class _nodes_taken_back:  # noqa: N801 - a context manager, named as a function
-    """Takes back the nodes that calls add to the layers inside a layer."""
+@contextlib.contextmanager
+def _left_as_it_is(layer: keras.layers.Layer) -> Iterator[None]:
+    """Takes back the nodes that calls add to the layers inside a layer; nothing may be built."""
+    parts = layer._flatten_layers()
+    lists = [made for part in parts for made in (part._inbound_nodes, part._outbound_nodes)]
+    lengths = [len(made) for made in lists]
+    builds = []
+    for part in parts:
+        if not part.built and not getattr(part.build, "_is_default", False):
+            builds.append((part, part.build))
+            part.build = _Unbuilt(part.name)
+    try:
+        yield
+    finally:
+        for made, length in zip(lists, lengths, strict=True):
+            del made[length:]
+        for part, build in builds:
+            part.build = build
 
-    def __init__(self, layer: keras.layers.Layer) -> None:
-        parts = layer._flatten_layers()
-        self._lists = [nodes for x in parts for nodes in (x._inbound_nodes, x._outbound_nodes)]
-        self._lengths = [len(nodes) for nodes in self._lists]
 
-    def __enter__(self) -> None:
-        pass
+class _Unbuilt:
+    """Stands for the ``build`` of a layer that has no weights yet."""
 
-    def __exit__(self, *_: Any) -> None:
-        for nodes_, length in zip(self._lists, self._lengths, strict=True):
-            del nodes_[length:]
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __call__(self, *_: Any, **__: Any) -> None:
+        raise ValueError(f"its layer {self._name!r} is not built; run the model once")
 
 
 def _sorted_nodes(outputs: Sequence[keras.KerasTensor]) -> list[Any]:
@@ -352,4 +370,5 @@ def _tensors(structure: Any) -> list[keras.KerasTensor]:
 
 
 def _first_line(error: Exception) -> str:
+    """What went wrong; Keras puts the calls around before it."""
     return " ".join(str(error).partition("\n")[0].split()) or type(error).__name__

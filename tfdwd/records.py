@@ -156,7 +156,8 @@ def converted(hint: Any, value: Any, path: str) -> Any:
             converted(item_hint, item, f"{path}[{number}]")
             for number, (item_hint, item) in enumerate(zip(each, value, strict=True))
         )
-    if isinstance(value, numbers.Real) and type(value) not in (bool, int, float):  # NumPy's
+    kind: Any = type(value)
+    if isinstance(value, numbers.Real) and kind not in (bool, int, float):  # NumPy's
         value = int(value) if isinstance(value, numbers.Integral) else float(value)
     try:
         return msgspec.convert(value, hint)

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from tfdwd.errors import Error
-from tfdwd.files import save_model as save_model
-from tfdwd.files import write_whole as write_whole
 from tfdwd.records import Record
 
 if TYPE_CHECKING:

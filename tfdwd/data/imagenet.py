@@ -115,13 +115,13 @@ def tfrecords(folder: str | os.PathLike[str], split: str, *, first_label: int = 
 
 def _shards(folder: str | os.PathLike[str], split: str) -> list[Path]:
     """Paths of all shards of a split, in order."""
-    if not re.fullmatch(r"\w[\w.+-]*", split):
+    if not isinstance(split, str) or not re.fullmatch(r"\w[\w.+-]*", split):
         raise Error(f"split: expected a name such as 'train', got {split!r}")
     names = sorted(entry.name for entry in _entries(folder))
     found = [
         match
         for name in names
-        if (match := re.fullmatch(rf"{re.escape(split)}-(\d+)-of-(\d+)", name))
+        if (match := re.fullmatch(rf"{re.escape(split)}-(\d{{5,}})-of-(\d{{5,}})", name))
     ]
     if not found:
         raise Error(f"{folder}: expected shards such as {split}-00000-of-00008, got none")
@@ -315,13 +315,11 @@ def tfds(name: str = "imagenet2012", split: str = "train", *, folder: Any = None
         found = found.shard(workers, worker)
         if seed is not None:
             found = found.shuffle(_SHUFFLED, seed=seed)
-        return found.map(
-            lambda example: (
-                (example["image"], tf.cast(example["label"], tf.int64)),
-                example["tfds_id"],
-                tf.constant(-1, tf.int64),
-            )
-        )
+        return found.map(named)
+
+    def named(example: Any) -> Any:
+        pair = example["image"], tf.cast(example["label"], tf.int64)
+        return pair, example["tfds_id"], tf.constant(-1, tf.int64)
 
     return Source(builder.info.splits[split].num_examples, examples)
 
@@ -381,14 +379,13 @@ def training(
         seeds = [[seed * 1_000_003 + epoch, number * 2 + use] for use in range(2)]
         return _for_training(encoded, size, seeds), label
 
+    def whole(images: Any, labels: Any) -> tuple[Any, Any]:
+        images = tf.ensure_shape(images, (batch_size, size, size, 3))
+        return images, tf.ensure_shape(labels, (batch_size,))
+
     judge = _Judge(total, max_damaged, wanted=steps * batch_size)
     batches = _decoded(source, examples, made, batch_size=batch_size, size=size, judge=judge)
-    batches = batches.take(steps).map(
-        lambda images, labels: (
-            tf.ensure_shape(images, (batch_size, size, size, 3)),
-            tf.ensure_shape(labels, (batch_size,)),
-        )
-    )
+    batches = batches.take(steps).map(whole)
     batches = batches.apply(tf.data.experimental.assert_cardinality(steps))
     return batches.prefetch(tf.data.AUTOTUNE)
 
@@ -520,7 +517,7 @@ def _decoded(
     """
     if len(examples.element_spec) == 2:
         no_number = tf.constant(-1, tf.int64)
-        examples = examples.map(lambda *example: (example, "an image without a name", no_number))
+        examples = examples.map(lambda *pair: (pair, "an image without a name", no_number))
     blank = tf.nest.map_structure(
         lambda spec: tf.zeros(spec.shape, spec.dtype), examples.element_spec
     )
@@ -532,11 +529,13 @@ def _decoded(
         return (name, place, unreadable), (number, former, example, tf.equal(name, b""))
 
     def decoded(number: Any, former: Any, example: Any, last: Any) -> Any:
-        image, label = tf.cond(
-            last,
-            lambda: (tf.zeros((size, size, 3), tf.uint8), tf.constant(0, tf.int64)),
-            lambda: made(number, *source.parsed(example)),
-        )
+        def nothing() -> Any:
+            return tf.zeros((size, size, 3), tf.uint8), tf.constant(0, tf.int64)
+
+        def from_example() -> Any:
+            return made(number, *source.parsed(example))
+
+        image, label = tf.cond(last, nothing, from_example)
         return number, former, last, tf.ensure_shape(image, (size, size, 3)), label
 
     def checked(state: Any, found: Any) -> Any:
@@ -550,11 +549,9 @@ def _decoded(
             seen, good, tf.boolean_mask(names, gaps), tf.boolean_mask(places, gaps),
             tf.boolean_mask(unreadable, gaps), last[-1],
         ]  # fmt: skip
-        judged = tf.cond(
-            tf.reduce_any(gaps) | last[-1],
-            lambda: tf.numpy_function(judge, facts, tf.int64),
-            lambda: tf.constant(0, tf.int64),
-        )
+        fine = tf.constant(0, tf.int64)
+        odd = tf.reduce_any(gaps) | last[-1]
+        judged = tf.cond(odd, lambda: tf.numpy_function(judge, facts, tf.int64), lambda: fine)
         with tf.control_dependencies([judged]):
             images = tf.identity(images)
         return (numbers[-1], good), (images[:count], labels[:count])
@@ -565,7 +562,7 @@ def _decoded(
     # Batch by batch: one more call for each image would take part of the time of the decoding.
     start = tf.constant(-1, tf.int64), tf.constant(0, tf.int64)
     batches = images.batch(batch_size).scan(start, checked)
-    return batches.filter(lambda images, labels: tf.size(labels) > 0)
+    return batches.filter(lambda _, labels: tf.size(labels) > 0)
 
 
 def _for_training(encoded: Any, size: int, seeds: Any) -> Any:

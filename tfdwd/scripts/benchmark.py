@@ -101,18 +101,24 @@ def main() -> None:
 
 def _models() -> "dict[str, Path | keras.Model]":
     """What --model names, by name."""
-    models: dict[str, Path | keras.Model] = {}
+    paths: dict[str, Path] = {}
     for given in _MODEL.value or []:
         name, _, path = given.rpartition("=")
         for file in sorted(Path(path).glob("*.tflite")) if Path(path).is_dir() else [Path(path)]:
             own = name or file.stem
-            if own in models:
+            if own in paths:
                 raise Error(f"two models are named {own!r}: give --model=NAME=FILE for each")
-            tflite = file.suffix == ".tflite"
-            models[own] = file if tflite else common.load_model(os.fspath(file))
-    if not models:
+            paths[own] = file
+    if not paths:
         raise Error("expected --model=FILE, a .tflite, .keras or .h5 file or a folder of .tflite")
-    return models
+    for file in paths.values():
+        files.check_input(file)
+    if not _ADB.value:
+        common.check_tflite([os.fspath(x) for x in paths.values() if x.suffix == ".tflite"])
+    return {
+        name: file if file.suffix == ".tflite" else common.load_model(os.fspath(file))
+        for name, file in paths.items()
+    }
 
 
 def run() -> None:

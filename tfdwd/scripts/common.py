@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import numpy as np
 from absl import flags, logging
 
-from tfdwd import arrays, files, reporting, workers
+from tfdwd import arrays, children, files, reporting, workers
 from tfdwd.errors import Error
 from tfdwd.records import Record
 from tfdwd.shapes import InputShape
@@ -200,6 +200,14 @@ class _Model(_Input):
         super().check()
 
 
+class _Folder(_Input):
+    """A flag that names a folder that is there."""
+
+    def check(self) -> None:
+        if not Path(self.value).is_dir():
+            raise Error(f"expected a folder that exists, got {self.value}")
+
+
 class _Output(flags.Flag):
     """A flag that names a file to write."""
 
@@ -239,6 +247,11 @@ def define_model_file(
 ) -> "flags.FlagHolder[str]":
     """Defines a flag for a model to read, as `define_input`; `load_model` loads it."""
     return _define(_Model, own_flags, name, help, required)
+
+
+def define_folder(own_flags: flags.FlagValues, name: str, help: str) -> "flags.FlagHolder[str]":
+    """Defines a flag for a folder that must be there before work starts."""
+    return _define(_Folder, own_flags, name, help, False)
 
 
 def define_output(
@@ -366,6 +379,27 @@ def load_record(kind: type[RecordT], path: str) -> RecordT:
         return kind.from_json(text)
     except Error as error:
         raise Error(f"{path}: {error}") from error
+
+
+def check_tflite(paths: Sequence[str]) -> None:
+    """Checks in another process that LiteRT can run .tflite files; that takes half a second.
+
+    Raises:
+      tfdwd.Error: it cannot, or crashes.
+    """
+    if not paths:
+        return
+    for path in paths:
+        files.check_input(path)
+    done = children.run("tfdwd.lite", "try_out", paths)
+    if done.returncode < 0:
+        path = [paths[0], *done.stdout.splitlines()][-1]
+        raise Error(
+            f"{path} crashes LiteRT (signal {-done.returncode}): it is damaged, or needs more "
+            "memory than there is; export it again"
+        )
+    if done.returncode:
+        raise Error(done.stderr.splitlines()[-1])
 
 
 def define_input_shape(own_flags: flags.FlagValues) -> Callable[[], InputShape | None]:

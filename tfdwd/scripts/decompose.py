@@ -9,6 +9,7 @@ from absl import flags
 
 import tfdwd
 from tfdwd import files, workers
+from tfdwd.errors import Error
 from tfdwd.scripts import common
 
 FLAGS = flags.FlagValues()
@@ -63,6 +64,8 @@ def main() -> None:
     """Loads, decomposes, writes, prints the report."""
     _STRATEGY()
     plan = None if _PLAN.value is None else common.load_record(tfdwd.Plan, _PLAN.value)
+    if plan is not None and FLAGS["rank"].present:
+        raise Error("--plan says the rank of each layer: expected no --rank beside it")
     data = _IMAGES()
     if data is not None:
         data = data[: _MAX_IMAGES.value][workers.index() :: workers.count()]

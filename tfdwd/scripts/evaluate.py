@@ -28,11 +28,10 @@ _LABELS = flags.DEFINE_multi_string(
 _LABELS_KEY = flags.DEFINE_string(
     "labels_key", None, "which array of a .npz file holds the labels", flag_values=FLAGS
 )
-_REFERENCE = flags.DEFINE_string(
+_REFERENCE = common.define_model_file(
+    FLAGS,
     "reference",
-    None,
     "a .keras, .h5 or .tflite file, such as the original, whose outputs take the place of labels",
-    flag_values=FLAGS,
 )
 _METRIC = flags.DEFINE_multi_string(
     "metric",
@@ -53,6 +52,10 @@ def main() -> None:
     metric, paths = _by_output("metric", _METRIC.value), _by_output("labels", _LABELS.value)
     if (paths is None) == (_REFERENCE.value is None):
         raise Error("expected either --labels or --reference")
+    for value in _LABELS.value:
+        files.check_input(value.partition("=")[2] or value)
+    named = [_MODEL.value, *([_REFERENCE.value] if _REFERENCE.value else [])]
+    common.check_tflite([path for path in named if path.endswith(".tflite")])
     data: object = _IMAGES()
     if isinstance(paths, dict):
         data = (data, {output: _labels_in(path) for output, [path] in paths.items()})

@@ -34,17 +34,14 @@ _TEACHER = common.define_model_file(
 )
 _IMAGES = common.define_array(FLAGS, "images", "images to train on")
 _LABELS = common.define_array(FLAGS, "labels", "their labels; not needed with a teacher")
-_RECORDS = flags.DEFINE_string(
-    "records",
-    None,
-    "instead of --images: a folder of TFRecord shards in the layout of ImageNet",
-    flag_values=FLAGS,
+_RECORDS = common.define_folder(
+    FLAGS, "records", "instead of --images: a folder of TFRecord shards in the layout of ImageNet"
 )
 _TFDS = flags.DEFINE_string(
     "tfds", None, "or a data set that TensorFlow Datasets prepared: imagenet2012", flag_values=FLAGS
 )
-_IMAGE_FOLDER = flags.DEFINE_string(
-    "image_folder", None, "or a folder of splits, each a folder for each class", flag_values=FLAGS
+_IMAGE_FOLDER = common.define_folder(
+    FLAGS, "image_folder", "or a folder of splits, each a folder for each class"
 )
 _SPLIT = flags.DEFINE_string("split", "train", "of these", flag_values=FLAGS)
 _VALIDATION_SPLIT = flags.DEFINE_string(
@@ -115,7 +112,7 @@ _FROZEN = flags.DEFINE_bool(
     "freeze_batch_norm", False, "batch norms stay as they are", flag_values=FLAGS
 )
 _MIXED = flags.DEFINE_bool("mixed_precision", False, "compute in half precision", flag_values=FLAGS)
-_FOLDER = flags.DEFINE_string("folder", None, "for checkpoints; must exist", flag_values=FLAGS)
+_FOLDER = common.define_folder(FLAGS, "folder", "for checkpoints; must exist")
 _RESUME = flags.DEFINE_bool(
     "resume", False, "go on from the checkpoint in --folder", flag_values=FLAGS
 )
