@@ -558,8 +558,14 @@ WRONG_LABELS: dict[str, tuple[str, Any, dict[str, Any], str]] = {
     "regression": ("logits", np.full((24, 4), np.inf), {"loss": "mse"}, "got inf in image 0"),
     "no loss": ("logits", NUMBERS, {}, "is no probabilities: expected loss="),
     "unknown loss": ("logits", NUMBERS, {"loss": "cosy"}, "expected the name of a Keras loss"),
+    "broadcast": ("logits", np.zeros(24), {"loss": "mse"}, "mean_squared_error expects them in the "
+                  r"shape of the output, \(images, 4\), got \(24,\)"),
     "a loss that fails": ("logits", np.zeros((24, 3)), {"loss": lambda y, p: y - p},
                           r"failed on labels of \(24, 3\) and outputs of \(24, 4\)"),
+    "a loss in NumPy": ("logits", np.zeros((24, 4)), {"loss": lambda y, p: np.abs(np.asarray(p))},
+                        "it failed on labels of .*compute with keras.ops"),
+    "numbers in a list": ("softmax", NUMBERS.tolist(), {}, "no array of labels"),
+    "scalars in a list": ("softmax", list(NUMBERS), {}, "no array of labels"),
     "one array for two": ("dict", NUMBERS, {}, "expected a dict by output name, or a list"),
     "another name": ("dict", {"class": NUMBERS}, {}, "labels: expected names of the outputs"),
     "a loss without labels": ("dict", {"classes": NUMBERS}, {"loss": {"boxes": "mse"}},
@@ -600,7 +606,7 @@ def test_the_old_names_give_the_same(teacher: keras.Model, student: keras.Model)
     with pytest.warns(DeprecationWarning) as warned:
         again = tfdwd.finetune(student, (IMAGES, LABELS), **options, labels=0.5, features=0.25)
     assert again.history == found
-    messages = [str(warning.message) for warning in warned]
+    messages = [str(w.message) for w in warned if "finetune" in str(w.message)]
     for name, text in zip(new, messages, strict=True):
         assert f"is called {name}= now" in text
 

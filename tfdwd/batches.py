@@ -398,7 +398,8 @@ def _labels(given: Any, where: str) -> dict[Any, np.ndarray]:
         found = dict(enumerate(given))
     else:
         found = {None: given}
-    if not found or not all(hasattr(item, "__array__") for item in found.values()):
+    arrays = [item for item in found.values() if hasattr(item, "__array__")]
+    if not found or len(arrays) < len(found) or any(np.ndim(array) == 0 for array in arrays):
         raise Error(
             f"{where}: no array of labels; give the data as (inputs, labels), where labels are an "
             "array, or a dict or list of arrays for a model of several outputs"

@@ -219,10 +219,12 @@ def try_losses(task: Task, model: Any, batch: Batch) -> None:
         wanted = next(labels)
         try:
             float(loss(keras.ops.convert_to_tensor(wanted), keras.ops.convert_to_tensor(output)))
-        except Exception as error:  # a user's function may raise anything
+        except Error:
+            raise
+        except Exception as error:  # sizes that only the data shows
             raise Error(
-                f"loss of {name!r}: it failed on labels of {np.shape(wanted)} and outputs of "
-                f"{output.shape}: {' '.join(str(error).split())[:300]}"
+                f"labels of {name!r}: expected some that fit outputs of {output.shape}, got "
+                f"{np.shape(wanted)}: {' '.join(str(error).split())[:300]}"
             ) from error
 
 
