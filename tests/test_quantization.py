@@ -191,6 +191,12 @@ def _own_activation(x: Any) -> Any:
     return ops.relu(x) * 0.5
 
 
+def _in_int8() -> keras.Model:
+    model = _in_row(layers.Conv2D(4, 3), layers.Dense(3))
+    model.layers[-1].quantize("int8")
+    return model
+
+
 def _hub() -> keras.Model:
     models = pytest.importorskip("keras_hub").models
     return models.MobileNetBackbone(
@@ -241,6 +247,10 @@ ANY = {
     "half precision": lambda: _in_row(layers.Conv2D(4, 3, dtype="mixed_float16")),
     "scores of pixels": lambda: _in_row(layers.Conv2D(4, 3), layers.Softmax()),
     "one score": lambda: _in_row(layers.Flatten(), layers.Dense(1, "sigmoid")),
+    "quantised by Keras": _in_int8,
+    "names": lambda: _in_row(
+        layers.Conv2D(4, 3, name="my conv [1]"), layers.ReLU(name="_hidden"), layers.Dense(2)
+    ),
     "hub": _hub,
 }  # fmt: skip
 

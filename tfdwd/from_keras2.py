@@ -387,6 +387,13 @@ def _transposed(x: Any, wanted: bool) -> Any:
     return ops.swapaxes(x, -1, -2) if wanted else x
 
 
+def _constant(value: Any, like: Any) -> Any:
+    """An array of a list, which is what constants are in a model that was loaded."""
+    if not isinstance(value, list):
+        return value
+    return np.asarray(value, keras.backend.standardize_dtype(like.dtype))
+
+
 # By the last part of TensorFlow's name, with the arguments of TensorFlow.
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "argmax": lambda input, axis=0, output_type="int64": ops.cast(
@@ -394,7 +401,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     ),
     "avg_pool": _pool(ops.average_pool),
     "avg_pool2d": _pool(ops.average_pool),
-    "bias_add": lambda value, bias: ops.add(value, bias),
+    "bias_add": lambda value, bias: ops.add(value, _constant(bias, value)),
     "cast": lambda x, dtype: ops.cast(x, dtype),
     "clip_by_value": lambda t, clip_value_min, clip_value_max: ops.clip(
         t, clip_value_min, clip_value_max
@@ -483,7 +490,9 @@ def _operation(layer: Any) -> Callable[[list[Any], dict[str, Any]], Any]:
                 layer, f"but tf.{symbol} with the argument {', '.join(left)} is not among the "
                 "functions that are carried over",
             )  # fmt: skip
-        return function(*given.values(), **named)
+        like = [value for value in given.values() if hasattr(value, "dtype")]
+        operands = [_constant(value, like[0]) if like else value for value in given.values()]
+        return function(*operands, **named)
 
     return run
 

@@ -58,15 +58,16 @@ def is_native(operation: Any) -> bool:
     return own and type(operation).__name__ in NATIVE and not operation.quantization_mode
 
 
-def native(layer: keras.Layer, shape: tuple[int | None, ...]) -> Any:
+def native(layer: keras.Layer, shape: tuple[int | None, ...], name: str) -> Any:
     """The built tf_keras layer for a Keras 3 layer without an activation, with copied weights.
 
     Args:
       layer: one of `NATIVE`.
       shape: of what it reads, with the batch axis.
+      name: of the layer that is made.
     """
     kind = getattr(tf_keras.layers, type(layer).__name__)
-    made = kind.from_config(_legacy(layer.get_config()) | {"dtype": "float32"})
+    made = kind.from_config(_legacy(layer.get_config()) | {"dtype": "float32", "name": name})
     made.build(shape)
     names = ("gamma", "beta", "moving_mean", "moving_variance", "kernel", "bias")
     values = [getattr(layer, name, None) for name in names]
