@@ -244,6 +244,34 @@ def test_a_convolution_that_is_never_called_is_listed():
     assert found == {"x/slim": "1x1 already", "x/conv": "its layer never calls it"}
 
 
+def test_a_layer_called_at_several_sizes_is_opened_for_all():
+    x = image = keras.Input((8, 8, 6))
+    block = Block(name="block")
+    small = block(layers.MaxPooling2D()(x))
+    model = keras.Model(image, [block(x), small])
+    model = randomised(model)
+    inputs = inputs_of(model)
+    student, report = tfdwd.decompose(model, rank=full_ranks(model), return_report=True)
+    assert [layer.replaced for layer in report.layers] == [True, True]
+    assert report.layers[0].macs_before == (64 + 16) * 6 * 9 * 6
+    assert difference(outputs_of(student, inputs), outputs_of(model, inputs)) < CLOSE
+
+
+@keras.saving.register_keras_serializable("tests")
+class Resized(Base):
+    def call(self, x):
+        return layers.Resizing(x.shape[1], x.shape[2])(self.conv(x[:, ::2]))
+
+
+def test_a_layer_that_depends_on_the_size_stays_closed_where_it_has_several():
+    x = image = keras.Input((8, 8, 6))
+    layer = Resized(name="x")
+    found = reasons(keras.Model(image, [layer(x), layer(layers.MaxPooling2D()(x))]))
+    assert "x" in found["x/conv"] and found["x/conv"].startswith("inside the layer 'x' (Resized)")
+    alone = keras.Model(image, layer(x))
+    assert reasons(alone)["x/conv"] == ""
+
+
 def test_a_layer_called_in_several_ways_stays_closed():
     x, twice = keras.Input((8, 8, 6)), Twice(layers.Conv2D(5, 3, name="conv"), name="twice")
     sums = [twice(x, other=x, scale=scale)["sum"] for scale in (1.0, 2.0)]
