@@ -564,3 +564,15 @@ def test_several_inputs_are_quantised_by_name(two_in_two_out, tmp_path):
     data = {"picture": source.normal(size=(40, 6, 6, 2)), "extra": source.normal(size=(40, 3))}
     report = export(two_in_two_out, tmp_path / "m.tflite", quantize="int8", data=data)
     assert [output.sqnr_db > 20 for output in report.outputs] == [True, True]
+
+
+@pytest.mark.parametrize("name", ["my conv", "[conv]", "é"])
+def test_names_that_tensorflow_cannot_save_are_those_of_the_file(name, tmp_path):
+    model = keras.Sequential(
+        [keras.Input((4, 4, 2), name="image"), layers.Conv2D(3, 3, name=name)], name="my net"
+    )
+    weights = [variable.path for variable in model.variables]
+    export(model, tmp_path / "model.tflite", data=np.ones((2, 4, 4, 2)))
+    [output] = lite.Model(tmp_path / "model.tflite").outputs
+    assert output.name == name
+    assert [variable.path for variable in model.variables] == weights

@@ -1,6 +1,7 @@
 """Keras to .tflite, verified: the file that is written was run and compared with Keras."""
 
 import collections
+import contextlib
 import functools
 import keyword
 import os
@@ -425,7 +426,7 @@ def _converted(
     # TFLiteConverter.from_keras_model knows Keras 2 alone. A Keras 3 model in the place of `holder`
     # would leave its weights in the file as variables; plain tf.Variables become constants.
     holder = tf.Module()
-    holder.variables_of_model = [
+    holder.variables_of_model = variables = [
         variable if isinstance(variable, tf.Variable) else variable.value
         for variable in model.variables
     ]
@@ -456,12 +457,29 @@ def _converted(
     try:
         with warnings.catch_warnings():  # the converter uses tf.lite's own, deprecated interpreter
             warnings.filterwarnings("ignore", ".*tf.lite.Interpreter is deprecated", UserWarning)
-            content = converter.convert()
+            with _plain_names(variables):
+                content = converter.convert()
     except Exception as error:  # ConverterError has no public name.
         raise Error(_conversion_message(model, error)) from error
     finally:
         logger.setLevel(level)
     return lite.in_order(content, names, _output_names(model))
+
+
+@contextlib.contextmanager
+def _plain_names(variables: Sequence[Any]) -> Iterator[None]:
+    """Gives variables names that TensorFlow can save, for a while: those of layers may hold spaces.
+
+    The converter saves the model first; where it cannot, it goes on without a signature.
+    """
+    names = [variable._handle_name for variable in variables]
+    try:
+        for number, variable in enumerate(variables):
+            variable._handle_name = f"variable_{number}:0"
+        yield
+    finally:
+        for variable, name in zip(variables, names, strict=True):
+            variable._handle_name = name
 
 
 def _traced(model: "keras.Model", sizes: Sequence[tuple[int, ...]]) -> Any:
