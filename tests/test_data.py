@@ -199,13 +199,11 @@ def test_too_many_damaged_images_end_it(
 ) -> None:
     source = data.tfrecords(_shards(tmp_path / "x", damaged=damaged), "train", first_label=1)
     allowed = (len(damaged) - 0.5) / 24
-    message = (
-        rf"at most {len(damaged) - 1} of 24 images .*the last is \S*/train-0000\d-of-00004, rec"
-    )
+    message = r"at most \d+ of \d+ images .*the last is \S*/train-0000\d-of-00004, record \d"
     with pytest.raises(tf.errors.InvalidArgumentError, match=message):
         _all(_made(source, kind, allowed))
     model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten()])
-    with pytest.raises(Error, match=message + r".*\d+$"):  # one line, without TensorFlow's own
+    with pytest.raises(Error, match=f"read: expected {message}$"):  # one line, its own words
         list(batches(_made(source, kind, allowed), model))
 
 

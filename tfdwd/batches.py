@@ -344,6 +344,8 @@ def _first_line(error: Exception) -> str:
     text = re.sub(r"\{\{.*?\}\}|\[Op:.*", "", str(error)).strip()
     text = re.sub(r"^Error in user-defined function \S+ \S+ \S+ transformation.*?: \S+ ", "", text)
     first = text.partition("\n")[0].strip()
+    if first.startswith("Error: "):  # tfdwd's own, raised by a function in a tf.data.Dataset
+        return first.removeprefix("Error: ")
     return f"{type(error).__name__}: {first}" if first else type(error).__name__
 
 

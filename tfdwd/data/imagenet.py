@@ -229,7 +229,11 @@ def image_folder(folder: str | os.PathLike[str]) -> Source:
       >>> image_folder("imagenet/val").count  # doctest: +SKIP
       50000
     """
-    folders = [e.path for e in _entries(folder) if e.is_dir() and not e.name.startswith(".")]
+    folders = [
+        entry.path
+        for entry in _entries(folder)
+        if os.path.isdir(entry.path) and not entry.name.startswith(".")
+    ]
     classes = [_images_in(path) for path in folders]
     if not any(classes):
         raise Error(
@@ -267,7 +271,8 @@ def _images_in(folder: str) -> list[bytes]:
         if entry.name.lower().endswith(_ENDINGS) and not entry.name.startswith(".")
     ]
     for entry in images:
-        if not entry.is_file():  # to read from a pipe would wait for ever
+        # To read from a pipe would wait for ever; `DirEntry.is_file` raises at a loop of links.
+        if not entry.is_file(follow_symlinks=False) and not os.path.isfile(entry.path):
             raise Error(f"{entry.path}: expected a file, got a folder, pipe, device or broken link")
     return [os.fsencode(entry.path) for entry in images]
 
@@ -480,8 +485,8 @@ class _Judge:
         Args:
           seen: images that were read in this epoch so far.
           good: how many of them decoded.
-          names, numbers: of images before gaps are over: file, and record in it or -1.
-          unreadable: whether their files cannot be read from there on.
+          names, numbers: file, and record in it or -1, of the last image of each gap.
+          unreadable: for each whether its file cannot be read from there on.
           ended: whether there are no more.
 
         Returns:
@@ -501,12 +506,13 @@ class _Judge:
                     "get the file anew"
                 )
             logging.warning("%s does not decode; it is left out", place)
-        damaged = (max(seen, self.total) if ended else seen) - good
-        if damaged > self.max_damaged * self.total:
+        total = max(seen, self.total)
+        damaged = (total if ended else seen) - good
+        if damaged > self.max_damaged * total:
             raise Error(
-                f"expected at most {int(self.max_damaged * self.total)} of {self.total} images "
-                f"damaged or missing (max_damaged={self.max_damaged}), got {damaged} of the {seen} "
-                f"read so far" + "".join(f"; the last is {place}" for place in places[-1:])
+                f"expected at most {int(self.max_damaged * total)} of {total} images damaged or "
+                f"missing (max_damaged={self.max_damaged}), got {damaged} of the {seen} read so far"
+                + "".join(f"; the last is {place}" for place in places[-1:])
             )
         if ended and good < self.wanted:
             raise Error(f"expected {self.wanted} images that decode, got {good}")
