@@ -170,6 +170,15 @@ def as_large_as():
     return tf_keras.Model(image, tf.image.resize(small, tf.shape(image)[1:3]) - image)
 
 
+def as_large_as_open():
+    image = tf_keras.Input((None, None, 4))
+    return tf_keras.Model(image, tf.image.resize(image[:, ::2], tf.shape(image)[1:3]))
+
+
+def rows(x):
+    return tf.reshape(tf.reshape(x, (tf.shape(x)[0], 64, -1)), (tf.shape(x)[0], 256))
+
+
 def shuffled(x):
     x = tf.transpose(tf.reshape(x, (-1, 8, 8, 2, 2)), (0, 1, 2, 4, 3))
     return tf.reshape(x, (-1, 8, 8, 4))
@@ -257,6 +266,7 @@ SAME = {
         lambda x: tf_keras.activations.hard_sigmoid(x) + tf_keras.backend.sigmoid(x)
     ),
     "shuffled": lambda: built(shuffled),
+    "rows": lambda: built(rows),
     "pieces": lambda: built(pieces),
     "reduced": lambda: built(
         lambda x: [tf.reduce_max(x, -1, keepdims=True), tf.argmax(x, -1), tf.math.reduce_std(x, 1)]
@@ -378,6 +388,7 @@ def subclassed():
             lambda: built(lambda x: base()(x, training=True)),
             r"'norm' \(BatchNormalization\).*called with training=True",
         ),
+        (as_large_as_open, "needs a size that is open; give the input a fixed size"),
         (subclassed, "'own': expected a Functional or built Sequential"),
         (lambda: tf_keras.Sequential([conv()], name="open"), "'open': expected .*build"),
     ],

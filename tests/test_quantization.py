@@ -265,6 +265,8 @@ def test_before_training_any_network_computes_as_it_did(name: str, tmp_path: Pat
         return
     report = tfdwd.export(aware, tmp_path / "a.tflite", quantize="int8", data=images)
     assert min(output.sqnr_db for output in report.outputs) > 15
+    if name in ("hard swish", "hard sigmoid", "sizes", "operations", "names", "hub"):
+        assert "DEQUANTIZE" not in report.operators  # all of it has 8 bits
 
 
 def test_a_hard_swish_is_one_operator_of_8_bits(tmp_path: Path) -> None:

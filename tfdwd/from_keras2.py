@@ -1,6 +1,7 @@
 """tf_keras (Keras 2) models as Keras 3 models: layer by layer, and compared layer by layer."""
 
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -396,6 +397,20 @@ def _pool(kind: Callable[..., Any]) -> Callable[..., Any]:
     return pool
 
 
+def _reshaped(tensor: Any, shape: Any) -> Any:
+    """A batch that was asked for, ``tf.shape(x)[0]``, is None here and becomes the open axis."""
+    shape = list(shape)
+    if _has_open(shape):
+        known = math.prod(size for size in shape if size is not None and size != -1)
+        rest = math.prod(tensor.shape[1:]) // known
+        shape = [-1 if size is None else rest if size == -1 else size for size in shape]
+    return ops.reshape(tensor, shape)
+
+
+def _has_open(sizes: Any) -> bool:
+    return isinstance(sizes, list | tuple) and any(size is None for size in sizes)
+
+
 def _transposed(x: Any, wanted: bool) -> Any:
     return ops.swapaxes(x, -1, -2) if wanted else x
 
@@ -443,7 +458,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
         mode.lower(),
         **({"constant_values": constant_values} if mode.upper() == "CONSTANT" else {}),
     ),
-    "reshape": lambda tensor, shape: ops.reshape(tensor, shape),
+    "reshape": _reshaped,
     "resize": lambda images, size, method="bilinear", antialias=False: ops.image.resize(
         images, size, method, antialias=antialias, data_format="channels_last"
     ),
@@ -491,6 +506,8 @@ def _operation(layer: Any) -> Callable[[list[Any], dict[str, Any]], Any]:
             and value is not None
             and not _is_default(value, signature.parameters[key].default)
         }
+        if short not in ("getitem", "reshape") and any(map(_has_open, given.values())):
+            raise _unlike(layer, "but it needs a size that is open; give the input a fixed size")
         named = {}
         if short in _FUNCTIONS:
             known = set(inspect.signature(function).parameters)
