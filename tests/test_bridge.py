@@ -268,9 +268,6 @@ SAME = {
     "open size": pyramid,
     "as large as another": as_large_as,
     "slashes in names": lambda: built(conv(name="block/conv"), KL.ReLU(name="block/relu")),
-    "training in the graph": lambda: built(
-        conv(), lambda x: KL.BatchNormalization()(x, training=True)
-    ),
     "random at inference": lambda: built(conv(), lambda x: KL.Dropout(0.5)(x, training=True)),
 }  # fmt: skip
 
@@ -373,6 +370,14 @@ def subclassed():
             lambda: built(lambda x: tf.image.resize(x, (4, 4), preserve_aspect_ratio=True)),
             "tf.image.resize with the argument preserve_aspect_ratio is not",
         ),
+        (
+            lambda: built(lambda x: KL.BatchNormalization(name="live")(x, training=True)),
+            r"'live' \(BatchNormalization\).*called with training=True",
+        ),
+        (
+            lambda: built(lambda x: base()(x, training=True)),
+            r"'norm' \(BatchNormalization\).*called with training=True",
+        ),
         (subclassed, "'own': expected a Functional or built Sequential"),
         (lambda: tf_keras.Sequential([conv()], name="open"), "'open': expected .*build"),
     ],
@@ -401,6 +406,15 @@ def test_files_of_keras_2_are_loaded(name, suffix, tmp_path):
     x = images(8, 8, 4)
     expected = model(x).numpy()
     np.testing.assert_allclose(loaded(x), expected, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_an_old_keras_file_of_the_hdf5_format_is_loaded(tmp_path):
+    model = built(conv())
+    model.save(tmp_path / "model.h5")
+    (tmp_path / "model.h5").rename(tmp_path / "model.keras")
+    x = images(8, 8, 4)
+    np.testing.assert_allclose(bridge.load(tmp_path / "model.keras")(x), model(x), atol=1e-5)
 
 
 @pytest.mark.parametrize("suffix", [".h5", ".keras"])

@@ -365,6 +365,21 @@ def test_other_backends_are_refused_by_every_verb(tmp_path, classifier, monkeypa
             verb()
 
 
+class AlwaysDropping(layers.Dropout):
+    """Monte Carlo dropout: it leaves its caller no choice."""
+
+    def call(self, x, training=None):
+        return super().call(x, training=True)
+
+
+def test_what_drops_in_training_does_not_drop_in_the_file(tmp_path):
+    x = keras.Input((8,))
+    y = layers.Dense(4)(AlwaysDropping(0.5)(layers.GaussianNoise(1.0)(x, training=True)))
+    model = keras.Model(x, y)
+    report = export(model, tmp_path / "m.tflite", data=images(8, 8))
+    assert report.operators == {"FULLY_CONNECTED": 1} and report.outputs[0].sqnr_db > 100
+
+
 def test_text_is_refused(tmp_path, nothing_left_in):
     nothing_left_in(tmp_path)
     words = keras.Input((1,), dtype="string", name="words")

@@ -19,7 +19,7 @@ SIZE = (64, 64, 3)
 
 def resnet(block, **options):
     return hub.models.ResNetBackbone(
-        input_conv_filters=[8],
+        input_conv_filters=[64],
         input_conv_kernel_sizes=[7],
         stackwise_num_filters=[64, 64],
         stackwise_num_blocks=[1, 1],
@@ -54,7 +54,7 @@ def deeplab():
         spatial_pyramid_pooling_key="P3",
         low_level_feature_key="P2",
         dilation_rates=[2, 3],
-        upsampling_size=4,
+        upsampling_size=2,
         projection_filters=8,
         image_shape=SIZE,
     )
@@ -92,6 +92,9 @@ def csp():
         stackwise_strides=[1, 2],
         stackwise_num_filters=[16, 24],
         block_type="dark_block",
+        stage_type="csp",
+        bottle_ratio=[0.5],
+        block_ratio=[0.5],
         image_shape=SIZE,
     )
 

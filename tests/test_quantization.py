@@ -318,6 +318,13 @@ def test_dropout_drops_in_training_only() -> None:
     assert np.sum(aware(ones, training=True) == 0) > 10
 
 
+def test_what_keras_has_quantised_is_refused() -> None:
+    model = _in_row(layers.Conv2D(4, 3), layers.Dense(3, name="small"))
+    model.layers[-1].quantize("int8")
+    with pytest.raises(tfdwd.Error, match=r"'small': .*quantised \(int8_from_float32\)"):
+        tfdwd.quantize_aware(model)
+
+
 def test_a_layer_that_differs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if tf_keras' convolution had another meaning."""
 

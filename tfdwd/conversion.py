@@ -2,7 +2,6 @@
 
 import collections
 import functools
-import itertools
 import keyword
 import os
 import re
@@ -117,7 +116,8 @@ def export(
 
     The names of the signature and the order of the inputs and outputs are the Keras model's (the
     keys where it takes or gives a dict); only an input name that is no Python identifier changes,
-    ``"image-1"`` to ``"image_1"``. The file holds only built-in operators.
+    ``"image-1"`` to ``"image_1"``, and letters beyond ASCII become ``_``. The file holds only
+    built-in operators.
 
     Args:
       model: a Sequential or Functional Keras 3 model; not changed. Or, for "int8", one of
@@ -278,7 +278,7 @@ def check_convertible(model: "keras.Model") -> None:
                 "give the part of the network behind it numbers, keras.Model(numbers, outputs)"
             )
     for weight in model.weights:
-        if not np.isfinite(keras.ops.convert_to_numpy(weight).astype(np.float64)).all():
+        if not np.isfinite(keras.ops.convert_to_numpy(weight.value).astype(np.float64)).all():
             raise Error(f"weight {weight.path!r} of model {model.name!r} holds NaN or infinity")
 
 
@@ -461,7 +461,7 @@ def _converted(
         raise Error(_conversion_message(model, error)) from error
     finally:
         logger.setLevel(level)
-    return lite.in_order(content, names, outputs.names_of(model))
+    return lite.in_order(content, names, _output_names(model))
 
 
 def _traced(model: "keras.Model", sizes: Sequence[tuple[int, ...]]) -> Any:
@@ -472,10 +472,11 @@ def _traced(model: "keras.Model", sizes: Sequence[tuple[int, ...]]) -> Any:
     from tfdwd.inference import names_for_tensorflow
 
     names = _input_names(model)
-    given = outputs.names_of(model)
+    given = _output_names(model)
+    run = agreement.at_inference(model)
 
     def serve(**tensors: Any) -> dict[str, Any]:
-        result = model(pack(model, [tensors[name] for name in names]), training=False)
+        result = run(pack(model, [tensors[name] for name in names]))
         return dict(zip(given, keras.tree.flatten(result), strict=True))
 
     specs = {
@@ -523,17 +524,29 @@ def _samples(
 
 def _input_names(model: "keras.Model") -> list[str]:
     """The names of the inputs, as Python identifiers: TensorFlow makes arguments of them."""
-    names: list[str] = []
+    names = []
     for tensor in model.inputs:
         name = re.sub(r"\W", "_", tensor.name, flags=re.ASCII)
         fine = name.isidentifier() and not keyword.iskeyword(name) and name != "self"
-        unique = name = name if fine else f"input_{name}"
-        for number in itertools.count(1):
-            if unique not in names:
-                break
+        names.append(name if fine else f"input_{name}")
+    return _unique(names)
+
+
+def _output_names(model: "keras.Model") -> list[str]:
+    """The names of the outputs in ASCII: of others the converter writes a damaged file."""
+    return _unique([re.sub(r"[^ -~]", "_", name) for name in outputs.names_of(model)])
+
+
+def _unique(names: Sequence[str]) -> list[str]:
+    """Numbers the second and later of equal names."""
+    found: list[str] = []
+    for name in names:
+        unique, number = name, 0
+        while unique in found:
+            number += 1
             unique = f"{name}_{number}"
-        names.append(unique)
-    return names
+        found.append(unique)
+    return found
 
 
 def _conversion_message(model: "keras.Model", error: Exception) -> str:

@@ -150,6 +150,8 @@ class _Converter:
                 self.parts[id(layer)] = self.replacement(layer)
             function = self.parts[id(layer)]
             args, kwargs = _arguments(node, values)
+            if kwargs.get("training") is True:
+                _check_inference(layer)
             _set_outputs(node, _call(function, node, args, kwargs, _symbolic), values)
             if not known and isinstance(function, list):
                 self.finish(layer, function)
@@ -248,6 +250,17 @@ class _Converter:
             name += "_"
         self.names.add(name)
         return name
+
+
+def _check_inference(layer: Any) -> None:
+    """Refuses what a call with training=True makes of a layer at inference in tf_keras alone."""
+    for part in layer._flatten_layers():
+        if isinstance(part, tf_keras.layers.BatchNormalization):
+            raise _unlike(
+                part, "but it is called with training=True, with which tf_keras takes the "
+                "statistics of each batch even at inference, and Keras 3 does not",
+            )  # fmt: skip
+    logging.warning("layer %r is called with training=True; here it rests at inference", layer.name)
 
 
 def _is_recurrent(layer: Any) -> bool:

@@ -164,8 +164,8 @@ def quantize_aware(model: keras.Model) -> tf_keras.Model:
       load from .keras files.
 
     Raises:
-      tfdwd.Error: a layer that cannot be copied or computes something else in tf_keras; the
-        message names it.
+      tfdwd.Error: a layer that cannot be copied, that Keras has quantised or that computes
+        something else in tf_keras; the message names it.
 
     Example:
       >>> student = quantize_aware(keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]))
@@ -176,6 +176,12 @@ def quantize_aware(model: keras.Model) -> tf_keras.Model:
     Integer-Arithmetic-Only Inference", arXiv 1712.05877, section 3.
     """
     flat = rebuild.flatten(bridge.to_keras3(model))
+    for layer in flat._flatten_layers():
+        if layer.dtype_policy.quantization_mode is not None:
+            raise Error(
+                f"layer {layer.name!r}: expected weights in floating point, got a layer that Keras "
+                f"has quantised ({layer.dtype_policy.name}); pass the model as it was before"
+            )
     to_keras2.in_float32(flat)
     model = to_keras2.split(rebuild.with_global_pools(flat))
     _check_split(flat, model)
@@ -265,8 +271,10 @@ class _Step:
 
     @property
     def kind(self) -> str:
-        """The class of the operation; a sum with a constant is one of operation and layer."""
+        """The class of the operation, by which its ranges are known; empty if they are not."""
         kind = type(self.operation).__name__
+        if kind in to_keras2.NATIVE and isinstance(self.layer, to_keras2.Carried):
+            return ""  # a user's class of that name
         return "Add" if kind == "Rescaling" and np.all(self.operation.scale == 1) else kind
 
     @property

@@ -55,7 +55,7 @@ class Carried(tf_keras.layers.Layer):
 def is_native(operation: Any) -> bool:
     """Whether tf_keras' own layer takes the operation's place."""
     own = type(operation).__module__.startswith("keras.")
-    return own and type(operation).__name__ in NATIVE and not operation.quantization_mode
+    return own and type(operation).__name__ in NATIVE
 
 
 def native(layer: keras.Layer, shape: tuple[int | None, ...], name: str) -> Any:
@@ -129,7 +129,7 @@ def _pieces(operation: Any) -> list[Any]:
             rescaling(operation.scale, name=f"{name}_scale", dtype="float32"),
             rescaling(1.0, operation.offset, dtype="float32"),
         ]
-    if kind not in _ACTIVATED or operation.quantization_mode:
+    if kind not in _ACTIVATED:
         return [operation]
     activation = operation.activation
     plain = kind != "SeparableConv2D"
@@ -188,5 +188,4 @@ def _separable(layer: Any) -> list[keras.Layer]:
 def in_float32(model: keras.Model) -> None:
     """Lets all layers of a model compute in float32; weights in half precision stay so."""
     for layer in model._flatten_layers():
-        if layer.dtype_policy.quantization_mode is None:
-            layer.dtype_policy = "float32"
+        layer.dtype_policy = "float32"

@@ -83,10 +83,7 @@ def tfrecords(folder: str | os.PathLike[str], split: str, *, first_label: int = 
     names = [os.fsencode(path) for path in paths]
 
     def records_of(name: Any, count: Any) -> tf.data.Dataset:
-        # TFRecordDataset ends a file at a wrong checksum. Here an empty record tells of it; where
-        # all are read it is cut off.
-        records = tf.data.TFRecordDataset(name).ignore_errors()
-        records = records.concatenate(tf.data.Dataset.from_tensors(b"")).take(count)
+        records = _whole(tf.data.TFRecordDataset(name), count, b"")
         one_name = tf.data.Dataset.from_tensors(name).repeat()
         return tf.data.Dataset.zip((records, one_name, tf.data.Dataset.range(count)))
 
@@ -102,15 +99,26 @@ def tfrecords(folder: str | os.PathLike[str], split: str, *, first_label: int = 
             records = records.shard(workers, worker)
         return records if seed is None else records.shuffle(_SHUFFLED, seed=seed)
 
-    def parsed(record: Any) -> tuple[Any, Any]:
+    def parsed(numbered: Any) -> tuple[Any, Any]:
         features = {
             "image/encoded": tf.io.FixedLenFeature([], tf.string),
             "image/class/label": tf.io.FixedLenFeature([], tf.int64),
         }
-        example = tf.io.parse_single_example(record, features)
+        example = tf.io.parse_single_example(numbered[0], features)
         return example["image/encoded"], example["image/class/label"] - first_label
 
     return Source(sum(counts), examples, parsed)
+
+
+def _whole(records: tf.data.Dataset, count: Any, lost: Any) -> tf.data.Dataset:
+    """So many (record, number); where they end early or cannot be read, ``lost`` is the last.
+
+    TFRecordDataset ends a file at a wrong checksum, and never gets over a missing one: the numbers
+    beside bound how often an error is ignored.
+    """
+    found = tf.data.Dataset.zip((records, tf.data.Dataset.range(count))).ignore_errors()
+    end = tf.data.Dataset.from_tensors((lost, tf.constant(-1, tf.int64)))
+    return found.concatenate(end).take(count)
 
 
 def _shards(folder: str | os.PathLike[str], split: str) -> list[Path]:
@@ -302,6 +310,8 @@ def tfds(name: str = "imagenet2012", split: str = "train", *, folder: Any = None
     if not {"image", "label"} <= set(builder.info.features or {}):
         raise Error(f"{name}: expected images with labels, got {builder.info.features}")
 
+    count = builder.info.splits[split].num_examples
+
     def examples(worker: int, workers: int, seed: int | None) -> tf.data.Dataset:
         reading = tensorflow_datasets.ReadConfig(
             shuffle_seed=seed, interleave_cycle_length=_READ_AT_ONCE, add_tfds_id=True
@@ -312,16 +322,18 @@ def tfds(name: str = "imagenet2012", split: str = "train", *, folder: Any = None
             decoders={"image": tensorflow_datasets.decode.SkipDecoding()},
             read_config=reading,
         )
-        found = found.shard(workers, worker)
-        if seed is not None:
-            found = found.shuffle(_SHUFFLED, seed=seed)
-        return found.map(named)
+        found = _whole(found.map(pair).shard(workers, worker), len(range(worker, count, workers)),
+                       ((b"", tf.constant(0, tf.int64)), f"{name}, {split}"))  # fmt: skip
+        found = found.map(named)
+        return found if seed is None else found.shuffle(_SHUFFLED, seed=seed)
 
-    def named(example: Any) -> Any:
-        pair = example["image"], tf.cast(example["label"], tf.int64)
-        return pair, example["tfds_id"], tf.constant(-1, tf.int64)
+    def pair(example: Any) -> Any:
+        return (example["image"], tf.cast(example["label"], tf.int64)), example["tfds_id"]
 
-    return Source(builder.info.splits[split].num_examples, examples)
+    def named(numbered: Any, _: Any) -> Any:
+        return *numbered, tf.constant(-1, tf.int64)
+
+    return Source(count, examples)
 
 
 def training(
@@ -533,7 +545,8 @@ def _decoded(
             return tf.zeros((size, size, 3), tf.uint8), tf.constant(0, tf.int64)
 
         def from_example() -> Any:
-            return made(number, *source.parsed(example))
+            image, label = made(number, *source.parsed(example))
+            return image, tf.cast(label, tf.int64)
 
         image, label = tf.cond(last, nothing, from_example)
         return number, former, last, tf.ensure_shape(image, (size, size, 3)), label
