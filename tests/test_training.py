@@ -961,9 +961,21 @@ def test_the_command_takes_what_is_said_of_outputs(tmp_path: Path, capsys: Any) 
     header, _, row = capsys.readouterr().out.splitlines()
     assert header.split() == ["epoch", "loss", "val_loss"]
     assert float(row.split()[1]) == pytest.approx(found.history["loss"][0], abs=1e-4)
+    labels = {"a/0": np.zeros((24, 5)), "a/1": NUMBERS}
+    files = []
+    for number, (name, array) in enumerate(labels.items()):
+        np.save(tmp_path / f"{number}.npy", array)
+        files.append(f"--labels={name}={tmp_path}/{number}.npy")
+    assert _command(*own, *files, "--labels_weight=0.5", "--loss=a/0=mse") == 0
+    found = tfdwd.finetune(
+        student, (SMALL, labels), epochs=1, teacher=_small(heads), learning_rate=0.0, warmup=0.0,
+        labels_weight=0.5, loss={"a/0": "mse"},
+    )  # fmt: skip
+    row = capsys.readouterr().out.splitlines()[-1]
+    assert float(row.split()[1]) == pytest.approx(found.history["loss"][0], abs=1e-4)
     for wrong, message in (
         (["--loss_weight=a/0=much"], "--loss_weight: expected OUTPUT=NUMBER"),
-        (["--loss_weight=2"], "--loss_weight: expected OUTPUT=WEIGHT"),
+        (["--loss_weight=2"], "--loss_weight: expected OUTPUT=NUMBER"),
         (["--outputs=a/0=values", "--outputs=logits"], "--outputs: expected OUTPUT=..."),
         (["--loss=mse"], "loss= compares with labels"),
         (["--learning_rate=nan"], "learning_rate: expected a finite number"),
