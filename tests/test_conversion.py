@@ -566,7 +566,7 @@ def test_several_inputs_are_quantised_by_name(two_in_two_out, tmp_path):
     assert [output.sqnr_db > 20 for output in report.outputs] == [True, True]
 
 
-@pytest.mark.parametrize("name", ["my conv", "[conv]", "é"])
+@pytest.mark.parametrize("name", ["my conv", "[conv]"])
 def test_names_that_tensorflow_cannot_save_are_those_of_the_file(name, tmp_path):
     model = keras.Sequential(
         [keras.Input((4, 4, 2), name="image"), layers.Conv2D(3, 3, name=name)], name="my net"
