@@ -217,8 +217,8 @@ def decompose(
     student = rebuild.rebuild(model, expansions)
     if first and recalibrate and across_layers:
         replaced = [conv.path for conv, decision in plan if decision.options]
-        images = list(calibration.in_own_batches(first, traced))
-        changed = recalibration.reestimate_norms(model, student, images, replaced)
+        few = list(calibration.in_own_batches(first, traced))
+        changed = recalibration.reestimate_norms(model, student, few, replaced)
         logging.info("re-estimated %d batch norms elsewhere", len(changed))
     report = _report(model, student, method, plan, solver, expansions)
     for record in report.layers:
