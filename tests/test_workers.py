@@ -142,6 +142,22 @@ def test_calibration_shares_out_over_workers(folder: Path) -> None:
     assert "joint" in _finish([first, second])[0]
 
 
+def test_workers_wait_for_each_other(tmp_path: Path) -> None:
+    script = tmp_path / "wait.py"
+    script.write_text(
+        "import pathlib, time\n"
+        "from tfdwd import workers\n"
+        "workers.join()\n"
+        f"written = pathlib.Path('{tmp_path}/written')\n"
+        "if not workers.index():\n"
+        "    time.sleep(2)\n"
+        "    written.touch()\n"
+        "workers.wait()\n"
+        "print(written.exists())\n"
+    )
+    assert _finish(_start(2, [str(script)])) == ["True\n", "True\n"]
+
+
 def test_two_devices_of_one_process_train_as_one(folder: Path) -> None:
     script = folder / "mirrored.py"
     script.write_text(

@@ -21,7 +21,7 @@ from tfdwd import (
     recalibration,
     reporting,
 )
-from tfdwd.batches import batches
+from tfdwd.batches import calibration_batches
 from tfdwd.candidates import Conv, Option, find_convolutions, matching
 from tfdwd.errors import Error
 from tfdwd.fisher import with_identity
@@ -147,6 +147,7 @@ def decompose(
     recalibrate: bool = True,
     on_unsupported: str = "skip",
     return_report: bool = False,
+    images: int | None = None,
     seed: int = 0,
 ) -> keras.Model | tuple[keras.Model, DecompositionReport]:
     """Expands a trained network's regular convolutions into depthwise + pointwise stacks.
@@ -172,6 +173,9 @@ def decompose(
       on_unsupported: "skip" keeps a layer that ``include`` or ``rank`` names and that cannot be
         replaced, with a reason; "error" raises.
       return_report: also return a report with one record per convolution.
+      images: how many of the first images of ``data`` to use. If None, all that an array or other
+        data of known length has, and the first 2,048 of a generator, with a warning if there are as
+        many. Several workers take as many each.
       seed: of the positions at which responses are sampled.
 
     Returns:
@@ -209,7 +213,7 @@ def decompose(
             id(layer): rebuild.expand(layer, *solver.without_data(layer)) for layer in layers
         }
     else:
-        inputs = _keeping_first(batches(data, model, _batch_size(model)), first)
+        inputs = _keeping_first(calibration_batches(data, model, _batch_size(model), images), first)
         expansions = calibration.sweep(
             traced, inputs, layers, solver, across_layers=across_layers,
             weigh=method == "joint", keep_rows=method == "joint", seed=seed,
@@ -404,6 +408,8 @@ class _Solver:
     def without_data(self, conv: keras.layers.Conv2D) -> tuple[factorize.Stack, np.ndarray | None]:
         """Approximates the kernel itself."""
         kernel = rebuild.kernel_of(conv)
+        if not np.isfinite(kernel).all():
+            raise Error(f"layer {conv.name!r}: expected finite weights, got NaN or infinity")
         flat = kernel.reshape(-1, kernel.shape[2])
         white = factorize.Target(factorize.Gram.identity(len(flat)), flat, kernel)
         return self._best(conv, white), _bias_of(conv)
@@ -489,7 +495,9 @@ def _bias_of(conv: keras.layers.Conv2D) -> np.ndarray | None:
 
 def _missed(kernel: np.ndarray, variance: float, moments: Moments) -> float:
     """Part of the response's variance that a kernel (c * q, n) misses; its own is ``variance``."""
-    total = float(np.trace(moments.yy)) or 1.0
+    total = float(np.trace(moments.yy))
+    if total <= 1e-12 * float(np.sum(moments.mean_y**2)):  # constant, as far as float32 can tell
+        return 0.0
     return float(total - 2 * np.vdot(kernel, moments.xy) + variance) / total
 
 

@@ -24,7 +24,7 @@ from tfdwd import (
     rebuild,
     reporting,
 )
-from tfdwd.batches import batches
+from tfdwd.batches import calibration_batches
 from tfdwd.candidates import Conv, Option
 from tfdwd.errors import Error
 from tfdwd.fisher import loss_metric, with_identity
@@ -169,6 +169,7 @@ def plan(
     exclude: str | Sequence[str] | None = None,
     cache: str | os.PathLike[str] | None = None,
     latency_table: LatencyTable | None = None,
+    images: int | None = None,
     seed: int = 0,
 ) -> Plan:
     """Chooses for each convolution whether and by what to replace it, within one budget.
@@ -193,6 +194,7 @@ def plan(
       cache: a .json file for measured times; ~/.cache/tfdwd/latency.json if None.
       latency_table: times from another device, as `tfdwd.read_latency_table` gives them; then
         nothing is timed here.
+      images: how many of the first images of ``data`` to use, as for `tfdwd.decompose`.
       seed: of the sampled positions.
 
     Returns:
@@ -230,10 +232,10 @@ def plan(
     traced = graph.trace(model)
     convs = candidates.find_convolutions(traced)
     reasons = _reasons(convs, include, exclude)
-    images = [arrays for arrays, _ in batches(data, model, 64)]
+    read = [arrays for arrays, _ in calibration_batches(data, model, 64, images)]
     options = {id(conv.layer): candidates.options(conv) for conv in convs if not reasons[conv.path]}
-    errors = _errors(traced, images, [c for c in convs if id(c.layer) in options], options, seed)
-    few = [np.concatenate(arrays)[:256] for arrays in zip(*images, strict=True)]
+    errors = _errors(traced, read, [c for c in convs if id(c.layer) in options], options, seed)
+    few = [np.concatenate(arrays)[:256] for arrays in zip(*read, strict=True)]
     if table is None:
         conversion.check_enough(few, quantize)
         source = measured_here(quantize, threads, cache)

@@ -218,7 +218,8 @@ def _epochs_of(
         own_size = int(keras.tree.flatten(first)[0].shape[0])
 
         def streamed(epoch: int) -> Iterator[Any]:
-            return batches(given(epoch), model, own_size, with_labels)
+            bound = None if steps is None else steps * own_size  # what repeats has no end
+            return batches(given(epoch), model, own_size, with_labels, images=bound)
 
         found, own_steps = streamed, _length(given(0)) if steps is None else steps
     return found, own_steps if steps is None else steps

@@ -80,7 +80,7 @@ def trained(
         if not workers.index():
             folder.mkdir(parents=True, exist_ok=True)
             reporting.save_model(model, folder / "before.keras")
-    workers.check_same("network", 0)  # all wait until the first has written it
+    workers.wait()  # until the first has written it
     before, model = (
         keras.models.load_model(folder / "before.keras", compile=False) for _ in range(2)
     )
