@@ -20,7 +20,7 @@ import keras
 import numpy as np
 
 import tfdwd
-from tfdwd import calibration, decomposition, reporting
+from tfdwd import calibration, candidates, decomposition, reporting
 
 DATA = pathlib.Path(os.environ.get("TFDWD_DATA", "../shared/data"))
 HERE = pathlib.Path(__file__).parent
@@ -37,7 +37,7 @@ VARIANTS = {
     "without the ReLU's freedom": [mock.patch.object(decomposition, "RECTIFICATIONS", 0)],
     "the ReLU's freedom used once": [mock.patch.object(decomposition, "RECTIFICATIONS", 1)],
     "used four times": [mock.patch.object(decomposition, "RECTIFICATIONS", 4)],
-    "the first convolution replaced too": [mock.patch.object(decomposition, "MIN_CHANNELS", 1)],
+    "the first convolution replaced too": [mock.patch.object(candidates, "MIN_CHANNELS", 1)],
     "a quarter of the rows": [
         mock.patch.object(calibration, "MIN_ROWS", calibration.MIN_ROWS // 4),
         mock.patch.object(calibration, "ROWS_PER_UNKNOWN", calibration.ROWS_PER_UNKNOWN // 4),

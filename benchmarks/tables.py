@@ -1,4 +1,4 @@
-"""Writes the tables of README.md and docs/robots.md anew, from what the benchmarks left in CSV.
+"""Writes the tables of README.md and of docs/ anew, from what the benchmarks left in CSV.
 
     python benchmarks/tables.py
 
@@ -32,5 +32,5 @@ def with_tables(text: str) -> str:
 
 
 if __name__ == "__main__":
-    for page in (ROOT / "README.md", ROOT / "docs" / "robots.md"):
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
         page.write_text(with_tables(page.read_text()))

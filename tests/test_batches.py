@@ -12,7 +12,7 @@ import tensorflow as tf
 from absl import logging
 
 import tfdwd.batches
-from tfdwd.batches import batches, calibration_batches, pack
+from tfdwd.batches import batches, calibration_batches, first, pack, peek
 from tfdwd.errors import Error
 from tfdwd.spool import Spool
 
@@ -387,7 +387,7 @@ def test_wrong_data_of_two_inputs_is_a_clear_error(two_inputs):
         list(batches([IMAGES, IMAGES], two_inputs))
 
 
-@pytest.mark.parametrize("data", [IMAGES, (IMAGES,), (IMAGES, {"a": LABELS}), (IMAGES, None)])
+@pytest.mark.parametrize("data", [IMAGES, (IMAGES,), (IMAGES, {"a": 3}), (IMAGES, None)])
 def test_missing_labels_are_a_clear_error(one_input, data):
     with pytest.raises(Error, match="no array of labels"):
         list(batches(data, one_input, with_labels=True))
@@ -425,6 +425,35 @@ def test_pack_gives_what_the_model_takes(one_input, two_inputs, two_in_two_out):
     assert two_inputs(pack(two_inputs, [IMAGES, SECOND])).shape == (10, 18)
     packed = pack(two_in_two_out, ["extra", "picture"])
     assert packed == {"picture": "picture", "extra": "extra"}
+
+
+def test_the_first_images_are_taken_and_no_more_is_read(two_in_two_out):
+    source = np.random.default_rng(0)
+    data = [
+        {"picture": source.normal(size=(4, 6, 6, 2)), "extra": source.normal(size=(4, 3))}
+        for _ in range(3)
+    ]
+    read = []
+
+    def stream():
+        for number, batch in enumerate(data):
+            read.append(number)
+            yield batch
+
+    extra, picture = first(two_in_two_out, stream(), 5)
+    assert read == [0, 1]
+    np.testing.assert_array_equal(extra, [*data[0]["extra"], data[1]["extra"][0]])
+    np.testing.assert_array_equal(picture, [*data[0]["picture"], data[1]["picture"][0]])
+    assert [len(x) for x in first(two_in_two_out, iter(data), 99)] == [12, 12]
+
+
+def test_a_stream_that_was_peeked_into_starts_from_its_start():
+    given = [[np.full((2, 3), number)] for number in range(4)]
+    [images], stream = peek(iter(given), 3)
+    assert images[:, 0].tolist() == [0, 0, 1]
+    assert [batch[0, 0] for [batch] in stream] == [0, 1, 2, 3]
+    with pytest.raises(Error, match=r"images of one size, got \(2,\) and \(3,\); resize or crop"):
+        peek([[np.zeros((1, 3))], [np.zeros((1, 2))]], 2)
 
 
 def test_a_spool_does_not_fill_the_disk(monkeypatch):

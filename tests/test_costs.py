@@ -56,12 +56,23 @@ def test_nested_models_count_at_the_size_at_which_they_are_called():
     assert costs.count(network("nested of open size")).macs == 64 * 9 * 3 * 6 + 64 * 9 * 6 * 4
 
 
-def test_open_sizes_need_input_shapes():
-    model = keras.Sequential([keras.Input((None, None, 3)), layers.Conv2D(5, 3)])
-    with pytest.raises(Error, match=r"expected a fixed size .* give input_shapes"):
+def test_open_sizes_need_input_shape():
+    model = keras.Sequential([keras.Input((None, None, 3), name="x"), layers.Conv2D(5, 3)])
+    with pytest.raises(Error, match=r"expected a fixed size .* pass input_shape"):
         costs.count(model)
-    assert costs.count(model, [(10, 12, 3)]).macs == 8 * 10 * 27 * 5
-    assert costs.count(model, [(5, 5, 3)]).macs == 3 * 3 * 27 * 5
+    for shape in ((10, 12, 3), [(10, 12, 3)], {"x": (10, 12, 3)}):
+        assert costs.count(model, shape).macs == 8 * 10 * 27 * 5
+    assert costs.count(model, input_shape=(5, 5, 3)).macs == 3 * 3 * 27 * 5
+    with pytest.warns(DeprecationWarning, match="input_shapes is now input_shape"):
+        assert costs.count(model, input_shapes=[(5, 5, 3)]).macs == 3 * 3 * 27 * 5
+    with pytest.raises(Error, match=r"layer 'conv2d.*' cannot run where the inputs are .*2, 2, 3"):
+        costs.count(model, (2, 2, 3))
+
+
+def test_a_fixed_batch_costs_what_one_image_costs():
+    parts = [keras.Input(batch_shape=(4, 6, 6, 3)), layers.Conv2D(5, 3), layers.Flatten()]
+    model = keras.Sequential([*parts, layers.Dense(2)])
+    assert costs.count(model).macs == costs.count(model, (6, 6, 3)).macs == 16 * 27 * 5 + 80 * 2
 
 
 def test_what_is_not_counted_is_named():
@@ -146,6 +157,8 @@ def test_shufflenet_v2_is_the_published_one(width, conv):
         ({"width": 0.7}, r"width: expected one of \[0.5, 1.0, 1.5, 2.0\], got 0.7"),
         ({"conv": "dense"}, "conv: expected 'separable' or 'regular', got 'dense'"),
         ({"stem": "large"}, "stem: expected 'imagenet' or 'small', got 'large'"),
+        ({"channels": (8, 12, 15, 24)}, r"three stages, the stages' even, got \(8, 12, 15, 24\)"),
+        ({"channels": (8, 12, 24)}, r"three stages, the stages' even, got \(8, 12, 24\)"),
     ],
 )
 def test_shufflenet_v2_refuses_other_options(options, message):
@@ -155,10 +168,13 @@ def test_shufflenet_v2_refuses_other_options(options, message):
 
 def test_the_small_shufflenet():
     model = ShuffleNetV2(
-        0.5, stem="small", input_shape=(28, 28, 1), classes=10, repeats=(2, 3, 2), last_channels=64
-    )
+        stem="small", input_shape=(28, 28, 1), classes=10, repeats=(2, 3, 2),
+        channels=(12, 20, 40, 80), last_channels=64,
+    )  # fmt: skip
     assert model.output_shape == (None, 10)
-    assert model.get_layer("stage2_unit1_concat").output.shape == (None, 14, 14, 48)
+    assert model.get_layer("stem_conv").filters == 12
+    assert model.get_layer("stage2_unit1_concat").output.shape == (None, 14, 14, 20)
+    assert model.get_layer("stage4_unit1_concat").output.shape[-1] == 80
     assert model.get_layer("last_conv").filters == 64
     units = {layer.name[:12] for layer in model.layers if layer.name.startswith("stage")}
     assert len(units) == 2 + 3 + 2

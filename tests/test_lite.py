@@ -123,7 +123,9 @@ def test_real_values_go_into_an_int8_file_and_come_out(tmp_path, classifier):
 def test_activations_are_what_each_operator_writes(tmp_path, classifier):
     data = np.random.default_rng(0).normal(size=(3, 8, 8, 3)).astype(np.float32)
     export(classifier, tmp_path / "m.tflite")
-    found = lite.activations(tmp_path / "m.tflite", [data])
     written = [name for op in lite.operators(tmp_path / "m.tflite") for name in op.writes]
+    file = lite.Model(tmp_path / "m.tflite", keep=True)
+    found = file.activations([data], written)
     assert set(found) == set(written)
     np.testing.assert_allclose(found[written[-1]], np.asarray(classifier(data)), atol=1e-5)
+    assert file.output_tensors() == {written[-1]: "scores"}

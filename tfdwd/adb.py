@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import datetime
 import hashlib
-import json
 import os
 import secrets
 import subprocess
@@ -16,9 +15,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tfdwd import benchmarking, logs
+from tfdwd import benchmarking, logs, records
 from tfdwd.benchmarking import BenchmarkReport
 from tfdwd.errors import Error
+from tfdwd.shapes import InputShape
 
 if TYPE_CHECKING:
     import keras
@@ -40,6 +40,7 @@ def benchmark(
     threads: int = 1,
     xnnpack: bool = True,
     rounds: int = 5,
+    input_shape: InputShape | None = None,
 ) -> BenchmarkReport:
     """Times models on a phone, interleaved like `tfdwd.benchmark`.
 
@@ -52,6 +53,7 @@ def benchmark(
       serial: of the phone, where adb sees several.
       threads, xnnpack: as for `tfdwd.benchmark`.
       rounds: samples of each model.
+      input_shape: as for `tfdwd.benchmark`.
 
     Returns:
       The timings, with time to load, first run and memory as benchmark_model tells them.
@@ -74,7 +76,7 @@ def benchmark(
             "(TensorFlow's page on measuring performance says where)"
         )
     benchmarking.check(models, threads=threads, rounds=rounds)
-    contents = [benchmarking.content_of(model) for model in models.values()]
+    contents = [benchmarking.content_of(model, input_shape) for model in models.values()]
     serial = _only_phone(serial)
     device = " ".join(_property(serial, f"ro.product.{what}") for what in ("manufacturer", "model"))
     folder = f"/data/local/tmp/tfdwd-{secrets.token_hex(4)}"
@@ -175,7 +177,7 @@ def benchmark_app(
             if not text:
                 _adb(serial, "shell", f"am force-stop {APP}")
     if text.startswith('{"error"'):
-        raise Error(f"the app on phone {serial} says: {json.loads(text)['error']}")
+        raise Error(f"the app on phone {serial} says: {records.loads(text)['error']}")
     return BenchmarkReport.from_json(text)
 
 

@@ -1,5 +1,6 @@
 """Turns every kind of data that users hold into batches for one model."""
 
+import itertools
 import numbers
 import os
 import re
@@ -34,7 +35,7 @@ def batches(
     with_labels: bool = False,
     *,
     images: int | None = None,
-) -> Iterator[tuple[list[np.ndarray], np.ndarray | None]]:
+) -> Iterator[tuple[list[np.ndarray], Any]]:
     """Streams data as checked batches of one size, whatever form it came in.
 
     Nothing is held but the batch given out and the user's batches that it is cut from. Arrays keep
@@ -46,6 +47,7 @@ def batches(
 
         - an array (images, ...);
         - a tuple (inputs, labels) or (inputs, labels, weights), as in Keras; weights are ignored;
+          labels are an array, or a dict or list of arrays for a model of several outputs;
         - a dict of arrays by input name, or a list of arrays in the order of ``model.inputs``;
         - a tf.data.Dataset, batched, of inputs or such tuples;
         - any iterable of batches, each one of the first three kinds; what has a length and can be
@@ -61,7 +63,7 @@ def batches(
 
     Yields:
       (inputs, labels): a list of arrays (rows, ...) in the order of ``model.inputs``; labels
-      (rows, ...), or None unless `with_labels`.
+      (rows, ...), a dict or list of such as they were given, or None unless `with_labels`.
 
     Raises:
       tfdwd.Error: the model has no ``inputs``; the data is empty or endless, cannot be read, or
@@ -85,12 +87,18 @@ def batches(
         )
     pieces: list[list[np.ndarray]] = []
     rows_held = rows_seen = 0
+    keys: list[Any] | None = None
     elements, length = _opened(data, model, endless=images is not None)
     for number, element in enumerate(_read(elements)):
         where = f"batch {number}"
-        arrays = _arrays(element, model, with_labels, where)
+        inputs, labels = _arrays(element, model, with_labels, where)
+        if keys is None:
+            keys = list(labels)
+        elif keys != list(labels):
+            raise Error(f"{where}: expected labels {keys} as in batch 0, got {list(labels)}")
+        arrays = [*inputs, *labels.values()]
         if pieces and [a.shape[1:] for a in arrays] != [a.shape[1:] for a in pieces[0]]:
-            yield _joined(pieces, with_labels)
+            yield _joined(pieces, keys)
             pieces, rows_held = [], 0
         start, rows = 0, len(arrays[0])
         if images is not None:
@@ -104,15 +112,28 @@ def batches(
             rows_seen += stop - start
             start = stop
             if rows_held == batch_size:
-                yield _joined(pieces, with_labels)
+                yield _joined(pieces, keys)
                 pieces, rows_held = [], 0
         if rows_seen == images:
             break
         _check_end(number, rows_seen, length=length, images=images)
-    if pieces:
-        yield _joined(pieces, with_labels)
+    if pieces and keys is not None:
+        yield _joined(pieces, keys)
     if not rows_seen:
         raise Error("the data is empty. A generator can be read only once; pass a new one.")
+
+
+def elements(data: Any, model: "keras.Model | lite.Model") -> Iterator[Any]:
+    """Opens data and gives the user's own batches, unchecked; what has no end goes on.
+
+    Raises:
+      tfdwd.Error: the data is of no kind that `batches` takes, or reading it fails.
+
+    Example:
+      >>> next(elements(iter([(np.zeros((2, 8)), np.ones(2))]), None))[1]
+      array([1., 1.])
+    """
+    return _read(_opened(data, model, endless=True)[0])
 
 
 def calibration_batches(
@@ -132,7 +153,7 @@ def calibration_batches(
       tfdwd.Error: as `batches`.
     """
     most, taken = images, 0
-    if images is None and not _is_whole(data, model) and _length(data) is None:
+    if images is None and not is_whole(data, model) and _length(data) is None:
         _refuse_endless(data)
         most = CALIBRATION_IMAGES
     for inputs, _ in batches(data, model, batch_size, images=most):
@@ -169,6 +190,65 @@ def pack(model: "keras.Model", inputs: list[Any]) -> Any:
     return keras.tree.pack_sequence_as(model.input, inputs)
 
 
+def first(model: "keras.Model | lite.Model", data: Any, count: int) -> list[np.ndarray]:
+    """Takes the first images of the data, and reads no more of it than that needs.
+
+    Args:
+      model: as for `batches`.
+      data: as for `batches`.
+      count: how many at most, at least 1.
+
+    Returns:
+      One array (images, ...) for each input, in the order of ``model.inputs``.
+
+    Raises:
+      tfdwd.Error: as `batches`, or those images are not of one size.
+
+    Example:
+      >>> import keras
+      >>> model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten()])
+      >>> first(model, np.zeros((5, 8, 8, 3)), 2)[0].shape
+      (2, 8, 8, 3)
+    """
+    return peek((inputs for inputs, _ in batches(data, model, min(count, 64))), count)[0]
+
+
+def peek(
+    source: Iterable[list[np.ndarray]], count: int
+) -> tuple[list[np.ndarray], Iterator[list[np.ndarray]]]:
+    """Takes the first images of a stream, which can still be gone through from its start.
+
+    Args:
+      source: batches of inputs, each a list of arrays (rows, ...). Read as far as it is needed.
+      count: how many images at most, at least 1.
+
+    Returns:
+      One array (images, ...) for each input; and all of the stream, those images included.
+
+    Raises:
+      tfdwd.Error: those images are not of one size.
+
+    Example:
+      >>> images, stream = peek([[np.zeros((2, 8))], [np.ones((2, 8))]], 3)
+      >>> images[0].shape, sum(len(batch) for [batch] in stream)
+      ((3, 8), 4)
+    """
+    stream = iter(source)
+    read: list[list[np.ndarray]] = []
+    rows = 0
+    while rows < count and (inputs := next(stream, None)) is not None:
+        read.append(inputs)
+        rows += len(inputs[0])
+    columns = list(zip(*read, strict=True))
+    for column in columns:
+        sizes = sorted({array.shape[1:] for array in column})
+        if len(sizes) > 1:
+            raise Error(
+                f"expected images of one size, got {sizes[0]} and {sizes[1]}; resize or crop them"
+            )
+    return [np.concatenate(column)[:count] for column in columns], itertools.chain(read, stream)
+
+
 def _check_count(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
         raise Error(f"expected {name} of at least 1, a whole number, got {value!r}")
@@ -186,7 +266,7 @@ def _opened(
       data, model: as for `batches`.
       endless: whether the data need not end.
     """
-    if _is_whole(data, model):
+    if is_whole(data, model):
         return [data], 1
     if not endless:
         _refuse_endless(data)
@@ -213,8 +293,13 @@ def _opened(
     raise Error(f"expected {_KINDS}; got {type(data).__name__}{hint}")
 
 
-def _is_whole(data: Any, model: "keras.Model | lite.Model") -> bool:
-    """Whether it is all the data at once, not an iterable of batches."""
+def is_whole(data: Any, model: "keras.Model | lite.Model") -> bool:
+    """Whether it is all the data at once, not an iterable of batches.
+
+    Example:
+      >>> is_whole(np.zeros((5, 8)), None), is_whole(iter([np.zeros((5, 8))]), None)
+      (True, False)
+    """
     if isinstance(data, list):  # the inputs of a model of several, but batches for a model of one
         return len(model.inputs) > 1 and all(hasattr(item, "__array__") for item in data)
     return isinstance(data, (tuple, Mapping)) or hasattr(data, "__array__") or _is_tensor(data)
@@ -287,24 +372,38 @@ def _check_end(number: int, rows: int, *, length: int | None, images: int | None
 
 def _arrays(
     element: Any, model: "keras.Model | lite.Model", with_labels: bool, where: str
-) -> list[np.ndarray]:
-    """One batch of the user's as checked arrays: the inputs, then the labels if wanted."""
+) -> tuple[list[np.ndarray], dict[Any, np.ndarray]]:
+    """One batch of the user's as checked arrays: the inputs, and the labels if wanted, by key."""
     parts = element if isinstance(element, tuple) and not _is_tensor(element) else (element,)
     if len(parts) not in (1, 2, 3):
         raise Error(f"{where}: expected (inputs, labels), got a tuple of {len(parts)}")
-    arrays = _inputs(parts[0], model, where)
-    for tensor, array in zip(model.inputs, arrays, strict=True):
+    inputs = _inputs(parts[0], model, where)
+    for tensor, array in zip(model.inputs, inputs, strict=True):
         _check_shape(tensor, array, where)
-    if with_labels:
-        if len(parts) == 1 or not hasattr(parts[1], "__array__"):
-            raise Error(f"{where}: no array of labels; give the data as (inputs, labels)")
-        arrays.append(np.asarray(parts[1]))
-    lengths = [len(array) if array.ndim else 0 for array in arrays]
+    labels = _labels(parts[1] if len(parts) > 1 else None, where) if with_labels else {}
+    names = [tensor.name for tensor in model.inputs]
+    names += ["labels" if key is None else f"labels {key!r}" for key in labels]
+    lengths = [len(array) if array.ndim else 0 for array in (*inputs, *labels.values())]
     if len(set(lengths)) > 1:
-        names = [tensor.name for tensor in model.inputs] + ["labels"] * with_labels
         counts = ", ".join(f"{name}: {n}" for name, n in zip(names, lengths, strict=True))
         raise Error(f"{where}: expected the same number of rows in all, got {counts}")
-    return arrays
+    return inputs, labels
+
+
+def _labels(given: Any, where: str) -> dict[Any, np.ndarray]:
+    """Labels by name where they are a dict, by place where they are a list, else by None."""
+    if isinstance(given, Mapping):
+        found = dict(given)
+    elif isinstance(given, (list, tuple)):
+        found = dict(enumerate(given))
+    else:
+        found = {None: given}
+    if not found or not all(hasattr(item, "__array__") for item in found.values()):
+        raise Error(
+            f"{where}: no array of labels; give the data as (inputs, labels), where labels are an "
+            "array, or a dict or list of arrays for a model of several outputs"
+        )
+    return {key: np.asarray(item) for key, item in found.items()}
 
 
 def _inputs(inputs: Any, model: "keras.Model | lite.Model", where: str) -> list[np.ndarray]:
@@ -439,9 +538,12 @@ def _dtype(tensor: Any) -> np.dtype:
         return np.dtype(np.float32)
 
 
-def _joined(
-    pieces: list[list[np.ndarray]], with_labels: bool
-) -> tuple[list[np.ndarray], np.ndarray | None]:
+def _joined(pieces: list[list[np.ndarray]], keys: list[Any]) -> tuple[list[np.ndarray], Any]:
+    """Pieces of a batch as one; the last columns are the labels of these keys."""
     columns = zip(*pieces, strict=True)
     arrays = [column[0] if len(column) == 1 else np.concatenate(column) for column in columns]
-    return (arrays[:-1], arrays[-1]) if with_labels else (arrays, None)
+    inputs, labels = arrays[: len(arrays) - len(keys)], arrays[len(arrays) - len(keys) :]
+    if keys in ([], [None]):
+        return inputs, labels[0] if keys else None
+    by_place = keys == list(range(len(keys)))
+    return inputs, labels if by_place else dict(zip(keys, labels, strict=True))

@@ -1,6 +1,6 @@
 """Times .tflite files on LiteRT, side by side, so that a ratio between them means something.
 
-Needs only NumPy and ai-edge-litert (and TensorFlow where a Keras model is to be timed).
+Needs only NumPy, ai-edge-litert and msgspec (and TensorFlow where a Keras model is to be timed).
 """
 
 import csv
@@ -10,8 +10,6 @@ import io
 import json
 import os
 import platform
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -21,9 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tfdwd import lite, reporting
+from tfdwd import children, lite, reporting
 from tfdwd.conditions import Conditions, Watch
 from tfdwd.errors import Error
+from tfdwd.records import Amount, Count, Positive, PositiveAmount, Record, dumps
+from tfdwd.shapes import InputShape
 
 if TYPE_CHECKING:
     import keras
@@ -37,7 +37,7 @@ _ROOT = Path("/")  # of what Linux tells of the machine
 
 
 @dataclass(frozen=True)
-class Timing:
+class Timing(Record):
     """How long one model takes for one run.
 
     Attributes:
@@ -57,21 +57,22 @@ class Timing:
     """
 
     name: str
-    bytes: int
-    median_ms: float
-    p10_ms: float
-    p90_ms: float
-    speed_up: float
-    speed_up_low: float
-    speed_up_high: float
-    load_ms: float | None = None
-    first_ms: float | None = None
-    peak_kib: float | None = None
+    bytes: Count
+    median_ms: PositiveAmount
+    p10_ms: PositiveAmount
+    p90_ms: PositiveAmount
+    speed_up: PositiveAmount
+    speed_up_low: PositiveAmount
+    speed_up_high: PositiveAmount
+    load_ms: Amount | None = None
+    first_ms: Amount | None = None
+    peak_kib: Amount | None = None
 
     def __post_init__(self) -> None:
-        if not 0 < self.p10_ms <= self.median_ms <= self.p90_ms:
+        super().__post_init__()
+        if not self.p10_ms <= self.median_ms <= self.p90_ms:
             raise Error(f"timings of {self.name!r} out of order: {self}")
-        if not 0 < self.speed_up_low <= self.speed_up <= self.speed_up_high:
+        if not self.speed_up_low <= self.speed_up <= self.speed_up_high:
             raise Error(f"speed-up of {self.name!r} outside of its interval: {self}")
 
     @property
@@ -98,8 +99,8 @@ class BenchmarkReport(reporting.Report):
 
     timings: tuple[Timing, ...]
     device: str
-    threads: int
-    rounds: int
+    threads: Positive
+    rounds: Positive
     runtime: str
     date: str
     xnnpack: bool = True
@@ -155,7 +156,7 @@ class BenchmarkReport(reporting.Report):
         fields = dataclasses.asdict(self)
         if self.conditions is None:
             del fields["conditions"]
-        return json.dumps(fields, indent=2) + "\n"
+        return dumps(fields)
 
     def to_csv(self) -> str:
         """One line per model, with the device, threads, runtime, date and conditions on each."""
@@ -182,6 +183,7 @@ def benchmark(
     rounds: int = 30,
     warmup: int = 3,
     startup: bool = False,
+    input_shape: InputShape | None = None,
 ) -> BenchmarkReport:
     """Times models on LiteRT, interleaved.
 
@@ -191,13 +193,15 @@ def benchmark(
     samples the machine's governor, clock, temperature and throttling are looked at.
 
     Args:
-      models: name to .tflite file, or to its content, or to a Keras model, which is exported first
+      models: name to .tflite file, or to its content, or to a Keras model, which is converted first
         (in float32). The first is the one that the others are compared with.
       threads: that LiteRT may use.
       xnnpack: whether LiteRT may use XNNPACK, as it does by default.
       rounds: samples of each model. Each sample is the mean over runs of 20 ms or more.
       warmup: runs of each model before anything is timed.
       startup: also measure loading, the first run and peak memory, in a new process for each model.
+      input_shape: at which sizes to run the Keras models that leave them open, as for
+        `tfdwd.export`.
 
     Returns:
       The timings.
@@ -209,7 +213,7 @@ def benchmark(
       >>> print(benchmark({"original": "model.tflite", "student": "student.tflite"}))
     """
     check(models, threads=threads, rounds=rounds, warmup=warmup)
-    contents = {name: content_of(model) for name, model in models.items()}
+    contents = {name: content_of(model, input_shape) for name, model in models.items()}
     opened = [lite.Model(content, threads, xnnpack=xnnpack) for content in contents.values()]
     for model in opened:
         model.load(_random_inputs(model))
@@ -257,8 +261,14 @@ def interleaved(rounds: int, models: int) -> Iterator[tuple[int, int]]:
                 bar.update()
 
 
-def content_of(model: "str | os.PathLike[str] | bytes | keras.Model") -> bytes:
-    """A .tflite model as bytes; a Keras model is exported.
+def content_of(
+    model: "str | os.PathLike[str] | bytes | keras.Model", input_shape: InputShape | None = None
+) -> bytes:
+    """A .tflite model as bytes; a Keras model is converted.
+
+    Args:
+      model: as for `benchmark`.
+      input_shape: of a Keras model that leaves sizes open.
 
     Raises:
       tfdwd.Error: no such file, or as `tfdwd.export`.
@@ -269,12 +279,10 @@ def content_of(model: "str | os.PathLike[str] | bytes | keras.Model") -> bytes:
         if not Path(model).is_file():
             raise Error(f"no such file: {os.fspath(model)}")
         return Path(model).read_bytes()
-    from tfdwd.conversion import export
+    from tfdwd import conversion
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.tflite"
-        export(model, path)
-        return path.read_bytes()
+    conversion.check_convertible(model)
+    return conversion.convert(model, conversion.file_shapes(model, input_shape))
 
 
 def _random_inputs(model: lite.Model) -> list[np.ndarray]:
@@ -312,15 +320,8 @@ def _startup(content: bytes, threads: int, xnnpack: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.tflite"
         path.write_bytes(content)
-        code = "import sys, tfdwd.benchmarking as b; b._print_startup(*sys.argv[1:])"
-        packages = [str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")]
-        done = subprocess.run(
-            [sys.executable, "-c", code, str(path), str(threads), "1" if xnnpack else ""],
-            capture_output=True,
-            text=True,
-            check=False,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, packages))},
-        )
+        arguments = [str(path), str(threads), "1" if xnnpack else ""]
+        done = children.run("tfdwd.benchmarking", "_print_startup", arguments)
     if done.returncode:
         raise Error(f"the process that measures a model's start failed: {done.stderr[-500:]}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

@@ -15,6 +15,9 @@ from tfdwd.errors import Error
 _RANKS = 4
 _BOTTLENECK_MACS = (0.06, 0.09, 0.13, 0.18, 0.25, 0.35, 0.5)
 _UNKNOWNS = 3000  # taps times width of the widest bottleneck: its fit takes their cube
+# A convolution that reads fewer channels than this is kept unless it is asked for by name: the
+# SIMD kernels of depthwise convolutions idle there, and what the first layer loses all others miss.
+MIN_CHANNELS = 4
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -124,6 +127,14 @@ def why_not(layer: Any) -> str:
         return f"grouped ({layer.groups} groups)"
     if tuple(layer.kernel_size) == (1, 1):
         return "1x1 already"
+    return ""
+
+
+def why_not_unasked(conv: Conv) -> str:
+    """Why a convolution that could be replaced is kept unless it is named; empty if it is not."""
+    channels = conv.sizes[0]
+    if channels < MIN_CHANNELS:
+        return f"reads {channels} channels only; include= replaces it"
     return ""
 
 

@@ -14,9 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from absl import logging
 
-from tfdwd import lite, reporting
-from tfdwd.batches import batches, pack
+from tfdwd import agreement, files, lite, outputs, reporting, shapes
+from tfdwd.agreement import LayerNoise, OutputAgreement
+from tfdwd.batches import first, pack
 from tfdwd.errors import Error
+from tfdwd.records import Count, Positive
+from tfdwd.shapes import InputShape
 
 if TYPE_CHECKING:
     import keras
@@ -25,46 +28,12 @@ if TYPE_CHECKING:
 # a layer that was converted wrongly differs by far more than this.
 _LARGEST_DIFFERENCE = 1e-3
 QUANTIZATIONS = ("none", "float16", "dynamic", "int8", "int16x8")
+_WHOLE = ("int8", "int16x8")  # activations too
 _IMAGES = 64  # that are compared with Keras
-_RANGE_IMAGES = 256  # at most, from which the ranges of the activations are taken
+RANGE_IMAGES = 256  # at most, from which the ranges of the activations are taken
 _LEAST_RANGE_IMAGES = 32
 _NOISE_IMAGES = 16  # on which the layers are compared
-_BATCH = 16
-_SQNR_LIMIT = 200.0  # dB; an exact output has no noise at all
-
-
-@dataclass(frozen=True)
-class OutputAgreement:
-    """How well one output of a .tflite file agrees with the Keras model.
-
-    Attributes:
-      name: of the output.
-      largest_difference: the largest absolute difference over the largest absolute value of the
-        Keras output.
-      sqnr_db: power of the Keras output over that of the difference, in dB, at most 200.
-      top1_agreement: share of the images whose largest output is the same one, 0..1; None where the
-        output is not (batch, classes).
-    """
-
-    name: str
-    largest_difference: float
-    sqnr_db: float
-    top1_agreement: float | None
-
-
-@dataclass(frozen=True)
-class LayerNoise:
-    """What quantising costs at one layer.
-
-    Attributes:
-      name: of the Keras layer, or of what the .tflite file calls it where it knows of none.
-      sqnr_db: power of the float file's tensor over that of the difference to the quantised one's.
-      added: noise over signal here, less that of the noisiest input; what the layer itself adds.
-    """
-
-    name: str
-    sqnr_db: float
-    added: float
+_LARGEST = 1e38  # activation; the converter dies of a range beyond float32
 
 
 @dataclass(frozen=True)
@@ -81,19 +50,22 @@ class ExportReport(reporting.Report):
       images: how many images were compared; 0 without data.
       outputs: the agreement of each output; empty without data.
       layers: for "int8" and "int16x8" what each layer costs, the costliest first.
+      batch: images that the file takes at once.
     """
 
     path: str
-    bytes: int
+    bytes: Count
     quantize: str
-    operators: dict[str, int]
+    operators: dict[str, Positive]
     needed_runtime: str
     checked_with: str
-    images: int
+    images: Count
     outputs: tuple[OutputAgreement, ...]
     layers: tuple[LayerNoise, ...] = ()
+    batch: Positive = 1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if (self.images == 0) != (not self.outputs):
             raise Error(f"{self.images} images compared, but {len(self.outputs)} outputs")
 
@@ -101,7 +73,8 @@ class ExportReport(reporting.Report):
         counts = ", ".join(f"{count} {name}" for name, count in self.operators.items())
         parts: list[Any] = [
             f"{self.path}: {self.bytes / 1024:.1f} KiB, quantised: {self.quantize}, needs "
-            f"TensorFlow Lite {self.needed_runtime or '(unknown)'}",
+            f"TensorFlow Lite {self.needed_runtime or '(unknown)'}"
+            + (f", takes {self.batch} images at once" if self.batch > 1 else ""),
             f"operators: {counts}",
         ]
         if not self.images:
@@ -137,17 +110,21 @@ def export(
     quantize: str = "none",
     float_io: bool = False,
     data: Any = None,
+    input_shape: InputShape | None = None,
 ) -> ExportReport:
     """Writes a Keras model as a .tflite file for a batch of 1, and checks it.
 
     The names of the signature and the order of the inputs and outputs are the Keras model's (the
     keys where it takes or gives a dict); only an input name that is no Python identifier changes,
-    ``"image-1"`` to ``"image_1"``. The file holds only built-in operators.
+    ``"image-1"`` to ``"image_1"``, and letters beyond ASCII become ``_``. The file holds only
+    built-in operators.
 
     Args:
-      model: a Sequential or Functional Keras 3 model of fixed input sizes; not changed. Or, for
-        "int8", one of `tfdwd.quantize_aware` that was trained: its ranges are kept, and data only
-        serves to compare.
+      model: a Sequential or Functional Keras 3 model; not changed. Or, for "int8", one of
+        `tfdwd.quantize_aware` that was trained: its ranges are kept, and data only serves to
+        compare. Sizes that it leaves open are those of the data, or of ``input_shape``. If its
+        batch is fixed to more than one image and it gives something else for one image alone, the
+        file takes that batch.
       path: where to write, ending in .tflite; the folder must exist. Written whole or not at all.
       quantize: "none" (float32), "float16" (weights), "dynamic" (int8 weights, float
         activations), "int8" (weights and activations) or "int16x8" (int8 weights, int16
@@ -156,6 +133,9 @@ def export(
       data: real inputs, of any kind that `tfdwd.batches.batches` takes. The ranges of "int8" and
         "int16x8" come from the first 256 images, at least 32; 64 run through Keras and through the
         file. Without data, the file is only opened.
+      input_shape: at which sizes the file runs, where the model leaves them open and no data tells:
+        one shape without the batch axis, such as (224, 224, 3), or one for each input, as a list or
+        as a dict by name.
 
     Returns:
       Size, operators, agreement, and the layers at which quantising costs most.
@@ -172,42 +152,45 @@ def export(
       {'CONV_2D': 1}
     """
     path = Path(path)
-    if path.suffix != ".tflite":
-        raise Error(f"expected a path that ends in .tflite, got {path}")
-    if quantize not in QUANTIZATIONS:
-        raise Error(f"quantize: expected one of {', '.join(QUANTIZATIONS)}, got {quantize!r}")
-    whole = quantize in ("int8", "int16x8")
+    files.check_output(path, ".tflite")
+    check_quantize(quantize)
+    whole = quantize in _WHOLE
     if float_io and not whole:
         raise Error(f"float_io: expected quantize 'int8' or 'int16x8', got {quantize!r}")
     aware = _is_aware(model, quantize)
     if not aware:
         check_convertible(model)
-    images = (
-        None if data is None else _first_images(model, data, _RANGE_IMAGES if whole else _IMAGES)
-    )
+    images = None if data is None else first(model, data, RANGE_IMAGES if whole else _IMAGES)
     if not aware:
         check_enough(images, quantize)
-    content = convert(model, quantize, float_io, None if aware else images)
-    found = lite.operators(content)
-    outputs: tuple[OutputAgreement, ...] = ()
+    sizes = file_shapes(model, input_shape, images)
+    inside: dict[str, np.ndarray] = {}  # the tensors of the float file for the first images
+    if whole and not aware:  # the float file of an aware model would round, too
+        assert images is not None  # check_enough
+        inside = checked_activations(model, sizes, images)
+    content = convert(model, sizes, quantize, float_io=float_io, images=None if aware else images)
+    file, operators = lite.Model(content), lite.operators(content)
+    compared = [] if images is None else [array[:_IMAGES] for array in images]
+    agreements: tuple[OutputAgreement, ...] = ()
     layers: tuple[LayerNoise, ...] = ()
-    if images is not None:
-        compared = [array[:_IMAGES] for array in images]
-        outputs = _compare(model, lite.Model(content), compared, quantize)
-        if whole and not aware:  # the float file of an aware model would round, too
-            few = [array[:_NOISE_IMAGES] for array in compared]
-            layers = _layer_noise(model, convert(model), content, few)
-    reporting.write_whole(path, content)
+    if compared:
+        limit = _LARGEST_DIFFERENCE if quantize == "none" else np.inf
+        agreements = agreement.of_outputs(model, file, compared, outputs.names_of(model), limit)
+    if inside:
+        few = [array[:_NOISE_IMAGES] for array in compared]
+        layers = agreement.of_layers(model, inside, content, operators, few)
+    files.write_whole(path, content)
     report = ExportReport(
         path=str(path),
         bytes=len(content),
         quantize=quantize,
-        operators=dict(collections.Counter(operator.name for operator in found).most_common()),
+        operators=dict(collections.Counter(operator.name for operator in operators).most_common()),
         needed_runtime=lite.needed_runtime(content),
         checked_with=lite.runtime_version(),
-        images=0 if images is None else len(compared[0]),
-        outputs=outputs,
+        images=len(compared[0]) if compared else 0,
+        outputs=agreements,
         layers=layers,
+        batch=sizes[0][0],
     )
     logging.info("wrote %s, %d bytes", path, len(content))
     return report
@@ -238,21 +221,47 @@ def check_enough(images: Sequence[np.ndarray] | None, quantize: str) -> None:
       tfdwd.Error: how many were expected.
     """
     count = 0 if images is None else len(images[0])
-    if quantize in ("int8", "int16x8") and count < _LEAST_RANGE_IMAGES:
+    if quantize in _WHOLE and count < _LEAST_RANGE_IMAGES:
         raise Error(
             f"quantize={quantize!r}: expected at least {_LEAST_RANGE_IMAGES} real images to take "
             f"the activations' ranges from, got {count}; pass data=images"
         )
 
 
+def check_quantize(quantize: str) -> None:
+    """Refuses what is none of `QUANTIZATIONS`.
+
+    Raises:
+      tfdwd.Error: the names that there are.
+    """
+    if quantize not in QUANTIZATIONS:
+        raise Error(f"quantize: expected one of {', '.join(QUANTIZATIONS)}, got {quantize!r}")
+
+
+def check_backend() -> None:
+    """Refuses Keras on anything but TensorFlow.
+
+    Raises:
+      tfdwd.Error: on what it is.
+    """
+    import keras
+
+    if keras.backend.backend() != "tensorflow":
+        raise Error(
+            f"expected Keras on TensorFlow, got it on {keras.backend.backend()}: save the model, "
+            "and load it where KERAS_BACKEND=tensorflow"
+        )
+
+
 def check_convertible(model: "keras.Model") -> None:
-    """Refuses what is no Keras 3 model of inputs of fixed sizes.
+    """Refuses what LiteRT cannot have: no graph of Keras 3 on TensorFlow, text, NaN weights.
 
     Raises:
       tfdwd.Error: what it is, and what to do.
     """
     import keras
 
+    check_backend()
     if not isinstance(model, keras.Model):
         raise Error(
             f"expected a Keras 3 model, got {type(model).__module__}.{type(model).__name__}"
@@ -263,52 +272,156 @@ def check_convertible(model: "keras.Model") -> None:
             "make it Functional, keras.Model(x, model(x)) with x = keras.Input(...)"
         )
     for tensor in model.inputs:
-        if None in tensor.shape[1:]:
+        if tensor.dtype == "string":
             raise Error(
-                f"input {tensor.name!r} of model {model.name!r} has the shape {tensor.shape}: fix "
-                "its size, fixed = keras.models.clone_model(model, input_tensors=keras.Input((224, "
-                "224, 3))), then fixed.set_weights(model.get_weights())"
+                f"input {tensor.name!r} of model {model.name!r} takes text, which LiteRT cannot: "
+                "give the part of the network behind it numbers, keras.Model(numbers, outputs)"
             )
+    for weight in model.weights:
+        if not np.isfinite(keras.ops.convert_to_numpy(weight.value).astype(np.float64)).all():
+            raise Error(f"weight {weight.path!r} of model {model.name!r} holds NaN or infinity")
 
 
-def _first_images(model: "keras.Model", data: Any, count: int) -> list[np.ndarray]:
-    """Up to ``count`` images, one array for each input."""
-    pieces: list[list[np.ndarray]] = []
-    missing = count
-    for inputs, _ in batches(data, model, batch_size=_BATCH):
-        pieces.append([array[:missing] for array in inputs])
-        missing -= len(inputs[0])
-        if missing <= 0:
-            break
-    return [np.concatenate(arrays) for arrays in zip(*pieces, strict=True)]
+def file_shapes(
+    model: "keras.Model",
+    input_shape: InputShape | None = None,
+    images: Sequence[np.ndarray] | None = None,
+) -> list[tuple[int, ...]]:
+    """The shapes of a file's inputs, with the batch.
+
+    The batch is 1, unless the model's own is fixed to more and it gives something else for one
+    image alone: then it is the model's own. That is tried on the images, else on random ones.
+
+    Args:
+      model: a model that `check_convertible` lets pass.
+      input_shape, images: as for `tfdwd.shapes.of_inputs`.
+
+    Raises:
+      tfdwd.Error: as `tfdwd.shapes.of_inputs`.
+    """
+    sizes = shapes.of_inputs(model, input_shape, images)
+    batch = shapes.own_batch(model) or 1
+    if batch > 1 and _is_same_alone(model, sizes, images, batch):
+        batch = 1
+    return [(batch, *size) for size in sizes]
+
+
+def _is_same_alone(
+    model: "keras.Model",
+    sizes: Sequence[tuple[int, ...]],
+    images: Sequence[np.ndarray] | None,
+    batch: int,
+) -> bool:
+    """Whether the model gives for one image alone what it gives for it in a batch."""
+    source = np.random.default_rng(0)
+    few = [
+        source.random((batch, *size)).astype(tensor.dtype) if images is None else images[i][:batch]
+        for i, (size, tensor) in enumerate(zip(sizes, model.inputs, strict=True))
+    ]
+    expected = agreement.outputs_of(model, few, batch)
+    try:
+        alone = agreement.outputs_of(model, few, 1)
+    except Error:  # an operation needs the whole batch
+        return False
+    return all(
+        a.shape == b.shape and np.allclose(a, b, rtol=0, atol=1e-4 * np.abs(b).max(initial=1e-30))
+        for a, b in zip(alone, expected, strict=True)
+    )
+
+
+def checked(
+    model: "keras.Model",
+    sizes: Sequence[tuple[int, ...]],
+    quantize: str,
+    images: Sequence[np.ndarray],
+) -> bytes:
+    """As `convert`, after what could kill the converter was refused."""
+    if quantize in _WHOLE:
+        checked_activations(model, sizes, images)
+    return convert(model, sizes, quantize, images=images)
+
+
+def checked_activations(
+    model: "keras.Model", sizes: Sequence[tuple[int, ...]], images: Sequence[np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Refuses what TensorFlow's converter dies of when it takes ranges: loops and infinities.
+
+    The float file is run on all images that ranges are taken from.
+
+    Args:
+      model: of Keras.
+      sizes: of the file's inputs, with the batch.
+      images: one array (images, ...) for each input.
+
+    Returns:
+      {tensor name: values (images, ...)} of all tensors inside, for the first few images.
+
+    Raises:
+      tfdwd.Error: a loop that collects its results, NaN, infinity or numbers close to it; names the
+        layer.
+    """
+    function = _traced(model, sizes)
+    _check_loops(model, function)
+    content = _converted(model, function)
+    file = lite.Model(content, keep=True)
+    names = {name for operator in lite.operators(content) for name in operator.writes}
+    kept: dict[str, np.ndarray] = {}
+    for start in range(0, len(images[0]), _NOISE_IMAGES):
+        found = file.activations([a[start : start + _NOISE_IMAGES] for a in images], names)
+        for name, values in found.items():
+            if not np.abs(values).max(initial=0.0) < _LARGEST:  # NaN is refused too
+                raise Error(
+                    f"layer {agreement.writer(model, name)!r} gives NaN, infinity or numbers "
+                    f"beyond {_LARGEST:g} for one of the images {start}.."
+                    f"{start + _NOISE_IMAGES - 1}, which cannot be quantised; check the weights "
+                    "before it and the scale of the images"
+                )
+        kept = kept or found
+    return kept
 
 
 def convert(
     model: "keras.Model",
+    sizes: Sequence[tuple[int, ...]],
+    quantize: str = "none",
+    *,
+    float_io: bool = False,
+    images: Sequence[np.ndarray] | None = None,
+) -> bytes:
+    """Converts through a signature of named inputs and outputs.
+
+    Args:
+      model: a Keras model that `check_convertible` lets pass, or one of `tfdwd.quantize_aware`.
+      sizes: of the inputs, with the batch, as `file_shapes` gives them.
+      quantize, float_io: as for `export`.
+      images: from which the ranges of "int8" and "int16x8" come; without them the model has its
+        own. `checked_activations` must let them pass.
+
+    Returns:
+      The .tflite model.
+
+    Raises:
+      tfdwd.Error: the model cannot be converted (the message names the layers).
+    """
+    from tfdwd import rebuild
+
+    if images is not None and quantize in _WHOLE:
+        model = rebuild.with_global_pools(model)
+    function = _traced(model, sizes)
+    return _converted(model, function, quantize, float_io, images)
+
+
+def _converted(
+    model: "keras.Model",
+    function: Any,
     quantize: str = "none",
     float_io: bool = False,
     images: Sequence[np.ndarray] | None = None,
 ) -> bytes:
-    """Converts through a signature of named inputs and outputs, at a batch of 1.
-
-    The ranges of "int8" and "int16x8" come from the images; without them the model has its own.
-    """
+    """As `convert`, once the model was traced."""
     import tensorflow as tf
 
-    from tfdwd import rebuild
-
-    inputs, outputs = _input_names(model), _output_names(model)
-    if images is not None and quantize in ("int8", "int16x8"):
-        model = rebuild.with_global_pools(model)
-    specs = {
-        name: tf.TensorSpec((1, *tensor.shape[1:]), tensor.dtype, name=name)
-        for name, tensor in zip(inputs, model.inputs, strict=True)
-    }
-
-    def serve(**tensors: Any) -> dict[str, Any]:
-        result = model(pack(model, [tensors[name] for name in inputs]), training=False)
-        return dict(zip(outputs, tf.nest.flatten(result), strict=True))
-
+    names = _input_names(model)
     # TFLiteConverter.from_keras_model knows Keras 2 alone. A Keras 3 model in the place of `holder`
     # would leave its weights in the file as variables; plain tf.Variables become constants.
     holder = tf.Module()
@@ -316,13 +429,12 @@ def convert(
         variable if isinstance(variable, tf.Variable) else variable.value
         for variable in model.variables
     ]
-    function = tf.function(serve).get_concrete_function(**specs)
     converter = tf.lite.TFLiteConverter.from_concrete_functions([function], holder)
     if quantize != "none":
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
     if quantize == "float16":
         converter.target_spec.supported_types = [tf.float16]
-    if quantize in ("int8", "int16x8"):
+    if quantize in _WHOLE:
         kinds = tf.lite.OpsSet
         kind, dtype = {
             "int8": (kinds.TFLITE_BUILTINS_INT8, tf.int8),
@@ -333,7 +445,9 @@ def convert(
         }[quantize]
         if images is not None:
             converter.target_spec.supported_ops = [kind]
-            converter.representative_dataset = functools.partial(_samples, model, inputs, images)
+            converter.representative_dataset = functools.partial(
+                _samples, model, names, images, function.inputs[0].shape[0]
+            )
         if not float_io:
             converter.inference_input_type = converter.inference_output_type = dtype
     logger = tf.get_logger()  # which would tell of temporary folders
@@ -347,17 +461,63 @@ def convert(
         raise Error(_conversion_message(model, error)) from error
     finally:
         logger.setLevel(level)
-    return lite.in_order(content, inputs, outputs)
+    return lite.in_order(content, names, _output_names(model))
+
+
+def _traced(model: "keras.Model", sizes: Sequence[tuple[int, ...]]) -> Any:
+    """The model at inference as a TensorFlow function of named inputs and outputs."""
+    import keras
+    import tensorflow as tf
+
+    from tfdwd.inference import names_for_tensorflow
+
+    names = _input_names(model)
+    given = _output_names(model)
+    run = agreement.at_inference(model)
+
+    def serve(**tensors: Any) -> dict[str, Any]:
+        result = run(pack(model, [tensors[name] for name in names]))
+        return dict(zip(given, keras.tree.flatten(result), strict=True))
+
+    specs = {
+        name: tf.TensorSpec(size, tensor.dtype, name=name)
+        for name, tensor, size in zip(names, model.inputs, sizes, strict=True)
+    }
+    layers = [model] if isinstance(model, keras.Model) else []  # names of tf_keras are fine
+    try:
+        with names_for_tensorflow(layers):
+            return tf.function(serve).get_concrete_function(**specs)
+    except Exception as error:  # layers raise what they like of a size that they cannot have
+        reason = " ".join(str(error).split())
+        raise Error(f"model {model.name!r} cannot run on inputs of {sizes}: {reason}") from error
+
+
+def _check_loops(model: "keras.Model", function: Any) -> None:
+    """Refuses loops that collect their results: of those TensorFlow's calibrator dies."""
+    graph = function.graph.as_graph_def()
+    inner = [node for definition in graph.library.function for node in definition.node_def]
+    layers: dict[str, None] = {}
+    for nodes in (graph.node, inner):  # inside of functions the scopes of the layers are missing
+        loops = [node.name for node in nodes if node.op.startswith("TensorList")]
+        layers = layers or dict.fromkeys(agreement.layer_name(model, name) for name in loops)
+    if layers:
+        raise Error(
+            "int8 and int16x8: TensorFlow cannot take ranges inside of loops, which are in "
+            f"{', '.join(map(repr, layers))}; make a recurrent layer with unroll=True, or export "
+            "with quantize='none', 'float16' or 'dynamic'"
+        )
 
 
 def _samples(
-    model: "keras.Model", names: Sequence[str], images: Sequence[np.ndarray]
+    model: "keras.Model", names: Sequence[str], images: Sequence[np.ndarray], batch: int
 ) -> Iterator[dict[str, np.ndarray]]:
-    """One image at a time, by input name, of the model's dtypes."""
+    """One batch at a time, by input name, of the model's dtypes."""
     dtypes = [tensor.dtype for tensor in model.inputs]
-    for row in reporting.progress(range(len(images[0])), "finding ranges"):
+    count = len(images[0])
+    for start in reporting.progress(range(0, count, batch), "finding ranges"):
+        rows = np.minimum(np.arange(start, start + batch), count - 1)  # the last batch is filled up
         yield {
-            name: array[row : row + 1].astype(dtype)
+            name: array[rows].astype(dtype)
             for name, array, dtype in zip(names, images, dtypes, strict=True)
         }
 
@@ -366,158 +526,47 @@ def _input_names(model: "keras.Model") -> list[str]:
     """The names of the inputs, as Python identifiers: TensorFlow makes arguments of them."""
     names = []
     for tensor in model.inputs:
-        name = re.sub(r"\W", "_", tensor.name)
+        name = re.sub(r"\W", "_", tensor.name, flags=re.ASCII)
         fine = name.isidentifier() and not keyword.iskeyword(name) and name != "self"
         names.append(name if fine else f"input_{name}")
     return _unique(names)
 
 
 def _output_names(model: "keras.Model") -> list[str]:
-    """The keys of a flat dict of outputs, else the names of the layers that give them."""
-    import keras
-
-    if isinstance(model, keras.Sequential):
-        return [model.layers[-1].name]
-    if isinstance(model.output, dict) and len(model.output) == len(model.outputs):
-        return sorted(model.output)
-    return _unique(model.output_names)
+    """The names of the outputs in ASCII: of others the converter writes a damaged file."""
+    return _unique([re.sub(r"[^ -~]", "_", name) for name in outputs.names_of(model)])
 
 
-def _unique(names: list[str]) -> list[str]:
+def _unique(names: Sequence[str]) -> list[str]:
     """Numbers the second and later of equal names."""
-    seen: collections.Counter[str] = collections.Counter()
-    result = []
+    found: list[str] = []
     for name in names:
-        result.append(f"{name}_{seen[name]}" if seen[name] else name)
-        seen[name] += 1
-    return result
+        unique, number = name, 0
+        while unique in found:
+            number += 1
+            unique = f"{name}_{number}"
+        found.append(unique)
+    return found
 
 
 def _conversion_message(model: "keras.Model", error: Exception) -> str:
     """Out of a ConverterError: the operators that LiteRT lacks, and the layers that need them."""
     lacking = [
-        f"{item.operator.name} in layer {_layer_name(model, item.location.call[0].name)!r}"
+        f"{item.operator.name} in layer {agreement.layer_name(model, item.location.call[0].name)!r}"
         for item in getattr(error, "errors", [])
         if item.operator.name and item.location.call
     ]
     if not lacking:
-        return f"model {model.name!r} cannot be converted: {str(error).splitlines()[0]}"
-    half = any(layer.compute_dtype != "float32" for layer in _all_layers(model))
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        return f"model {model.name!r} cannot be converted: {reason}"
+    dtypes = {layer.compute_dtype for layer in agreement.all_layers(model)}
+    others = sorted(dtypes & {"float16", "bfloat16", "float64"})
     way_out = (
-        "the model computes in half precision: rebuild it with the dtype policy float32"
-        if half
+        f"the model computes in {' and '.join(others)}: rebuild it with the dtype policy float32"
+        if others
         else "replace those layers by ones made of LiteRT's built-in operators"
     )
     lacking = list(dict.fromkeys(lacking))
     return (
         f"model {model.name!r} needs operators that LiteRT lacks: {', '.join(lacking)}; {way_out}"
     )
-
-
-def _layer_name(model: "keras.Model", scope: str) -> str:
-    """The layer in a scope such as ``"model_1/erf_1/Erf@__inference_serve_53"``.
-
-    TensorFlow adds ``_1`` to a scope that it has seen before, as when the model was built.
-    """
-    names = {layer.name for layer in _all_layers(model)}
-    parts = scope.partition("@")[0].split("/")
-    for part in reversed(parts):
-        for name in (part, re.sub(r"_\d+$", "", part)):
-            if name in names:
-                return name
-    return "/".join(parts)
-
-
-def _all_layers(model: "keras.Model") -> Iterator["keras.Layer"]:
-    """The layers of a model and of the models inside it, without those models themselves."""
-    import keras
-
-    for layer in model.layers:
-        if isinstance(layer, keras.Model):
-            yield from _all_layers(layer)
-        else:
-            yield layer
-
-
-def _compare(
-    model: "keras.Model", file: lite.Model, images: Sequence[np.ndarray], quantize: str
-) -> tuple[OutputAgreement, ...]:
-    """Runs images through both; see `OutputAgreement`."""
-    import tensorflow as tf
-
-    expected: list[list[np.ndarray]] = []
-    for first in range(0, len(images[0]), _BATCH):
-        result = model(
-            pack(model, [array[first : first + _BATCH] for array in images]), training=False
-        )
-        expected.append([np.asarray(output, np.float64) for output in tf.nest.flatten(result)])
-    found = [file.run([a[row : row + 1] for a in images]) for row in range(len(images[0]))]
-    references = map(np.concatenate, zip(*expected, strict=True))
-    outputs = map(np.concatenate, zip(*found, strict=True))
-    return tuple(
-        _agreement(*triple, quantize)
-        for triple in zip(_output_names(model), references, outputs, strict=True)
-    )
-
-
-def _agreement(
-    name: str, reference: np.ndarray, output: np.ndarray, quantize: str
-) -> OutputAgreement:
-    scale = np.abs(reference).max()
-    difference = np.abs(output - reference).max() / (scale or 1.0)
-    limit = _LARGEST_DIFFERENCE if quantize == "none" else np.inf
-    # Written so that NaN is refused too.
-    if not difference <= limit or not np.isfinite(difference):
-        raise Error(
-            f"output {name!r} of the .tflite file differs from Keras by {difference:.1e} of its "
-            f"scale, expected at most {limit:.0e}: the conversion of one of the model's layers is "
-            "wrong; nothing was written"
-        )
-    classes = reference.ndim == 2 and reference.shape[1] > 1
-    top1 = float(np.mean(reference.argmax(1) == output.argmax(1))) if classes else None
-    return OutputAgreement(name, float(difference), _sqnr_db(_noise(reference, output)), top1)
-
-
-def _noise(reference: np.ndarray, found: np.ndarray) -> float:
-    """Power of the difference over that of the reference."""
-    power = float(np.sum(np.square(reference, dtype=np.float64)))
-    return float(np.sum(np.square(found - reference, dtype=np.float64))) / (power or 1.0)
-
-
-def _sqnr_db(noise: float) -> float:
-    return float(-10 * np.log10(max(noise, 10 ** (-_SQNR_LIMIT / 10))))
-
-
-def _layer_noise(
-    model: "keras.Model", float_file: bytes, quantized: bytes, images: Sequence[np.ndarray]
-) -> tuple[LayerNoise, ...]:
-    """Compares the tensors that both files have by the same name; see `LayerNoise`."""
-    reference, found = (lite.activations(content, images) for content in (float_file, quantized))
-    noise = {
-        name: _noise(values, found[name])
-        for name, values in reference.items()
-        if name in found and found[name].shape == values.shape
-    }
-    layers = []
-    outputs = lite.output_tensors(quantized)
-    for operator in lite.operators(quantized):
-        before = [noise[name] for name in operator.reads if name in noise]
-        for name in operator.writes:
-            if name in noise:
-                added = noise[name] - max(before, default=0.0)
-                layers.append(
-                    LayerNoise(
-                        outputs.get(name) or _writer(model, name), _sqnr_db(noise[name]), added
-                    )
-                )
-    return tuple(sorted(layers, key=lambda layer: -layer.added))
-
-
-def _writer(model: "keras.Model", name: str) -> str:
-    """The layer of weights behind a tensor "net/bn/mul;net/conv/add1" of layers that were fused."""
-    scopes = name.split(";")
-    found = [_layer_name(model, scope) for scope in scopes]
-    known = {layer.name: layer for layer in _all_layers(model)}
-    weighted = [n for n in found if n in known and hasattr(known[n], "kernel")]
-    named = [n for n in found if n in known]
-    return [*weighted, *named, scopes[0]][0]

@@ -7,10 +7,13 @@ are none. Importing this needs NumPy alone.
 import dataclasses
 import math
 import re
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from tfdwd import shapes
 from tfdwd.errors import Error
+from tfdwd.shapes import InputShape
 
 if TYPE_CHECKING:
     import keras
@@ -60,20 +63,27 @@ class Costs:
     uncounted: tuple[str, ...] = ()
 
 
-def count(model: "keras.Model", input_shapes: Sequence[Sequence[int]] | None = None) -> Costs:
+def count(
+    model: "keras.Model",
+    input_shape: InputShape | None = None,
+    *,
+    input_shapes: Sequence[Sequence[int]] | None = None,
+) -> Costs:
     """Counts the MACs, parameters and bytes of a Keras model.
 
     Args:
       model: Functional or Sequential, nested or not.
-      input_shapes: for each input its shape without the batch axis; needed only where the model
-        leaves sizes open.
+      input_shape: at which sizes to count, where the model leaves them open: one shape without the
+        batch axis, such as (224, 224, 3), or one for each input, as a list or as a dict by name.
+      input_shapes: the old name, for one release; use ``input_shape``.
 
     Returns:
       The costs. MACs are those of convolutions (regular, grouped, depthwise, separable,
       transposed) and dense layers.
 
     Raises:
-      tfdwd.Error: a subclassed model, or open sizes and no ``input_shapes``.
+      tfdwd.Error: a subclassed model, open sizes and no ``input_shape``, or one that the model
+        cannot run at.
 
     Example:
       >>> import keras
@@ -83,24 +93,27 @@ def count(model: "keras.Model", input_shapes: Sequence[Sequence[int]] | None = N
     """
     from tfdwd import graph  # imports keras: not at the top, so that a board can import this file
 
-    traced = graph.trace(model)
-    specs = traced.specs
     if input_shapes is not None:
-        specs = graph.infer_specs(traced, [(None, *shape) for shape in input_shapes])
+        warnings.warn("input_shapes is now input_shape", DeprecationWarning, stacklevel=2)
+        input_shape = input_shapes if input_shape is None else input_shape
+    traced = graph.trace(model)
+    if input_shape is not None:
+        traced = graph.at_sizes(traced, shapes.of_inputs(model, input_shape))
+    specs = traced.specs
     rows = graph.rows_per_image(traced, specs)
     macs = 0
     uncounted: dict[str, None] = {}
     for call in traced.calls:
         layer = call.operation
-        shapes = [specs[n].shape for n in (call.inputs[0], call.outputs[0])]
-        inputs, outputs = (positions(shape, layer) for shape in shapes)
+        read, written = (specs[n].shape for n in (call.inputs[0], call.outputs[0]))
+        inputs, outputs = positions(read, layer), positions(written, layer)
         known = layer_macs(layer, inputs or 0, outputs or 0)
         if known is None:
             uncounted[layer.name] = None
         elif known == 0 and None in (inputs, outputs) and _kernels(layer):
             raise Error(
-                f"layer {layer.name!r}: expected a fixed size to count MACs for, got {shapes[1]}; "
-                "give input_shapes, for example [(224, 224, 3)]"
+                f"layer {layer.name!r}: expected a fixed size to count MACs for, got {written}; "
+                "pass input_shape, for example (224, 224, 3)"
             )
         else:
             macs += known * (rows[call.outputs[0]] or 1)
@@ -118,7 +131,7 @@ def layer_macs(layer: Any, inputs: int, outputs: int) -> int | None:
     if kernels is None:
         return None
     at = inputs if "BaseConvTranspose" in _families(layer) else outputs
-    return sum(math.prod(kernel.shape) for kernel in kernels) * at
+    return sum(int(math.prod(kernel.shape)) for kernel in kernels) * at
 
 
 def is_convolution(layer: Any) -> bool:

@@ -26,20 +26,19 @@ from tfdwd.candidates import Conv, Option, find_convolutions, matching
 from tfdwd.errors import Error
 from tfdwd.fisher import with_identity
 from tfdwd.moments import Moments
-from tfdwd.planning import LayerPlan, Plan
+from tfdwd.plans import LayerPlan, Plan
+from tfdwd.records import Count, Record
+from tfdwd.shapes import images_at_once
 
 METHODS = ("svd", "gsvd", "sequential", "joint", "channel")
 STACKS = ("separable", "bottleneck", "auto")
 # How often a layer before a ReLU is fitted again; the first time brings most of what there is to
 # gain (benchmarks/ablation.py measures it).
 RECTIFICATIONS = 2
-# A convolution that reads fewer channels than this is kept unless it is asked for by name: the
-# SIMD kernels of depthwise convolutions idle there, and what the first layer loses all others miss.
-MIN_CHANNELS = 4
 
 
 @dataclasses.dataclass(frozen=True)
-class LayerReport:
+class LayerReport(Record):
     """What became of one convolution.
 
     Attributes:
@@ -65,17 +64,18 @@ class LayerReport:
     replaced: bool
     reason: str
     stack: str
-    rank: int
-    width: int
-    macs_before: int
-    macs_after: int
-    parameters_before: int
-    parameters_after: int
+    rank: Count
+    width: Count
+    macs_before: Count
+    macs_after: Count
+    parameters_before: Count
+    parameters_after: Count
     error: float | None = None
     irreducible: float | None = None
     metric: str = ""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.replaced == bool(self.reason) or self.replaced != bool(self.stack):
             raise Error(f"layer {self.name!r}: a replaced layer has a stack, a kept one a reason")
         if not self.replaced and self.macs_after != self.macs_before:
@@ -105,10 +105,10 @@ class DecompositionReport(reporting.Report):
 
     method: str
     layers: tuple[LayerReport, ...]
-    macs_before: int
-    macs_after: int
-    parameters_before: int
-    parameters_after: int
+    macs_before: Count
+    macs_after: Count
+    parameters_before: Count
+    parameters_after: Count
 
     def _parts(self) -> reporting.Parts:
         rows = [
@@ -213,7 +213,9 @@ def decompose(
             id(layer): rebuild.expand(layer, *solver.without_data(layer)) for layer in layers
         }
     else:
-        inputs = _keeping_first(calibration_batches(data, model, _batch_size(model), images), first)
+        inputs = _keeping_first(
+            calibration_batches(data, model, images_at_once(model), images), first
+        )
         expansions = calibration.sweep(
             traced, inputs, layers, solver, across_layers=across_layers,
             weigh=method == "joint", keep_rows=method == "joint", seed=seed,
@@ -228,12 +230,6 @@ def decompose(
     for record in report.layers:
         logging.info("%s", record)
     return (student, report) if return_report else student
-
-
-def _batch_size(model: keras.Model) -> int:
-    """Images that run at once: few enough that the activations of large ones fit in memory."""
-    numbers = sum(int(np.prod([size or 224 for size in spec.shape[1:]])) for spec in model.inputs)
-    return max(8, min(128, 2**21 // max(numbers, 1)))
 
 
 def _keeping_first(
@@ -305,6 +301,12 @@ def _planned(conv: Conv, layer: LayerPlan) -> _Decision:
         raise Error(f"rank=plan: rank of {conv.path!r}: expected 1..{min(q, n)}, got {layer.rank}")
     if layer.stack == "separable":
         return _Decision((candidates.separable(conv, layer.rank),))
+    exact = n * min(c, q)
+    if layer.width > exact:
+        raise Error(
+            f"rank=plan: width of {conv.path!r}: expected 1..{exact}, which is exact, got "
+            f"{layer.width}"
+        )
     each = costs.bottleneck_macs(c, q, n, 1, conv.outputs, conv.inputs)
     return _Decision((Option("bottleneck", layer.width, layer.width * each),))
 
@@ -340,8 +342,8 @@ def _choose(
             reason = "not included"
         if not reason and everywhere is None and not given:
             reason = "no rank given for it"
-        if not reason and not asked and conv.layer.kernel.shape[2] < MIN_CHANNELS:
-            reason = f"reads {conv.layer.kernel.shape[2]} channels only; include= replaces it"
+        if not reason and not asked:
+            reason = candidates.why_not_unasked(conv)
         wishes.append((conv, _Wish(given[0] if given else everywhere or 0, bool(given), reason)))
     return wishes
 

@@ -1,16 +1,19 @@
 """A Keras model as a flat list of calls: nested models and layers that hold layers opened."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 
 from tfdwd import opening
+from tfdwd.errors import Error
 from tfdwd.nodes import Inside, functional, is_nested, nested_inputs, nodes
 
-__all__ = ["Call", "Graph", "Hidden", "functional", "infer_specs", "is_nested", "nested_inputs",
-           "nodes", "own_batch", "rows_per_image", "trace"]  # fmt: skip
+__all__ = [
+    "Call", "Graph", "Hidden", "at_sizes", "functional", "infer_specs", "is_nested",
+    "nested_inputs", "nodes", "own_batch", "rows_per_image", "trace",
+]  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -237,9 +240,28 @@ def infer_specs(
     }
     for call in graph.calls:
         args, kwargs = call.fill(specs)
-        outputs = keras.tree.flatten(call.operation.compute_output_spec(*args, **kwargs))
+        try:
+            outputs = keras.tree.flatten(call.operation.compute_output_spec(*args, **kwargs))
+        except Exception as error:  # layers raise what they like of a size that they cannot have
+            reason = " ".join(str(error).split())
+            raise Error(
+                f"layer {call.path!r} cannot run where the inputs are {input_shapes}: {reason}"
+            ) from error
         specs.update(zip(call.outputs, outputs, strict=True))
     return specs
+
+
+def at_sizes(graph: Graph, sizes: Sequence[tuple[int, ...]]) -> Graph:
+    """The same graph for inputs of these sizes, given without the batch axis.
+
+    Raises:
+      tfdwd.Error: a layer cannot have them.
+    """
+    batches = [graph.specs[n].shape[:1] for n in graph.inputs]
+    inputs = [(*batch, *size) for batch, size in zip(batches, sizes, strict=True)]
+    if all(graph.specs[n].shape == shape for n, shape in zip(graph.inputs, inputs, strict=True)):
+        return graph
+    return dataclasses.replace(graph, specs=infer_specs(graph, inputs))
 
 
 def own_batch(graph: Graph) -> int | None:

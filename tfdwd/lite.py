@@ -1,9 +1,11 @@
 """LiteRT: opens, runs and reads .tflite files. The only file that knows `ai_edge_litert`."""
 
 import collections
+import contextlib
 import importlib.metadata
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,9 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
+from tfdwd import memory
 from tfdwd.errors import Error
+from tfdwd.shapes import in_batches
 
 Source = str | os.PathLike[str] | bytes
 
@@ -26,7 +30,7 @@ class Tensor:
     """An input or output of a model: name in the signature, shape with the batch, dtype.
 
     A quantised one holds whole numbers that stand for (number - zero_point) * scale; `scale` is 0
-    where it is not quantised.
+    where it is not quantised. `sizes` is the shape with None where the file leaves a size open.
     """
 
     name: str
@@ -34,6 +38,7 @@ class Tensor:
     dtype: np.dtype
     scale: float = 0.0
     zero_point: int = 0
+    sizes: tuple[int | None, ...] = ()
 
     def quantized(self, values: np.ndarray) -> np.ndarray:
         """Real values as the tensor holds them; beyond its range they saturate."""
@@ -92,6 +97,7 @@ class Model:
         self, source: Source, threads: int = 1, *, xnnpack: bool = True, keep: bool = False
     ) -> None:
         content = _content(source)
+        self._input_names, self._output_names = _signature(content, source)
         plain = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
         try:
             self.interpreter = Interpreter(
@@ -104,22 +110,36 @@ class Model:
                 else plain,
             )
             self.interpreter.allocate_tensors()
+            self._read_details()
         except (ValueError, RuntimeError) as error:
             raise Error(
                 f"LiteRT {runtime_version()} cannot open {_name(source)}: {error}"
             ) from error
-        model = schema.Model.GetRootAs(content, 0)
-        signature = model.SignatureDefs(0) if model.SignatureDefsLength() else None
+
+    def _read_details(self) -> None:
         self._input_details = self.interpreter.get_input_details()
         self._output_details = self.interpreter.get_output_details()
-        self.inputs = _tensors(
-            self._input_details,
-            _entries(signature.Inputs, signature.InputsLength()) if signature else (),
-        )
-        self.outputs = _tensors(
-            self._output_details,
-            _entries(signature.Outputs, signature.OutputsLength()) if signature else (),
-        )
+        self.inputs = _tensors(self._input_details, self._input_names)
+        self.outputs = _tensors(self._output_details, self._output_names)
+
+    def resize(self, shapes: Sequence[Sequence[int]]) -> None:
+        """Sets the shapes of the inputs, where the file leaves sizes open.
+
+        Args:
+          shapes: one for each of `Model.inputs`, with the batch.
+
+        Raises:
+          tfdwd.Error: the file cannot run at these shapes.
+        """
+        try:
+            for details, shape in zip(self._input_details, shapes, strict=True):
+                self.interpreter.resize_tensor_input(details["index"], list(shape), strict=True)
+            self.interpreter.allocate_tensors()
+        except (ValueError, RuntimeError) as error:
+            raise Error(
+                f"the .tflite model cannot run at inputs of {[tuple(s) for s in shapes]}: {error}"
+            ) from error
+        self._read_details()
 
     def load(self, inputs: Sequence[np.ndarray]) -> None:
         """Sets the inputs for the next `invoke`.
@@ -141,8 +161,16 @@ class Model:
             self.interpreter.set_tensor(details["index"], tensor.quantized(array))
 
     def invoke(self) -> None:
-        """Runs the model on the inputs that `load` set: what a benchmark times."""
-        self.interpreter.invoke()
+        """Runs the model on the inputs that `load` set: what a benchmark times.
+
+        Raises:
+          tfdwd.Error: an operator cannot run on these inputs, such as a division by zero in int8.
+        """
+        try:
+            self.interpreter.invoke()
+        except (ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise Error(f"LiteRT {runtime_version()} cannot run the model: {reason}") from error
 
     def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Runs the model.
@@ -154,45 +182,66 @@ class Model:
           One new array of real values for each of `Model.outputs`.
 
         Raises:
-          tfdwd.Error: as for `load`.
+          tfdwd.Error: as for `load` and `invoke`.
         """
         self.load(inputs)
         self.invoke()
         return [
-            tensor.real(self.interpreter.get_tensor(details["index"]))
+            self._values(tensor, details)
             for tensor, details in zip(self.outputs, self._output_details, strict=True)
         ]
 
+    def activations(
+        self, inputs: Sequence[np.ndarray], names: Container[str]
+    ) -> dict[str, np.ndarray]:
+        """Runs images and gives the tensors inside, of a model that was opened to keep them.
 
-def activations(source: Source, inputs: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-    """Runs a model image by image and keeps what every operator writes.
+        Args:
+          inputs: one array (images, ...) for each input, of real values.
+          names: of the tensors.
 
-    Args:
-      source: path of a .tflite file of batch 1, or its content.
-      inputs: one array (images, ...) for each input, of real values.
+        Returns:
+          {name: real values, (images, ...)} of those that the model has and that are no scalars.
+        """
+        batch = self.inputs[0].shape[0]
+        self.load([array[np.resize(np.arange(len(array)), batch)] for array in inputs])
+        self.invoke()
+        details = [
+            detail
+            for detail in self.interpreter.get_tensor_details()
+            if detail["name"] in names and self._has_data(detail)
+        ]
+        tensors = _tensors(details, ())
 
-    Returns:
-      {tensor name: real values, (images, ...)}, without constants.
-    """
-    model = Model(source, keep=True)
-    written = {name for operator in operators(source) for name in operator.writes}
-    details = [
-        detail for detail in model.interpreter.get_tensor_details() if detail["name"] in written
-    ]
-    found: dict[str, list[np.ndarray]] = {detail["name"]: [] for detail in details}
-    for row in range(len(inputs[0])):
-        model.run([array[row : row + 1] for array in inputs])
-        for detail, tensor in zip(details, _tensors(details, ()), strict=True):
-            values = tensor.real(model.interpreter.get_tensor(detail["index"]))
-            found[detail["name"]].append(values)
-    return {name: np.concatenate(values) for name, values in found.items() if values[0].ndim}
+        def run(arrays: list[np.ndarray]) -> list[np.ndarray]:
+            self.load(arrays)
+            self.invoke()
+            return [self._values(*pair) for pair in zip(tensors, details, strict=True)]
 
+        found = in_batches(run, inputs, batch)
+        return {
+            tensor.name: values
+            for tensor, values in zip(tensors, found, strict=True)
+            if tensor.shape
+        }
 
-def output_tensors(source: Source) -> dict[str, str]:
-    """The outputs' names in the signature, by the names of the tensors that hold them."""
-    model = Model(source)
-    details = model.interpreter.get_output_details()
-    return {item["name"]: tensor.name for item, tensor in zip(details, model.outputs, strict=True)}
+    def output_tensors(self) -> dict[str, str]:
+        """The outputs' names in the signature, by the names of the tensors that hold them."""
+        pairs = zip(self._output_details, self.outputs, strict=True)
+        return {details["name"]: tensor.name for details, tensor in pairs}
+
+    def _has_data(self, details: dict[str, Any]) -> bool:
+        """Whether LiteRT gives a tensor out; not the empty ones, and not all of a loop's."""
+        try:
+            self.interpreter.get_tensor(details["index"])
+        except ValueError:
+            return False
+        return True
+
+    def _values(self, tensor: Tensor, details: dict[str, Any]) -> np.ndarray:
+        if 0 in tensor.shape and not self._has_data(details):
+            return np.zeros(tensor.shape, tensor.dtype)
+        return tensor.real(self.interpreter.get_tensor(details["index"]))
 
 
 def operators(source: Source) -> list[Operator]:
@@ -212,15 +261,13 @@ def operators(source: Source) -> list[Operator]:
       ['ADD', 'AVERAGE_POOL_2D', 'CONV_2D', 'FULLY_CONNECTED', 'SOFTMAX']
     """
     content = _content(source)
-    try:
+    with _damage(source):
         model = schema.Model.GetRootAs(content, 0)
         return [
             _operator(model, graph, graph.Operators(index))
             for graph in map(model.Subgraphs, range(model.SubgraphsLength()))
             for index in range(graph.OperatorsLength())
         ]
-    except Exception as error:  # The generated reader fails in any way where the offsets are wrong.
-        raise Error(f"{_name(source)} is a damaged .tflite model: {error}") from error
 
 
 def needed_runtime(source: Source) -> str:
@@ -239,16 +286,40 @@ def needed_runtime(source: Source) -> str:
       >>> needed_runtime("resnet8.tflite")
       '1.5.0'
     """
-    model = schema.Model.GetRootAs(_content(source), 0)
-    for entry in map(model.Metadata, range(model.MetadataLength())):
-        if entry.Name() == b"min_runtime_version":
-            return bytes(model.Buffers(entry.Buffer()).DataAsNumpy()).rstrip(b"\0").decode()
+    content = _content(source)
+    with _damage(source):
+        model = schema.Model.GetRootAs(content, 0)
+        for entry in map(model.Metadata, range(model.MetadataLength())):
+            if entry.Name() == b"min_runtime_version":
+                return bytes(model.Buffers(entry.Buffer()).DataAsNumpy()).rstrip(b"\0").decode()
     return ""
 
 
 def runtime_version() -> str:
     """Tells the version of the LiteRT that runs here, such as ``"2.3.0"``."""
     return importlib.metadata.version("ai-edge-litert")
+
+
+def try_out(*paths: str) -> None:
+    """Opens and runs .tflite files once, to see whether one takes the process down with it.
+
+    LiteRT checks how a file is built, but not all that the numbers in it ask for. Meant for a
+    process of its own, which gets half of the memory: it prints each path before, and exits with
+    one line on standard error where a file is refused.
+
+    Args:
+      paths: of the files.
+    """
+    memory.limit_growth(0.5)
+    for path in paths:
+        print(path, flush=True)
+        try:
+            model = Model(path)
+            model.run([x.real(np.zeros(x.shape, x.dtype)) for x in model.inputs])
+        except Error as error:
+            sys.exit(" ".join(str(error).split()))
+        except MemoryError:
+            sys.exit(f"{path} needs more memory than there is")
 
 
 def in_order(content: bytes, inputs: Sequence[str], outputs: Sequence[str]) -> bytes:
@@ -297,6 +368,30 @@ def _name(source: Source) -> str:
     return "the content given" if isinstance(source, bytes) else os.fspath(source)
 
 
+@contextlib.contextmanager
+def _damage(source: Source) -> Iterator[None]:
+    """Turns what the generated reader raises where offsets are wrong, which is anything."""
+    try:
+        yield
+    except Exception as error:
+        raise Error(f"{_name(source)} is a damaged .tflite model: {error}") from error
+
+
+def _signature(
+    content: bytes, source: Source
+) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
+    """The names and tensor indices of the inputs and outputs; empty without a signature."""
+    with _damage(source):
+        model = schema.Model.GetRootAs(content, 0)
+        if not model.SignatureDefsLength():
+            return [], []
+        signature = model.SignatureDefs(0)
+        return (
+            list(_entries(signature.Inputs, signature.InputsLength())),
+            list(_entries(signature.Outputs, signature.OutputsLength())),
+        )
+
+
 def _entries(entry: Any, count: int) -> Iterator[tuple[str, int]]:
     """The (name, tensor index) pairs of one side of a signature."""
     for item in map(entry, range(count)):
@@ -316,7 +411,9 @@ def _tensors(
             names[item["index"]].pop(0) if names[item["index"]] else item["name"],
             tuple(map(int, item["shape"])),
             np.dtype(item["dtype"]),
-            *item["quantization"],
+            scale=item["quantization"][0],
+            zero_point=item["quantization"][1],
+            sizes=tuple(None if size < 0 else int(size) for size in item["shape_signature"]),
         )
         for item in details
     )

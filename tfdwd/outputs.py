@@ -250,10 +250,10 @@ def value_labels(
     given = _numeric(labels, first, name)
     with np.errstate(over="ignore"):
         labels = given.astype(np.float32)
-    wrong: np.ndarray = ~np.isfinite(labels)
+    wrong = np.asarray(~np.isfinite(labels))
     if wrong.any():
         raise Error(f"{name}: expected finite float32 numbers, got {_first(given, wrong, first)}")
-    wrong = (labels < low) | (labels > high)
+    wrong = np.asarray((labels < low) | (labels > high))
     if wrong.any():
         raise Error(
             f"{name}: expected numbers of {low:g}..{high:g}, got {_first(given, wrong, first)}"
@@ -282,8 +282,8 @@ def _numeric(labels: Any, first: int, name: str) -> np.ndarray:
 
 def _distributions(labels: np.ndarray, first: int, name: str) -> np.ndarray:
     rows = labels.astype(np.float32)
-    off: np.ndarray = ~(np.isfinite(rows) & (rows >= 0)).all(-1)
-    off |= np.abs(np.where(off[..., None], 0, rows).sum(-1) - 1) > _OFF
+    off = ~np.all(np.isfinite(rows) & (rows >= 0), axis=-1)
+    off = np.asarray(off | (np.abs(np.where(off[..., None], 0, rows).sum(-1) - 1) > _OFF))
     if off.any():
         index = tuple(np.argwhere(off)[0])
         row = np.array2string(labels[index], threshold=8, precision=4)

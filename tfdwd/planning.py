@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -24,115 +24,26 @@ from tfdwd import (
     rebuild,
     reporting,
 )
-from tfdwd.batches import calibration_batches
+from tfdwd.batches import calibration_batches, peek
 from tfdwd.candidates import Conv, Option
 from tfdwd.errors import Error
 from tfdwd.fisher import loss_metric, with_identity
-from tfdwd.latency import LatencyTable, measured_here, random_stack, timed
+from tfdwd.latency import (
+    LatencyTable,
+    Source,
+    measured_here,
+    random_stack,
+    shapes_read,
+    timed,
+)
+from tfdwd.plans import LayerPlan, Plan
+from tfdwd.shapes import InputShape, images_at_once
 
 _FIT_ROUNDS = 5  # of a bottleneck: enough to tell stacks apart
 _NETWORK_ROUNDS = 20
 _TRIES = 4  # at a student of the time asked for
 _NEAR = 0.97  # of that time is close enough
 _TOLERANCE = 1.01  # for noise
-
-
-@dataclasses.dataclass(frozen=True)
-class LayerPlan:
-    """What is to become of one convolution. To be edited by hand where that is wanted.
-
-    Attributes:
-      name: the layer's name, with the names of the nested models around it: "backbone/conv1".
-      replaced: whether a stack is to take its place.
-      reason: why it is kept; empty if it is replaced.
-      stack: "separable", "bottleneck", or empty if kept.
-      rank: of a separable stack; 0 otherwise.
-      width: of a bottleneck; 0 otherwise.
-      macs_before, macs_after: of one image, all calls of a shared layer together.
-      parameters_before, parameters_after: kernels and biases.
-      error: predicted loss in log-likelihood, in nats for each image; 0 if kept.
-      ms_before, ms_after: measured alone, in milliseconds, all calls together; None if it was not
-        measured, as nothing could take its place.
-    """
-
-    name: str
-    replaced: bool
-    reason: str
-    stack: str
-    rank: int
-    width: int
-    macs_before: int
-    macs_after: int
-    parameters_before: int
-    parameters_after: int
-    error: float = 0.0
-    ms_before: float | None = None
-    ms_after: float | None = None
-
-    def __post_init__(self) -> None:
-        sizes = {"separable": (self.rank, self.width), "bottleneck": (self.width, self.rank)}
-        if not self.replaced and (self.stack or not self.reason):
-            raise Error(f"layer {self.name!r}: a kept layer has a reason and no stack")
-        if self.replaced and (self.stack not in sizes or self.reason):
-            raise Error(
-                f"layer {self.name!r}: a replaced layer has no reason and a stack, separable or "
-                f"bottleneck; got {self.stack!r}"
-            )
-        if self.replaced and (sizes[self.stack][0] < 1 or sizes[self.stack][1] != 0):
-            raise Error(
-                f"layer {self.name!r}: a separable stack has a rank from 1 and the width 0, a "
-                f"bottleneck a width from 1 and the rank 0; got {self.rank} and {self.width}"
-            )
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan(reporting.Report):
-    """Which layers to replace by what; `tfdwd.decompose(model, data, rank=plan)` does it.
-
-    Attributes:
-      layers: one record per convolution, from the inputs to the outputs.
-      budget: what was asked for, such as "latency=0.5".
-      ms_before: of the whole network, in milliseconds: the tenth percentile of what was measured,
-        as for the layers.
-      ms_after: of the student, predicted: a student of the same stacks and random weights was
-        timed beside the original. By a table from another device: what each layer saves is less.
-      error: predicted loss of all layers in log-likelihood, in nats for each image. A ranking of
-        plans rather than a promise: it takes the layers' errors for small and independent.
-      quantize, threads, device, runtime: how and where the times were measured.
-    """
-
-    layers: tuple[LayerPlan, ...]
-    budget: str
-    ms_before: float
-    ms_after: float
-    error: float
-    quantize: str
-    threads: int
-    device: str
-    runtime: str
-
-    def layer(self, name: str) -> LayerPlan:
-        """The record of one convolution."""
-        return {layer.name: layer for layer in self.layers}[name]
-
-    def _parts(self) -> reporting.Parts:
-        rows = [
-            (
-                *reporting.layer_cells(layer),
-                "" if layer.ms_before is None else f"{layer.ms_before:.4f}",
-                "" if layer.ms_after is None else f"{layer.ms_after:.4f}",
-                f"{layer.error:.4f}",
-                layer.reason,
-            )
-            for layer in self.layers
-        ]
-        headers = ["layer", "stack", "MACs", "after", "ms", "after", "loss", "why kept"]
-        last = (
-            f"{self.budget}: {self.ms_before:.3f} ms -> {self.ms_after:.3f} ms predicted, loss "
-            f"{self.error:.4f}; quantised: {self.quantize}, {self.threads} thread(s), "
-            f"{self.device}, {self.runtime}"
-        )
-        return [(headers, rows), last]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,6 +66,25 @@ class _Network:
     runtime: str
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Original:
+    """The network as it is deployed, and what a student needs to be deployed the same way.
+
+    Attributes:
+      model, content: of Keras, and as a .tflite file.
+      sizes: of the inputs, with the batch.
+      images: from which ranges are taken.
+      quantize, threads: as for `plan`.
+    """
+
+    model: keras.Model
+    content: bytes
+    sizes: Sequence[tuple[int, ...]]
+    images: Sequence[np.ndarray]
+    quantize: str
+    threads: int
+
+
 def plan(
     model: keras.Model,
     data: Any,
@@ -169,6 +99,7 @@ def plan(
     exclude: str | Sequence[str] | None = None,
     cache: str | os.PathLike[str] | None = None,
     latency_table: LatencyTable | None = None,
+    input_shape: InputShape | None = None,
     images: int | None = None,
     seed: int = 0,
 ) -> Plan:
@@ -181,8 +112,9 @@ def plan(
     least predicted loss is taken, exactly, by an integer program.
 
     Args:
-      model: a Functional or Sequential Keras 3 model (or a tf_keras one) of fixed input sizes.
-      data: calibration images, as for `tfdwd.decompose`.
+      model: a Functional or Sequential Keras 3 model (or a tf_keras one), whatever its outputs are.
+        Sizes that it leaves open are those of the data.
+      data: calibration images, as for `tfdwd.decompose`, all of one size.
       latency: budget for the time of a run: a part of the original's (0.5), or milliseconds
         ("1.5ms").
       macs, params: budget for the MACs or the parameters of the network: a part of the original's
@@ -194,6 +126,7 @@ def plan(
       cache: a .json file for measured times; ~/.cache/tfdwd/latency.json if None.
       latency_table: times from another device, as `tfdwd.read_latency_table` gives them; then
         nothing is timed here.
+      input_shape: the size that is expected of the data, as for `tfdwd.export`; only checked.
       images: how many of the first images of ``data`` to use, as for `tfdwd.decompose`.
       seed: of the sampled positions.
 
@@ -216,94 +149,101 @@ def plan(
         )
     [(kind, value)] = given
     amount, is_part = _amount(kind, value)
-    if quantize not in conversion.QUANTIZATIONS:
-        raise Error(
-            f"quantize: expected one of {', '.join(conversion.QUANTIZATIONS)}, got {quantize!r}"
-        )
+    conversion.check_quantize(quantize)
+    benchmarking.check({"model": model}, threads=threads)
     table = latency_table
     if table is not None and (table.quantize, table.threads) != (quantize, threads):
         raise Error(
             f"latency_table: measured with quantize={table.quantize!r}, threads={table.threads}; "
             f"pass these, got quantize={quantize!r}, threads={threads}"
         )
+    conversion.check_backend()
     model = bridge.to_keras3(model)
     rebuild.rebuild(model, {})  # refuses what cannot be copied before there is work to lose
     conversion.check_convertible(model)
-    traced = graph.trace(model)
+    read = calibration_batches(data, model, images_at_once(model), images)
+    few, stream = peek((arrays for arrays, _ in read), conversion.RANGE_IMAGES)
+    sizes = conversion.file_shapes(model, input_shape, few)
+    traced = graph.at_sizes(graph.trace(model), [size[1:] for size in sizes])
     convs = candidates.find_convolutions(traced)
     reasons = _reasons(convs, include, exclude)
-    read = [arrays for arrays, _ in calibration_batches(data, model, 64, images)]
     options = {id(conv.layer): candidates.options(conv) for conv in convs if not reasons[conv.path]}
-    errors = _errors(traced, read, [c for c in convs if id(c.layer) in options], options, seed)
-    few = [np.concatenate(arrays)[:256] for arrays in zip(*read, strict=True)]
+    original = None
     if table is None:
         conversion.check_enough(few, quantize)
-        source = measured_here(quantize, threads, cache)
-        content = conversion.convert(model, quantize, False, few)
-        report = benchmarking.benchmark({"model": content}, threads=threads, rounds=_NETWORK_ROUNDS)
-        if report.timings[0].noisy:
-            logging.warning(
-                "the machine was noisy while the network was timed; plan again on a quiet one"
-            )
-        network = _Network(report.timings[0].p10_ms, report.device, report.runtime)
+        content = conversion.checked(model, sizes, quantize, few)
+        original = _Original(model, content, sizes, few, quantize, threads)
+        network, source = _timed_here(original), measured_here(quantize, threads, cache)
     else:
-        source = table.times
-        network = _Network(table.network_ms, table.device, table.runtime)
-    whole = costs.count(model)
+        network, source = _Network(table.network_ms, table.device, table.runtime), table.times
+    replaceable = [conv for conv in convs if id(conv.layer) in options]
+    errors = _errors(traced, stream, replaceable, options, seed) if replaceable else {}
+    whole = costs.count(model, [size[1:] for size in sizes])
     totals = {
         "latency": network.ms,
         "macs": whole.macs,
         "params": whole.parameters,
         "max_error": 1.0,
     }
-    choices: list[list[_Candidate]] = []
+    choices = []
     for conv in reporting.progress(convs, "timing layers"):
-        shapes = [
-            traced.specs[call.inputs[0]].shape[1:]
-            for call in traced.calls
-            if call.operation is conv.layer
-        ]
-        kept = _Candidate(None, conv.macs, conv.parameters, 0.0, None)
         own = options.get(id(conv.layer), [])
-        if own:
-            kept_ms, measured = timed(source, conv.layer, shapes, own)
-            kept = dataclasses.replace(kept, ms=kept_ms)
-            faster = [option for option in own if measured[option][1]]
-            if not faster:
-                best = min(ms for ms, _ in measured.values())
-                reasons[conv.path] = (
-                    f"no stack was measured to be faster: {kept_ms:.4f} ms, the best {best:.4f} ms"
-                )
-            choices.append(
-                [kept]
-                + [
-                    _Candidate(
-                        option,
-                        option.macs,
-                        _parameters(conv, option),
-                        errors[id(conv.layer)][option],
-                        measured[option][0],
-                    )
-                    for option in faster
-                ]
-            )
-        else:
-            choices.append([kept])
+        shapes = shapes_read(traced, conv.layer, sizes[0][0]) if own else []
+        choice, reason = _choice(conv, own, errors, shapes, source)
+        choices.append(choice)
+        reasons[conv.path] = reasons[conv.path] or reason
     limit = amount * totals[kind] if is_part else amount
 
     def whole_ms(taken: Sequence[int]) -> float:
         """The student of such choices, as a whole."""
+        pairs = [(own[0], own[index]) for own, index in zip(choices, taken, strict=True)]
         chosen = {
-            id(conv.layer): (conv.layer, own[index].option)
-            for conv, own, index in zip(convs, choices, taken, strict=True)
+            id(conv.layer): (conv.layer, candidate.option)
+            for conv, (_, candidate) in zip(convs, pairs, strict=True)
+            if candidate.option is not None
         }
-        if table is not None or not any(option for _, option in chosen.values()):
-            pairs = zip(choices, taken, strict=True)
-            return network.ms + sum(_saved(own[0], own[index]) for own, index in pairs)
-        return network.ms / _speed_up(model, content, chosen, quantize, threads, few)
+        if original is None or not chosen:
+            return network.ms + sum(_saved(*pair) for pair in pairs)
+        return network.ms / _speed_up(original, chosen)
 
     taken, ms = _met(choices, kind, limit, totals, f"{kind}={value}", whole_ms)
     return _plan(convs, choices, taken, reasons, f"{kind}={value}", network, ms, quantize, threads)
+
+
+def _timed_here(original: _Original) -> _Network:
+    report = benchmarking.benchmark(
+        {"model": original.content}, threads=original.threads, rounds=_NETWORK_ROUNDS
+    )
+    if report.timings[0].noisy:
+        logging.warning(
+            "the machine was noisy while the network was timed; plan again on a quiet one"
+        )
+    return _Network(report.timings[0].p10_ms, report.device, report.runtime)
+
+
+def _choice(
+    conv: Conv,
+    options: Sequence[Option],
+    errors: Mapping[int, Mapping[Option, float]],
+    shapes: Sequence[tuple[int, ...]],
+    source: Source,
+) -> tuple[list[_Candidate], str]:
+    """What may become of a convolution, keeping it first; and why nothing else, if so."""
+    kept = _Candidate(None, conv.macs, conv.parameters, 0.0, None)
+    if not options:
+        return [kept], ""
+    kept_ms, measured = timed(source, conv.layer, shapes, options)
+    kept = dataclasses.replace(kept, ms=kept_ms)
+    loss = errors[id(conv.layer)]
+    faster = [
+        _Candidate(option, option.macs, _parameters(conv, option), loss[option], ms)
+        for option, (ms, is_faster) in measured.items()
+        if is_faster
+    ]
+    if faster:
+        return [kept, *faster], ""
+    best = min(ms for ms, _ in measured.values())
+    return [kept], f"no stack was measured to be faster: {kept_ms:.4f} ms, the best {best:.4f} ms"
 
 
 def _amount(kind: str, value: Any) -> tuple[float, bool]:
@@ -342,6 +282,10 @@ def _reasons(convs: Sequence[Conv], include: Any, exclude: Any) -> dict[str, str
             reason = "excluded"
         if not reason and include is not None and conv.path not in included:
             reason = "not included"
+        if not reason and include is None:
+            reason = candidates.why_not_unasked(conv)
+        if not reason and not candidates.options(conv):
+            reason = "no stack has fewer MACs"
         reasons[conv.path] = reason
     return reasons
 
@@ -359,7 +303,7 @@ def _parameters(conv: Conv, option: Option) -> int:
 
 def _errors(
     traced: graph.Graph,
-    images: Sequence[Sequence[np.ndarray]],
+    images: Iterable[Sequence[np.ndarray]],
     convs: Sequence[Conv],
     options: Mapping[int, Sequence[Option]],
     seed: int,
@@ -397,22 +341,20 @@ def _errors(
 
 
 def _speed_up(
-    model: keras.Model,
-    content: bytes,
-    chosen: Mapping[int, tuple[keras.layers.Layer, Option | None]],
-    quantize: str,
-    threads: int,
-    images: Sequence[np.ndarray],
+    original: _Original, chosen: Mapping[int, tuple[keras.layers.Layer, Option]]
 ) -> float:
     """That of a student with random weights over the original, side by side."""
-    stacks = {
-        number: random_stack(layer, option)
-        for number, (layer, option) in chosen.items()
-        if option is not None
-    }
-    student = conversion.convert(rebuild.rebuild(model, stacks), quantize, False, images)
+    stacks = {number: random_stack(layer, option) for number, (layer, option) in chosen.items()}
+    student = conversion.convert(
+        rebuild.rebuild(original.model, stacks),
+        original.sizes,
+        original.quantize,
+        images=original.images,
+    )
     report = benchmarking.benchmark(
-        {"original": content, "student": student}, threads=threads, rounds=_NETWORK_ROUNDS
+        {"original": original.content, "student": student},
+        threads=original.threads,
+        rounds=_NETWORK_ROUNDS,
     )
     return report.timings[1].speed_up
 
@@ -484,7 +426,7 @@ def _choose(
 
     def amounts(of: str) -> np.ndarray:
         """What each candidate adds to what keeping everything costs."""
-        value = {
+        value: Callable[[_Candidate, _Candidate], float] = {
             "latency": lambda c, kept: _saved(kept, c),
             "macs": lambda c, kept: c.macs - kept.macs,
             "params": lambda c, kept: c.parameters - kept.parameters,
@@ -502,6 +444,8 @@ def _choose(
             f"{budget}: expected a budget that can be met; the least is {least:.6g}{part}, with "
             "every layer replaced by the smallest stack that was measured to be faster"
         )
+    if not choices:
+        return []
     one_each = np.zeros((len(choices), len(weights)))
     for row, (a, b) in enumerate(itertools.pairwise(first)):
         one_each[row, a:b] = 1

@@ -141,47 +141,57 @@ def check_same(what: str, number: int) -> None:
         )
 
 
-def whole(batches: Callable[[], Iterator[Any]]) -> Any:
-    """What `fit` is given for batches: one iterator; under a strategy of TensorFlow's a data set.
+def shared_out(batch: Any) -> Any:
+    """A batch of arrays as the devices of a strategy take it: each its part.
 
-    There Keras opens its data more than once, and of one iterator batches would be lost.
+    Args:
+      batch: arrays (rows, ...) in any structure, at least one row for each device.
+
+    Returns:
+      The batch itself where there is one device, or TensorFlow is not the backend.
+
+    Raises:
+      tfdwd.Error: fewer rows than devices.
     """
-    import keras
-
-    if keras.backend.backend() != "tensorflow":
-        return batches()
+    if replicas() == 1:
+        return batch
     import tensorflow as tf
 
-    if not tf.distribute.has_strategy():
-        return batches()
+    strategy = tf.distribute.get_strategy()
 
-    def spec(array: Any) -> tf.TensorSpec:
-        return tf.TensorSpec((None, *array.shape[1:]), array.dtype)
+    def shared(array: Any) -> Any:
+        if len(array) < replicas():
+            raise Error(f"expected at least one image for each of {replicas()} devices in a batch")
+        parts = np.array_split(array, replicas())
+        return strategy.experimental_distribute_values_from_function(
+            lambda context: tf.convert_to_tensor(parts[context.replica_id_in_sync_group])
+        )
 
-    specs = tf.nest.map_structure(spec, next(batches()))
-    return tf.data.Dataset.from_generator(batches, output_signature=specs)
+    return tf.nest.map_structure(shared, batch)
 
 
-def step(learner: Any) -> Callable[[Iterator[Any]], dict[str, Any]]:
-    """One step of training with all workers, as `fit` calls it: an iterator of batches -> logs.
+def step(learner: Any) -> Callable[[Any, Any], Any]:
+    """One step of training with all workers: (inputs, labels) of one's own batch -> the loss.
 
     Each worker has a batch of the same size; the gradient is that of the loss's mean over all.
     ``learner.compute_loss`` must give its own mean over `replicas`.
     """
     import tensorflow as tf
 
-    def gradients(x: Any, y: Any = None) -> list[Any]:
+    def gradients(x: Any, y: Any) -> list[Any]:
         with tf.GradientTape() as tape:
             loss = learner.compute_loss(x=x, y=y, y_pred=learner(x, training=True))
-        return _sum([loss, *tape.gradient(loss, learner.trainable_variables)])
+        found = tape.gradient(
+            loss, learner.trainable_variables, unconnected_gradients=tf.UnconnectedGradients.ZERO
+        )
+        return _sum([loss, *found])
 
     @tf.function(autograph=False, reduce_retracing=True)
-    def together(batches: Iterator[Any]) -> dict[str, Any]:
-        loss, *found = _strategy.run(gradients, next(batches))
+    def together(x: Any, y: Any) -> Any:
+        loss, *found = _strategy.run(gradients, (x, y))
         # Outside of the strategy, where the optimizer does not add the gradients up again.
         learner.optimizer.apply(found, learner.trainable_variables)
-        learner.metrics[0].update_state(loss)  # where Keras keeps the mean of an epoch
-        return learner.get_metrics_result()
+        return loss
 
     return together
 

@@ -13,8 +13,8 @@ from tfdwd.scripts import common
 
 FLAGS = flags.FlagValues()
 _MODEL = common.define_model(FLAGS)
-_OUTPUT = flags.DEFINE_string(
-    "output", None, "the .tflite file to write", required=True, flag_values=FLAGS
+_OUTPUT = common.define_output(
+    FLAGS, "output", "the .tflite file to write", suffix=".tflite", required=True
 )
 _IMAGES = common.define_array(
     FLAGS,
@@ -33,13 +33,19 @@ _QUANTIZE = flags.DEFINE_enum(
 _FLOAT_IO = flags.DEFINE_bool(
     "float_io", False, "int8 or int16x8 inside, float32 inputs and outputs", flag_values=FLAGS
 )
+_INPUT_SHAPE = common.define_input_shape(FLAGS)
 
 
 def main() -> None:
     """Loads, exports, prints the report."""
-    data = _IMAGES()
+    shape, data = _INPUT_SHAPE(), _IMAGES()
     report = tfdwd.export(
-        _MODEL(), _OUTPUT.value, quantize=_QUANTIZE.value, float_io=_FLOAT_IO.value, data=data
+        _MODEL(),
+        _OUTPUT.value,
+        quantize=_QUANTIZE.value,
+        float_io=_FLOAT_IO.value,
+        data=data,
+        input_shape=shape,
     )
     print(report)
 

@@ -1,0 +1,113 @@
+"""Records of what is to become of each convolution: no LiteRT, no Keras."""
+
+import dataclasses
+
+from tfdwd import reporting
+from tfdwd.errors import Error
+from tfdwd.records import Amount, Count, Positive, Record
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerPlan(Record):
+    """What is to become of one convolution. To be edited by hand where that is wanted.
+
+    Attributes:
+      name: the layer's name, with the names of the nested models around it: "backbone/conv1".
+      replaced: whether a stack is to take its place.
+      reason: why it is kept; empty if it is replaced.
+      stack: "separable", "bottleneck", or empty if kept.
+      rank: of a separable stack; 0 otherwise.
+      width: of a bottleneck; 0 otherwise.
+      macs_before, macs_after: of one image, all calls of a shared layer together.
+      parameters_before, parameters_after: kernels and biases.
+      error: predicted loss in log-likelihood, in nats for each image; 0 if kept.
+      ms_before, ms_after: measured alone, in milliseconds, all calls together; None if it was not
+        measured, as nothing could take its place.
+    """
+
+    name: str
+    replaced: bool
+    reason: str
+    stack: str
+    rank: Count
+    width: Count
+    macs_before: Count
+    macs_after: Count
+    parameters_before: Count
+    parameters_after: Count
+    error: float = 0.0
+    ms_before: Amount | None = None
+    ms_after: Amount | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        sizes = {"separable": (self.rank, self.width), "bottleneck": (self.width, self.rank)}
+        if not self.replaced and (self.stack or not self.reason):
+            raise Error(f"layer {self.name!r}: a kept layer has a reason and no stack")
+        if self.replaced and (self.stack not in sizes or self.reason):
+            raise Error(
+                f"layer {self.name!r}: a replaced layer has no reason and a stack, separable or "
+                f"bottleneck; got {self.stack!r}"
+            )
+        if self.replaced and (sizes[self.stack][0] < 1 or sizes[self.stack][1] != 0):
+            raise Error(
+                f"layer {self.name!r}: a separable stack has a rank from 1 and the width 0, a "
+                f"bottleneck a width from 1 and the rank 0; got {self.rank} and {self.width}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan(reporting.Report):
+    """Which layers to replace by what; `tfdwd.decompose(model, data, rank=plan)` does it.
+
+    Attributes:
+      layers: one record per convolution, from the inputs to the outputs.
+      budget: what was asked for, such as "latency=0.5".
+      ms_before: of the whole network, in milliseconds: the tenth percentile of what was measured,
+        as for the layers.
+      ms_after: of the student, predicted: a student of the same stacks and random weights was
+        timed beside the original. By a table from another device: what each layer saves is less.
+      error: predicted loss of all layers in log-likelihood, in nats for each image. A ranking of
+        plans rather than a promise: it takes the layers' errors for small and independent.
+      quantize, threads, device, runtime: how and where the times were measured.
+    """
+
+    layers: tuple[LayerPlan, ...]
+    budget: str
+    ms_before: Amount
+    ms_after: Amount
+    error: float
+    quantize: str
+    threads: Positive
+    device: str
+    runtime: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        names = [layer.name for layer in self.layers]
+        for number, name in enumerate(names):
+            if name in names[:number]:
+                raise Error(f"layers[{number}].name: expected each layer once, got {name!r} twice")
+
+    def layer(self, name: str) -> LayerPlan:
+        """The record of one convolution."""
+        return {layer.name: layer for layer in self.layers}[name]
+
+    def _parts(self) -> reporting.Parts:
+        rows = [
+            (
+                *reporting.layer_cells(layer),
+                "" if layer.ms_before is None else f"{layer.ms_before:.4f}",
+                "" if layer.ms_after is None else f"{layer.ms_after:.4f}",
+                f"{layer.error:.4f}",
+                layer.reason,
+            )
+            for layer in self.layers
+        ]
+        headers = ["layer", "stack", "MACs", "after", "ms", "after", "loss", "why kept"]
+        last = (
+            f"{self.budget}: {self.ms_before:.3f} ms -> {self.ms_after:.3f} ms predicted, loss "
+            f"{self.error:.4f}; quantised: {self.quantize}, {self.threads} thread(s), "
+            f"{self.device}, {self.runtime}"
+        )
+        return [(headers, rows), last]

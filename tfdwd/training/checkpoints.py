@@ -1,0 +1,147 @@
+"""What fine-tuning keeps in a folder: the student, the best one, and all that a resumption needs.
+
+The folder holds last.keras and best.keras (of a quantise-aware model last.weights.h5 and
+best.weights.h5) and state.npz.
+"""
+
+import io
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfdwd import bridge, files, outputs
+from tfdwd.errors import Error
+
+_STATE = "state.npz"
+_HISTORY = ("loss", "val_loss", "val_top1")
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a run stands after an epoch.
+
+    Attributes:
+      epoch: number of epochs that are done.
+      history: of each of them.
+      kinds, deviations: of the outputs, as they were found on the first images of the run.
+      variables: of student and optimizer, as `variables_of` orders them.
+    """
+
+    epoch: int
+    history: Mapping[str, list[float]]
+    kinds: Sequence[str]
+    deviations: Sequence[float]
+    variables: Sequence[np.ndarray]
+
+
+def check_folder(folder: Path, option: str) -> None:
+    """Refuses a folder that does not exist or cannot be written to.
+
+    Raises:
+      tfdwd.Error: names the option.
+    """
+    if not folder.is_dir():
+        what = "is no folder" if folder.exists() else "does not exist; create it first"
+        raise Error(f"{option}: {folder} {what}")
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise Error(f"{option}: cannot write to {folder}: {error.strerror or error}") from error
+
+
+def variables_of(learner: Any) -> list[Any]:
+    """All that training changes: weights, seeds of dropout, and what the optimizer remembers."""
+    variables = learner.optimizer.variables  # a method in tf_keras
+    return [*learner.student.variables, *(variables() if callable(variables) else variables)]
+
+
+def values_of(learner: Any) -> list[np.ndarray]:
+    """The values of `variables_of` in NumPy's own types."""
+    arrays = [keras.ops.convert_to_numpy(variable) for variable in variables_of(learner)]
+    return [a.astype(np.float32) if a.dtype.name == "bfloat16" else a for a in arrays]
+
+
+def read(folder: Path) -> State | None:
+    """The state in the folder, or None.
+
+    Raises:
+      tfdwd.Error: it is damaged.
+    """
+    path = folder / _STATE
+    if not path.exists():
+        return None
+    try:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as content:
+            held = {name: content[name] for name in content.files}
+        state = State(
+            int(held["epoch"]),
+            {name: [float(value) for value in held[name]] for name in _HISTORY if name in held},
+            [str(kind) for kind in held["kinds"]],
+            [float(value) for value in held["deviations"]],
+            [held[f"w{number}"] for number in range(int(held["count"]))],
+        )
+        if state.epoch < 1 or any(len(values) != state.epoch for values in state.history.values()):
+            raise ValueError(f"{state.epoch} epochs do not fit its history")
+        if not (
+            set(state.kinds) <= set(outputs.KINDS)
+            and len(state.kinds) == len(state.deviations)
+            and all(0 < deviation < np.inf for deviation in state.deviations)
+            and all(array.dtype.kind in "biuf" for array in state.variables)
+        ):
+            raise ValueError("it holds what no run writes")
+    except Exception as error:  # NumPy raises whatever its readers of zip and arrays raise
+        raise Error(
+            f"{path}: expected the state of a run, but it cannot be read ({error}): it is damaged "
+            "or from another version; remove it and start again, or omit resume"
+        ) from error
+    return state
+
+
+def write(folder: Path, state: State) -> None:
+    """Writes the state, whole or not at all."""
+    arrays: dict[str, Any] = {f"w{number}": value for number, value in enumerate(state.variables)}
+    arrays |= {name: np.array(values) for name, values in state.history.items()}
+    sheet = io.BytesIO()
+    np.savez(
+        sheet,
+        epoch=np.array(state.epoch),
+        count=np.array(len(state.variables)),
+        kinds=np.array(state.kinds),
+        deviations=np.array(state.deviations),
+        **arrays,
+    )
+    files.write_whole(folder / _STATE, sheet.getvalue())
+
+
+def restore(learner: Any, state: State, folder: Path) -> None:
+    """Puts the state's variables into student and optimizer.
+
+    Raises:
+      tfdwd.Error: they are of another model or optimizer.
+    """
+    variables = variables_of(learner)
+    if [array.shape for array in state.variables] != [tuple(v.shape) for v in variables]:
+        raise Error(
+            f"{folder / _STATE}: expected the checkpoint of this model with the same optimizer, "
+            "got another; name another folder or leave resume away"
+        )
+    for variable, array in zip(variables, state.variables, strict=True):
+        variable.assign(array)
+
+
+def save_student(student: Any, folder: Path, name: str) -> None:
+    """Saves the student under a name such as "best", whole or not at all."""
+    if bridge.kit(student) is keras:
+        files.save_model(student, folder / f"{name}.keras")
+        return
+    # See tfdwd.quantize_aware: it cannot be loaded from .keras.
+    with tempfile.TemporaryDirectory() as own:
+        path = Path(own) / f"{name}.weights.h5"
+        student.save_weights(path)
+        files.write_whole(folder / path.name, path.read_bytes())

@@ -1,0 +1,144 @@
+"""Outputs of layers beside a model's own, those inside nested models included."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+
+from tfdwd import bridge, graph
+from tfdwd.batches import pack
+from tfdwd.errors import Error
+
+# Turns inputs, in the order of the model's, into its outputs and the features; flat lists.
+Runner = Callable[[Sequence[Any], bool | None], tuple[list[Any], list[Any]]]
+
+
+def runner(model: Any, paths: Sequence[str] = ()) -> Runner:
+    """A function that runs a model and gives the outputs of some layers, too.
+
+    Args:
+      model: a model of Keras 3 or of tf_keras.
+      paths: of the layers, "backbone/conv" for those of a nested model; each is in the model.
+
+    Returns:
+      (inputs, training) -> (outputs, features).
+    """
+    if bridge.kit(model) is keras and paths:
+        return lambda inputs, training: _replayed(model, inputs, training, paths)
+    if not paths:
+
+        def alone(inputs: Sequence[Any], training: bool | None) -> tuple[list[Any], list[Any]]:
+            return keras.tree.flatten(model(pack(model, list(inputs)), training=training)), []
+
+        return alone
+    layers = [_layer_of_tf_keras(model, path) for path in paths]
+    extended = bridge.kit(model).Model(
+        model.inputs, [*model.outputs, *(layer.output for layer in layers)]
+    )
+
+    def run(inputs: Sequence[Any], training: bool | None) -> tuple[list[Any], list[Any]]:
+        found = extended(list(inputs), training=training)
+        return found[: len(model.outputs)], found[len(model.outputs) :]
+
+    return run
+
+
+def chosen(student: Any, teacher: Any, names: Sequence[str] | None) -> list[str]:
+    """The layers whose outputs are compared, checked to be in both models and of one shape.
+
+    Args:
+      student, teacher: the models.
+      names: of the layers, "backbone/conv" for those of a nested model; None for the convolutions
+        whose kernels are of different sizes: the ones that `tfdwd.decompose` replaced.
+
+    Raises:
+      tfdwd.Error: a layer is missing in one of them, or its outputs differ in shape; nothing was
+        replaced.
+    """
+    theirs, own = _shapes(teacher), _shapes(student)
+    if names is None:
+        found = [
+            path
+            for path, (size, shape) in theirs.items()
+            if size and path in own and own[path][0] not in (None, size) and own[path][1] == shape
+        ]
+        if not found:
+            raise Error(
+                "features_weight: expected a student of the teacher, with convolutions that were "
+                "replaced; there are none. Name the layers with features=[...]"
+            )
+        return found
+    if isinstance(names, str) or not all(isinstance(name, str) for name in names) or not names:
+        raise Error(f"features: expected a list of layer names, got {names!r}")
+    for name in names:
+        for whose, shapes in ("student", own), ("teacher", theirs):
+            if name not in shapes:
+                last = name.rpartition("/")[2]
+                alike = [path for path in shapes if path.rpartition("/")[2] == last][:5]
+                hint = f"; did you mean {', '.join(alike)}?" if alike else ""
+                raise Error(
+                    f"features: the {whose} has no layer {name!r}; layers of nested models are "
+                    f"'model/layer'{hint}"
+                )
+        if own[name][1] != theirs[name][1]:
+            raise Error(
+                f"features: layer {name!r} gives {own[name][1]} in the student and "
+                f"{theirs[name][1]} in the teacher; expected the same shape"
+            )
+    return list(names)
+
+
+def _shapes(model: Any) -> dict[str, tuple[Any, tuple[int | None, ...]]]:
+    """{path: (kernel size of a convolution, else None; shape of the output)}."""
+    found: dict[str, tuple[Any, tuple[int | None, ...]]] = {}
+    if bridge.kit(model) is not keras:
+        for layer in model.layers:
+            inner = getattr(layer, "layer", layer)  # of a wrapper that makes it quantise-aware
+            if hasattr(layer.output, "shape"):
+                size = getattr(inner, "kernel_size", None)
+                found[layer.name] = size, tuple(layer.output.shape[1:])
+        return found
+    traced = graph.trace(model)
+    for call in traced.calls:
+        if len(call.outputs) == 1:
+            is_conv = isinstance(call.operation, keras.layers.Conv2D)
+            size = call.operation.kernel_size if is_conv else None
+            found.setdefault(call.path, (size, tuple(traced.specs[call.outputs[0]].shape[1:])))
+    return found
+
+
+def _layer_of_tf_keras(model: Any, path: str) -> Any:
+    return model.get_layer(path)
+
+
+def _replayed(
+    model: Any, inputs: Sequence[Any], training: bool | None, paths: Sequence[str]
+) -> tuple[list[Any], list[Any]]:
+    """Calls the model's own layers one after the other, nested models opened up."""
+    found: dict[str, Any] = {}
+
+    def run(inner: Any, tensors: Sequence[Any], training: bool | None, prefix: str) -> list[Any]:
+        function = graph.functional(inner)
+        values = {
+            id(spec): keras.ops.cast(x, spec.dtype)
+            for spec, x in zip(function.inputs, tensors, strict=True)
+        }
+        for node in graph.nodes(function):
+            operation, path = node.operation, prefix + node.operation.name
+            args, kwargs = node.arguments.fill_in(values)
+            # As in Keras, what is said here stands above what the graph says.
+            mode = kwargs.get("training") if training is None else training
+            if graph.is_nested(operation):
+                reads = [values[id(spec)] for spec in graph.nested_inputs(node)]
+                results = run(operation, reads, mode, path + "/")
+            else:
+                if "training" in getattr(operation, "_call_context_args", ()):
+                    kwargs = {**kwargs, "training": mode}
+                results = keras.tree.flatten(operation(*args, **kwargs))
+            if path in paths:
+                found.setdefault(path, results[0])  # of its first use
+            values.update({id(spec): x for spec, x in zip(node.outputs, results, strict=True)})
+        return [values[id(spec)] for spec in function.outputs]
+
+    outputs = run(model, inputs, training, "")
+    return outputs, [found[path] for path in paths]

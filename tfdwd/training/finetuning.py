@@ -1,0 +1,285 @@
+"""The way into fine-tuning."""
+
+import contextlib
+import importlib.util
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfdwd import bridge, shapes, workers
+from tfdwd.errors import Error
+from tfdwd.training import checkpoints, learner, loop, task
+from tfdwd.training import features as layers
+from tfdwd.training.epochs import Reading, open_epochs
+from tfdwd.training.options import Options
+
+
+def finetune(
+    model: keras.Model,
+    dataset: Any,
+    *,
+    epochs: int,
+    teacher: keras.Model | None = None,
+    loss: Any = None,
+    outputs: str | Mapping[str, str] | None = None,
+    loss_weights: Mapping[str, float] | Sequence[float] | None = None,
+    labels_weight: float = 0.0,
+    features: Sequence[str] | float | None = None,
+    features_weight: float | None = None,
+    optimizer: str = "adamw",
+    learning_rate: float = 1e-3,
+    warmup: float = 0.05,
+    weight_decay: float = 1e-4,
+    label_smoothing: float = 0.0,
+    ema: float | None = None,
+    mixed_precision: bool = False,
+    freeze_batch_norm: bool = False,
+    batch_size: int = 64,
+    steps_per_epoch: int | None = None,
+    validation: Any = None,
+    folder: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    tensorboard: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+    labels: float | None = None,
+) -> keras.callbacks.History:
+    """Trains a network of any task further, in place.
+
+    With a teacher no labels are needed: outputs that are probabilities, of images or of each pixel,
+    get the cross-entropy against the teacher's; all others the squared error in units of the
+    teacher's variance. Without one, outputs are compared with labels: probabilities by the
+    cross-entropy, others by the `loss` that is given. The losses of several outputs add up.
+
+    Several processes, on one machine or many, train together after each called
+    `tfdwd.workers.join`: arrays are given whole, other data as each worker's own part
+    (`tfdwd.data.training` makes it), batch_size is that of one worker. Batch norms normalise with
+    what all of them have, so the result is that of one process with the whole batch. Several
+    devices of one process share each batch under the scope of a tf.distribute.MirroredStrategy in
+    which the model was loaded; there each batch norm normalises with what its device has.
+
+    Args:
+      model: a Functional or Sequential Keras 3 model of any inputs and outputs, such as a student,
+        or one of `tfdwd.quantize_aware`. It is trained in place. One of a fixed batch is trained in
+        batches of that size.
+      dataset: images, or (images, labels), as arrays: they are shuffled anew in each epoch; or a
+        tf.data.Dataset or iterable of batches of such, read on from epoch to epoch and again from
+        its start where it ends; or a function of the epoch's number, from 0, that gives one. Labels
+        of an output are class numbers, one-hot or other distributions (images, ..., classes), or
+        with `loss` what that takes. Those of several outputs are a dict by output name, which may
+        leave outputs out, or a list in their order. They are checked before the first step, or as
+        they come where they stream.
+      epochs: in all, those before a resumption included.
+      teacher: a model of the same inputs and outputs, such as the original. It is not changed.
+      loss: against labels: a keras.losses.Loss, the name of one, or a function (y_true, y_pred); or
+        a dict of those by output name, or a list in the order of the outputs.
+      outputs: what an output is, "probabilities", "logits" or "values", or a dict of that by output
+        name. By default it is found on the first images; logits cannot be told from other values.
+      loss_weights: of the outputs, by name or in their order; 1 by default. Outputs are named by
+        their keys where they are a dict, else by the layers that they come from.
+      labels_weight: with a teacher, the weight of the losses against the labels; the teacher's
+        weight is 1.
+      features: with a teacher, names of layers whose outputs the student learns, too; "model/layer"
+        for those of nested models. By default, with a `features_weight`, the convolutions that
+        `tfdwd.decompose` replaced. (A number is the old way to give features_weight.)
+      features_weight: of the mean of their squared errors, each divided by the power of the
+        teacher's; 1 by default if layers are named, else 0.
+      optimizer: "adamw", or "sgd" (momentum 0.9, Nesterov).
+      learning_rate: the highest; it rises linearly, then falls to 0 along a cosine.
+      warmup: part of all steps in which it rises.
+      weight_decay: of kernels only; biases and batch norms are left out.
+      label_smoothing: 0..1, of the labels of the default loss.
+      ema: momentum of an exponential moving average of the weights, such as 0.999, that the model
+        has at the end, and in validation and what is saved.
+      mixed_precision: compute in float16 with scaled losses (bfloat16 on a CPU).
+      freeze_batch_norm: batch norms stay as they are and normalise with what they have.
+      batch_size: for arrays.
+      steps_per_epoch: as many as the data has by default; needed where that is not known.
+      validation: data that can be read once an epoch. For a classifier with labels its top-1 is
+        taken after each epoch, as `tfdwd.evaluate` does; else the loss.
+      folder: for checkpoints: last.keras and, with validation, best.keras (of a quantise-aware
+        model the weights, last.weights.h5). Must exist; the first worker writes, all read.
+      resume: go on from the checkpoint in the folder, if there is one, to the same weights as
+        without the interruption. The data must be the same for that: shuffled by the epoch's number
+        or not at all.
+      tensorboard: folder for TensorBoard: loss, validation and learning rate of each epoch.
+      seed: of the order of the images, dropout and the like.
+      labels: the old name of labels_weight.
+
+    Returns:
+      The history: loss, and with validation val_top1 or val_loss, for each epoch.
+
+    Raises:
+      tfdwd.Error: wrong options, models, data or labels, before the first step where that can be
+        known; a loss or weights that are not finite, with the step; data that ends too early. What
+        was saved in the folder before stays.
+
+    Example:
+      >>> history = finetune(student, images, epochs=10, teacher=model)  # doctest: +SKIP
+      >>> history = finetune(detector, (images, {"boxes": boxes, "classes": classes}), epochs=10,
+      ...                    loss={"boxes": "huber"})  # doctest: +SKIP
+    """
+    if labels is not None:
+        _old_name("labels", "labels_weight")
+        labels_weight = labels
+    if isinstance(features, int | float):
+        _old_name("features", "features_weight")
+        features, features_weight = None, features
+    if features_weight is None:
+        features_weight = 0.0 if features is None else 1.0
+    options = Options(
+        epochs=epochs,
+        optimizer=optimizer,
+        learning_rate=learning_rate,
+        warmup=warmup,
+        weight_decay=weight_decay,
+        labels_weight=labels_weight,
+        features_weight=features_weight,
+        label_smoothing=label_smoothing,
+        ema=ema,
+        batch_size=batch_size,
+        steps_per_epoch=steps_per_epoch,
+        seed=seed,
+    )
+    wishes = task.Wishes(outputs, loss, loss_weights, features)
+    fixed = _check_models(model, teacher, wishes, options)
+    kept = _check_folders(folder, resume, tensorboard)
+    if bridge.kit(model) is not keras:
+        _check_aware(mixed_precision)
+    state = checkpoints.read(kept) if resume and kept is not None else None
+    first = 0 if state is None else state.epoch
+    workers.check_same("epoch to go on from", first)
+    reading = Reading(
+        model=model,
+        batch_size=batch_size,
+        fixed=fixed,
+        with_labels=teacher is None or labels_weight > 0,
+        seed=seed,
+        steps=steps_per_epoch,
+    )
+    data = open_epochs(dataset, reading, min(first, epochs - 1))
+    workers.check_same("steps in all", epochs * data.steps)
+    looked_at, stream = task.first_batches(data)
+    learnt = task.task_of(model, teacher, wishes, options=options, first=looked_at, state=state)
+    if data.labels is not None:
+        learnt.checked(data.labels)
+    task.try_losses(learnt, model, looked_at[0])
+    validate = None
+    if validation is not None:
+        validate = loop.validation_of(validation, model, learnt, batch_size=batch_size, fixed=fixed)
+    _seed(model, seed)
+    rate = learner.rate_of(model, options, epochs * data.steps)
+    with contextlib.ExitStack() as stack:
+        half = stack.enter_context(learner.half_precision(model)) if mixed_precision else ""
+        if freeze_batch_norm:
+            stack.enter_context(learner.batch_norms_with(model, "trainable", False))
+        if workers.count() > 1:
+            stack.enter_context(learner.batch_norms_with(model, "synchronized", True))
+        made = learner.optimizer_of(model, options, rate)
+        if half == "mixed_float16":  # small gradients would be 0
+            made = keras.optimizers.LossScaleOptimizer(made)
+        runs = layers.runner(model, learnt.paths)
+        trained = learner.learner_of(model, runs, learnt.objective, made)
+        if state is not None and kept is not None:
+            checkpoints.restore(trained, state, kept)
+        if workers.count() > 1:
+            model.set_weights(workers.of_first(model.get_weights()))
+        run = loop.Run(
+            learner=trained,
+            task=learnt,
+            options=options,
+            steps=data.steps,
+            validate=validate,
+            folder=kept,
+            log=loop.log_of(tensorboard, rate, data.steps),
+        )
+        with workers.losses_named():
+            history = run.train(learnt.checked_stream(stream), state)
+    found = keras.callbacks.History()
+    found.history, found.epoch = history, list(range(len(history["loss"])))
+    return found
+
+
+def _old_name(old: str, new: str) -> None:
+    warnings.warn(
+        f"finetune: {old}= of a number is called {new}= now; the old name will be removed in the "
+        "next release",
+        DeprecationWarning,
+        stacklevel=3,
+    )
+
+
+def _check_models(model: Any, teacher: Any, wishes: task.Wishes, options: Options) -> int | None:
+    """Checks what can be without data; returns the size of a batch where a model fixes it."""
+    for name, network in ("model", model), ("teacher", teacher):
+        if network is None and name == "teacher":
+            continue
+        if not isinstance(network, bridge.kit(network).Model):
+            raise Error(f"{name}: expected a Keras model, got {type(network).__name__}")
+        if not getattr(network, "inputs", None):
+            raise Error(
+                f"{name}: expected a Sequential or Functional model that knows its inputs, got "
+                f"{type(network).__name__} {network.name!r}; make it keras.Model(x, model(x)) with "
+                "x = keras.Input(...)"
+            )
+    if not model.trainable_weights:
+        raise Error(
+            f"model {model.name!r}: expected weights that can be trained, got none; set trainable "
+            "to True"
+        )
+    if teacher is None and (
+        options.labels_weight or options.features_weight or wishes.features is not None
+    ):
+        raise Error(
+            "labels_weight= and features= are of losses beside a teacher's; pass teacher=model or "
+            "omit them"
+        )
+    if teacher is not None and not options.labels_weight and wishes.loss is not None:
+        raise Error("loss= compares with labels: beside a teacher pass labels_weight= too")
+    fixed = {shapes.own_batch(network) for network in (model, teacher) if network is not None} - {
+        None
+    }
+    if len(fixed) > 1:
+        raise Error(
+            f"teacher: expected the student's size of a batch, got {sorted(map(str, fixed))}"
+        )
+    return next(iter(fixed), None)
+
+
+def _check_folders(folder: Any, resume: bool, tensorboard: Any) -> Path | None:
+    """Checks what is written to, before anything is; returns the folder for checkpoints."""
+    if resume and folder is None:
+        raise Error("resume: expected the folder with the checkpoint, pass folder=")
+    if tensorboard is not None:
+        if importlib.util.find_spec("tensorboard") is None:
+            raise Error("tensorboard: expected the package tensorboard; pip install 'tfdwd[train]'")
+        try:
+            Path(tensorboard).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise Error(f"tensorboard: cannot make {tensorboard}: {error.strerror}") from error
+        checkpoints.check_folder(Path(tensorboard), "tensorboard")
+    if folder is None:
+        return None
+    checkpoints.check_folder(Path(folder), "folder")
+    return Path(folder)
+
+
+def _check_aware(mixed_precision: bool) -> None:
+    """Refuses what a quantise-aware model cannot do."""
+    if workers.count() > 1:
+        raise Error("a quantise-aware model is trained by one worker, got several")
+    if mixed_precision:
+        raise Error("mixed_precision: a quantise-aware model trains in float32; leave it away")
+    if keras.backend.backend() != "tensorflow":
+        raise Error("a quantise-aware model is trained by TensorFlow; set KERAS_BACKEND=tensorflow")
+
+
+def _seed(model: Any, seed: int) -> None:
+    keras.utils.set_random_seed(seed)
+    for number, variable in enumerate(model.variables):
+        if variable.name == "seed_generator_state":  # of dropout and the like
+            variable.assign(np.random.default_rng((seed, number)).integers(0, 2**31, 2))

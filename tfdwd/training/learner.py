@@ -1,0 +1,232 @@
+"""What is learnt in one step, and how; on Keras 3 with any backend, or on tf_keras.
+
+`Objective` compares a student's outputs; a learner is a model of the kit in use that trains the
+student by it.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfdwd import bridge, workers
+from tfdwd.training import features, losses
+from tfdwd.training.options import Options
+
+_SMALL = 1e-7
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The loss of a batch, a sum over the outputs. The teacher is no part of what is trained.
+
+    Attributes:
+      teach: runs the teacher, or None.
+      of_teacher: for each output the loss against the teacher's, or None.
+      of_labels: for each output the loss against its labels, or None.
+      weights: of the outputs.
+      labels_weight: of the losses against labels.
+      features_weight: of the mean error of the features.
+    """
+
+    teach: features.Runner | None
+    of_teacher: Sequence[losses.Loss | None]
+    of_labels: Sequence[losses.LabelLoss | None]
+    weights: Sequence[float]
+    labels_weight: float
+    features_weight: float
+
+    def __call__(self, inputs: Sequence[Any], labels: Sequence[Any], found: Any) -> Any:
+        """The loss.
+
+        Args:
+          inputs: of the model.
+          labels: of those outputs that have a loss against labels, in their order.
+          found: the student's outputs and features.
+        """
+        scores, own_features = _float32(found[0]), _float32(found[1])
+        total = 0.0
+        if self.teach is not None:
+            taught, wanted = map(_taught, self.teach(inputs, False))
+            for loss, weight, y, score in zip(
+                self.of_teacher, self.weights, taught, scores, strict=True
+            ):
+                if loss is not None and weight:
+                    total += weight * loss(y, score)
+            for feature, target in zip(own_features, wanted, strict=True):
+                total += self.features_weight / len(wanted) * _relative_error(feature, target)
+        left = iter(labels)
+        for against, weight, score in zip(self.of_labels, self.weights, scores, strict=True):
+            if against is not None:
+                total += self.labels_weight * weight * against(next(left), score)
+        return total
+
+
+def _float32(tensors: Sequence[Any]) -> list[Any]:
+    return [keras.ops.cast(tensor, "float32") for tensor in tensors]
+
+
+def _taught(tensors: Sequence[Any]) -> list[Any]:
+    return [keras.ops.stop_gradient(tensor) for tensor in _float32(tensors)]
+
+
+def _relative_error(found: Any, target: Any) -> Any:
+    """Squared error over the target's power; what is squared is about 1."""
+    unit = keras.ops.max(keras.ops.abs(target))
+    unit = keras.ops.where(unit > 0, unit, 1.0)
+    found, target = found / unit, target / unit
+    power = keras.ops.mean(keras.ops.square(target)) + _SMALL
+    return keras.ops.mean(keras.ops.square(found - target)) / power
+
+
+class KerasLearner(keras.Model):
+    """A Keras 3 model that is the student, with the objective for its loss."""
+
+    def __init__(self, student: Any, run: features.Runner, objective: Objective) -> None:
+        super().__init__()
+        self.student, self.run, self.objective = student, run, objective
+        self.built = True  # as the student is
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        return self.run(inputs, training)
+
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> Any:
+        # The gradients of the replicas are added up.
+        return self.objective(x, y, y_pred) / workers.replicas()
+
+
+def learner_of(student: Any, run: features.Runner, objective: Objective, optimizer: Any) -> Any:
+    """A compiled and built model of the student's kit that trains it with ``train_on_batch``."""
+    kind: Any = KerasLearner
+    if bridge.kit(student) is not keras:
+        from tfdwd.training.tf_keras_learner import TfKerasLearner
+
+        kind = TfKerasLearner
+    learner = kind(student, run, objective)
+    learner.compile(optimizer=optimizer)
+    optimizer.build(learner.trainable_variables)
+    return learner
+
+
+def step_of(learner: Any) -> Callable[[Any, Any], float]:
+    """One step of training: (inputs, labels) -> the loss before it, over all workers."""
+    if workers.count() > 1:
+        together = workers.step(learner)
+        return lambda inputs, labels: float(together(inputs, labels))
+
+    def step(inputs: Any, labels: Any) -> float:
+        if isinstance(learner, keras.Model):  # tf_keras does it itself
+            inputs, labels = workers.shared_out((inputs, labels))
+        learner.train_on_batch(inputs, labels)
+        return float(learner.get_metrics_result()["loss"])
+
+    return step
+
+
+def rate_of(student: Any, options: Options, steps: int) -> Any:
+    """The learning rate, of the student's kit: rises linearly, then falls along a cosine.
+
+    Args:
+      student: the model.
+      options: the highest rate, and how long it rises.
+      steps: in all.
+    """
+    kit, rising = bridge.kit(student), options.warmup
+    return kit.optimizers.schedules.CosineDecay(
+        0.0 if rising else options.learning_rate,
+        max(1, round(steps * (1 - rising))),
+        warmup_target=options.learning_rate if rising else None,
+        warmup_steps=round(steps * rising),
+    )
+
+
+def optimizer_of(student: Any, options: Options, rate: Any) -> Any:
+    """An optimizer of the student's kit; kernels, and no other weights, decay."""
+    kit = bridge.kit(student)
+    averaging = {
+        "use_ema": options.ema is not None,
+        "ema_momentum": 0.99 if options.ema is None else options.ema,
+    }
+    if options.optimizer == "adamw":
+        made = kit.optimizers.AdamW(rate, weight_decay=options.weight_decay, **averaging)
+    else:
+        decay = options.weight_decay or None
+        made = kit.optimizers.SGD(
+            rate, momentum=0.9, nesterov=True, weight_decay=decay, **averaging
+        )
+    made.exclude_from_weight_decay(
+        var_list=[v for v in student.trainable_variables if not _is_kernel(v)]
+    )
+    return made
+
+
+def _is_kernel(variable: Any) -> bool:
+    """By its own name: "kernel", in tf_keras "layer/depthwise_kernel:0"."""
+    return str(variable.name).rpartition("/")[2].partition(":")[0].endswith("kernel")
+
+
+@contextlib.contextmanager
+def averaged(learner: Any, ema: float | None) -> Iterator[None]:
+    """Within, the student has its averaged weights, if there is an average."""
+    if ema is None:
+        yield
+        return
+    variables = learner.trainable_variables
+    own = [_copy(variable) for variable in variables]
+    learner.optimizer.finalize_variable_values(variables)
+    for variable in variables:  # JAX lets it share a buffer with the average, and gives that away
+        variable.assign(_copy(variable))
+    try:
+        yield
+    finally:
+        for variable, value in zip(variables, own, strict=True):
+            variable.assign(value)
+
+
+def _copy(variable: Any) -> Any:
+    return np.array(keras.ops.convert_to_numpy(variable))
+
+
+@contextlib.contextmanager
+def batch_norms_with(model: Any, attribute: str, value: bool) -> Iterator[None]:
+    """Within, this attribute of all batch norms has this value."""
+    kind = bridge.kit(model).layers.BatchNormalization
+    norms = [layer for layer in model._flatten_layers() if isinstance(layer, kind)]
+    before = [getattr(layer, attribute) for layer in norms]
+    try:
+        for layer in norms:
+            setattr(layer, attribute, value)
+        yield
+    finally:
+        for layer, own in zip(norms, before, strict=True):
+            setattr(layer, attribute, own)
+
+
+@contextlib.contextmanager
+def half_precision(model: keras.Model) -> Iterator[str]:
+    """Within, all layers but those of the outputs compute in half precision.
+
+    Yields:
+      The policy's name: "mixed_float16" on a GPU, else "mixed_bfloat16".
+    """
+    half = "mixed_float16" if keras.distribution.list_devices("gpu") else "mixed_bfloat16"
+    last = {id(tensor._keras_history.operation) for tensor in model.outputs}
+    layers = [layer for layer in model._flatten_layers() if id(layer) not in last]
+    before = [layer.dtype_policy for layer in layers]
+    try:
+        for layer in layers:
+            layer.dtype_policy = half
+        yield half
+    finally:
+        for layer, policy in zip(layers, before, strict=True):
+            layer.dtype_policy = policy

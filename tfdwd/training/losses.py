@@ -1,0 +1,246 @@
+"""How an output is compared with a teacher's, or with labels. A loss is an object."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import keras
+import numpy as np
+
+from tfdwd import outputs, workers
+from tfdwd.errors import Error
+
+_SMALL = 1e-7  # under which a probability is cut off before its logarithm
+_CONSTANT = 1e-12  # part of the power under which a variance is rounding
+
+
+class Loss(Protocol):
+    """Compares one output of the student, float32 tensors of a batch, by a mean over the batch."""
+
+    def __call__(self, wanted: Any, found: Any) -> Any: ...
+
+
+class LabelLoss(Loss, Protocol):
+    """A loss against labels."""
+
+    def check(self, labels: np.ndarray, shape: Sequence[int | None], first: int, name: str) -> Any:
+        """The labels as the loss takes them.
+
+        Args:
+          labels: (images, ...).
+          shape: of the output for one image.
+          first: number of the first image.
+          name: of the labels, for the error.
+
+        Raises:
+          tfdwd.Error: they do not fit; names the label and its image.
+        """
+
+
+@dataclass(frozen=True)
+class TeacherEntropy:
+    """Cross-entropy against a teacher's probabilities, or those that its logits stand for."""
+
+    logits: bool = False
+
+    def __call__(self, wanted: Any, found: Any) -> Any:
+        if self.logits:
+            wanted = keras.ops.softmax(wanted)
+        return _cross_entropy(wanted, found, self.logits)
+
+
+@dataclass(frozen=True)
+class SquaredError:
+    """Squared error in units of the teacher's variance: 1 where all that is known is the mean.
+
+    Attributes:
+      deviation: square root of the teacher's variance, in the unit of the output.
+    """
+
+    deviation: float
+
+    def __call__(self, wanted: Any, found: Any) -> Any:
+        return keras.ops.mean(keras.ops.square((found - wanted) / self.deviation))
+
+
+@dataclass(frozen=True)
+class LabelEntropy:
+    """Cross-entropy against class numbers or distributions.
+
+    Attributes:
+      logits: whether the output is logits instead of probabilities.
+      smoothing: part of each label that is shared out over all classes.
+    """
+
+    logits: bool = False
+    smoothing: float = 0.0
+
+    def __call__(self, wanted: Any, found: Any) -> Any:
+        classes = found.shape[-1]
+        if len(wanted.shape) < len(found.shape):
+            wanted = keras.ops.one_hot(keras.ops.cast(wanted, "int32"), classes)
+        wanted = keras.ops.cast(wanted, "float32") * (1 - self.smoothing) + self.smoothing / classes
+        return _cross_entropy(wanted, found, self.logits)
+
+    def check(self, labels: np.ndarray, shape: Sequence[int | None], first: int, name: str) -> Any:
+        return outputs.class_labels(labels, shape, first=first, name=name)
+
+
+class GivenLoss:
+    """A Keras loss, or a function (y_true, y_pred), as Keras itself would take it.
+
+    Args:
+      given: the loss or its name.
+      option: that it was given as, for the error.
+
+    Raises:
+      tfdwd.Error: no such loss.
+    """
+
+    def __init__(self, given: Any, option: str) -> None:
+        try:
+            self.loss = keras.losses.get(given)
+        except (ValueError, TypeError) as error:
+            raise Error(
+                f"{option}: expected the name of a Keras loss such as 'mean_squared_error', a "
+                f"keras.losses.Loss or a function (y_true, y_pred), got {given!r}"
+            ) from error
+        function = getattr(self.loss, "fn", self.loss)  # of a loss that wraps a function
+        self.name = getattr(function, "__name__", type(function).__name__)
+        self.scaled = isinstance(self.loss, keras.losses.Loss) and self.loss.reduction in (
+            "mean", "sum_over_batch_size", "mean_with_sample_weight",
+        )  # fmt: skip
+        if not isinstance(self.loss, keras.losses.Loss):
+            self.loss = _OfFunction(self.loss)
+
+    @property
+    def is_of_classes(self) -> bool:
+        """Whether it compares with classes."""
+        return self.name in ("categorical_crossentropy", "sparse_categorical_crossentropy")
+
+    def __call__(self, wanted: Any, found: Any) -> Any:
+        loss = keras.ops.mean(self.loss(wanted, found))
+        # Keras has divided such a mean by the devices of a strategy already.
+        return loss * workers.replicas() if self.scaled else loss
+
+    def check(self, labels: np.ndarray, shape: Sequence[int | None], first: int, name: str) -> Any:
+        if self.is_of_classes:
+            return self._classes(labels, shape, first, name)
+        top = 1.0 if self.name.startswith("binary_") else np.inf
+        bottom = 0.0 if self.name.startswith("binary_") else -np.inf
+        return outputs.value_labels(labels, low=bottom, high=top, first=first, name=name)
+
+    def _classes(
+        self, labels: np.ndarray, shape: Sequence[int | None], first: int, name: str
+    ) -> np.ndarray:
+        ignored: Any = getattr(self.loss, "ignore_class", None)
+        left_out = np.zeros(np.shape(labels), bool) if ignored is None else labels == ignored
+        known = np.where(left_out, 0, labels) if left_out.any() else labels
+        found = outputs.class_labels(known, shape, first=first, name=name)
+        numbers = found.ndim < len(shape) + 1
+        if numbers != self.name.startswith("sparse"):
+            raise Error(
+                f"{name}: {self.name} expects "
+                + ("class numbers" if not numbers else "one-hot rows or other distributions")
+                + f", got {labels.dtype} of shape {labels.shape}; take "
+                + ("categorical_crossentropy" if not numbers else "sparse_categorical_crossentropy")
+            )
+        return np.where(left_out.reshape(found.shape), ignored, found) if left_out.any() else found
+
+
+class _OfFunction(keras.losses.Loss):
+    """Calls a function with y_true in the rank of y_pred where they differ by an axis of 1."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__(name="given", reduction="none")
+        self.function = function
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        axes, own = len(y_pred.shape), len(y_true.shape)
+        if own == axes + 1 and y_true.shape[-1] == 1:
+            y_true = keras.ops.squeeze(y_true, -1)
+        elif own + 1 == axes and y_pred.shape[-1] == 1:
+            y_true = keras.ops.expand_dims(y_true, -1)
+        return self.function(y_true, y_pred)
+
+
+def _cross_entropy(wanted: Any, found: Any, logits: bool) -> Any:
+    if logits:
+        logs = keras.ops.log_softmax(found)
+    else:
+        logs = keras.ops.log(keras.ops.maximum(found, _SMALL))
+    return -keras.ops.mean(keras.ops.sum(wanted * logs, axis=-1))
+
+
+def against_teacher(kind: str, deviation: float) -> Loss:
+    """The loss of one output against a teacher's.
+
+    Args:
+      kind: of the output, one of `tfdwd.outputs.KINDS`.
+      deviation: from `deviations`.
+    """
+    if kind == outputs.VALUES:
+        return SquaredError(deviation)
+    return TeacherEntropy(logits=kind == outputs.LOGITS)
+
+
+def against_labels(given: Any, kind: str, smoothing: float, name: str) -> LabelLoss:
+    """The loss of one output against labels.
+
+    Args:
+      given: what the user chose for it, or None.
+      kind: of the output.
+      smoothing: of the default loss.
+      name: of the output, for the error.
+
+    Raises:
+      tfdwd.Error: there is no default for the kind, or no smoothing in the loss that was given.
+    """
+    if given is not None:
+        if smoothing:
+            raise Error(
+                "label_smoothing is of the cross-entropy that is taken by default; with loss= set "
+                "it there"
+            )
+        return GivenLoss(given, f"loss of {name!r}")
+    if kind == outputs.VALUES:
+        raise Error(
+            f"output {name!r} is no probabilities: expected loss=, such as 'mean_squared_error', "
+            "'binary_crossentropy', or outputs='logits' for a classifier without a softmax; or a "
+            "teacher"
+        )
+    return LabelEntropy(kind == outputs.LOGITS, smoothing)
+
+
+def deviations(values: Sequence[np.ndarray]) -> list[float]:
+    """Standard deviation of each output of a teacher, over all workers.
+
+    The mean that is subtracted is that of each feature, which is an index of the last axis. Of a
+    constant output it is the root mean square instead, and 1 if that is 0.
+
+    Args:
+      values: of each output for some images, (images, ...), finite.
+
+    Example:
+      >>> deviations([np.array([[1.0, 20.0], [3.0, 20.0]]), np.zeros((2, 1))])
+      [0.7071067811865476, 1.0]
+    """
+    rows = [
+        array.reshape(len(array), -1) if array.ndim < 3 else array.reshape(-1, array.shape[-1])
+        for array in (array.astype(np.float64) for array in values)
+    ]
+    counts = [np.array(float(len(array))) for array in rows]
+    sums = workers.add_up([*counts, *(array.sum(0) for array in rows)])
+    counts, means = sums[: len(rows)], sums[len(rows) :]
+    means = [total / count for total, count in zip(means, counts, strict=True)]
+    squares = workers.add_up(
+        [np.square(array - mean).sum(0) for array, mean in zip(rows, means, strict=True)]
+    )
+    found = []
+    for mean, square, count in zip(means, squares, counts, strict=True):
+        variance = float(np.mean(square / count))
+        power = variance + float(np.mean(np.square(mean)))
+        used = variance if variance > _CONSTANT * power else power
+        deviation = float(np.sqrt(used))
+        found.append(deviation if np.float32(deviation) > 0 else 1.0)
+    return found
