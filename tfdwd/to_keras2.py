@@ -32,7 +32,8 @@ class Carried(tf_keras.layers.Layer):
         trainable = getattr(operation, "trainable", False)
         super().__init__(name=name, dtype="float32", autocast=False, trainable=trainable)
         # In functions, since tf_keras looks through the attributes for what it is to save.
-        self._operation, self._fill = (lambda: operation), fill
+        self._operation: Callable[[], Any] = lambda: operation
+        self._fill = fill
         if isinstance(operation, keras.Layer):
             self._trainable_weights.extend(v.value for v in operation.trainable_variables)
             others = [v.value for v in operation.non_trainable_variables]
