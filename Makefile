@@ -6,16 +6,21 @@ INSTALLED := $(VENV)/.installed
 # Programs in Python whose names do not say so.
 SCRIPTS := android_demo/build_apk android_demo/draw_screens android_demo/put_models
 
-.PHONY: demo test test-slow test-android demo-models lint
+.PHONY: demo test test-slow test-nightly test-android demo-models lint
 
 demo: $(INSTALLED)
 	$(BIN)/python benchmarks/demo/run.py
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not slow and not android" --cov=tfdwd --cov-report=term-missing:skip-covered --cov-fail-under=95
+	$(BIN)/python -m pytest -m "not slow and not nightly and not android" -n 2 --dist worksteal \
+		--cov=tfdwd --cov-report=term-missing:skip-covered --cov-fail-under=95
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
+
+# Random networks, damaged files, kills: prints the figures of docs/robustness.md.
+test-nightly: $(INSTALLED)
+	$(BIN)/python -m pytest -m nightly -s
 
 # Needs what android_demo/install_tools installs.
 test-android: $(INSTALLED)

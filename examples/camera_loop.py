@@ -1,6 +1,6 @@
 """Classifies what a camera sees, frame by frame, and tells how fast and how late. Without ROS.
 
-    pip install numpy ai-edge-litert absl-py opencv-python-headless
+    pip install numpy ai-edge-litert absl-py msgspec opencv-python-headless
     pip install --no-deps .                                           (in a clone of tfdwd)
     python examples/camera_loop.py --model=student.tflite --source=/dev/video0
     python examples/camera_loop.py --model=student.tflite --source=frames/
@@ -31,7 +31,7 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from tfdwd import lite, reporting
+from tfdwd import files, lite, reporting
 from tfdwd.conditions import Conditions, Watch
 from tfdwd.errors import Error
 from tfdwd.scripts import common
@@ -42,9 +42,7 @@ except ImportError as error:
     raise SystemExit("camera_loop: pip install opencv-python-headless") from error
 
 FLAGS = flags.FlagValues()
-_MODEL = flags.DEFINE_string(
-    "model", None, "a .tflite classifier of images", required=True, flag_values=FLAGS
-)
+_MODEL = common.define_input(FLAGS, "model", "a .tflite classifier of images", required=True)
 _SOURCE = flags.DEFINE_string(
     "source",
     None,
@@ -52,9 +50,7 @@ _SOURCE = flags.DEFINE_string(
     required=True,
     flag_values=FLAGS,
 )
-_LABELS = flags.DEFINE_string(
-    "labels", None, "text file, the classes' names line by line", flag_values=FLAGS
-)
+_LABELS = common.define_input(FLAGS, "labels", "text file, the classes' names line by line")
 _FRAMES = flags.DEFINE_integer(
     "frames", None, "stop after so many", lower_bound=1, flag_values=FLAGS
 )
@@ -68,7 +64,7 @@ _SCALE = flags.DEFINE_float(
     flag_values=FLAGS,
 )
 _OFFSET = flags.DEFINE_float("offset", 0.0, "see --scale", flag_values=FLAGS)
-_JSON = flags.DEFINE_string("json", None, "where to write the result as JSON", flag_values=FLAGS)
+_JSON = common.define_output(FLAGS, "json", "where to write the result as JSON")
 
 _WARMUP = 3  # frames that are not counted: memory is touched first, clocks rise
 # One buffer is filled while another is worked on. With one the camera would wait meanwhile; with
@@ -295,7 +291,7 @@ def loop(
 def main() -> None:
     """Runs the loop, prints each change of the best class, then the times."""
     classifier = Classifier(_MODEL.value, _THREADS.value, _SCALE.value, _OFFSET.value)
-    names = [] if _LABELS.value is None else common.load_text(_LABELS.value).splitlines()
+    names = [] if _LABELS.value is None else files.read_text(_LABELS.value).splitlines()
     last = None
 
     def tell(number: int, score: float) -> None:
@@ -309,7 +305,7 @@ def main() -> None:
     report = loop(classifier, frames, tell)
     print(report)
     if _JSON.value is not None:
-        reporting.write_whole(_JSON.value, report.to_json())
+        files.write_whole(_JSON.value, report.to_json())
 
 
 if __name__ == "__main__":

@@ -36,6 +36,41 @@ class Holder(keras.layers.Layer):
         return self.second(self.first(x))
 
 
+@keras.saving.register_keras_serializable("tests")
+class Block(keras.layers.Layer):
+    """A user's residual block, of layers, operations and a mode of training."""
+
+    def __init__(self, filters: int = 6, **options: Any):
+        super().__init__(**options)
+        self.filters = filters
+        self.convs = [layers.Conv2D(filters, 3, padding="same", name="conv") for _ in range(2)]
+        self.norm, self.drop = layers.BatchNormalization(), layers.Dropout(0.5)
+
+    def build(self, shape: Any) -> None:
+        for layer, channels in zip(self.convs, (shape[-1], self.filters), strict=True):
+            layer.build((*shape[:-1], channels))
+        self.norm.build((*shape[:-1], self.filters))
+
+    def call(self, x: Any, training: bool | None = None) -> Any:
+        y = self.norm(self.convs[0](x), training=training)
+        y = self.convs[1](self.drop(keras.ops.relu(y), training=training))
+        return layers.Add()([x, y * 0.5])
+
+    def compute_output_shape(self, shape: Any) -> Any:
+        return (*shape[:-1], self.filters)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "filters": self.filters}
+
+
+@keras.saving.register_keras_serializable("tests")
+class Twice(keras.layers.Wrapper):
+    """A user's wrapper of two inputs and a dict of outputs."""
+
+    def call(self, x: Any, other: Any = None, scale: float = 1.0) -> Any:
+        return {"sum": self.layer(x) + scale * self.layer(other), "one": self.layer(x)}
+
+
 @dataclasses.dataclass(frozen=True)
 class ConvCase:
     """One convolution: options of a Conv2D of ``n`` filters on (h, w, c) inputs."""
@@ -306,10 +341,71 @@ NETWORKS: dict[str, Callable[[], keras.Model]] = {
 }
 
 
+def _block() -> keras.Model:
+    image = keras.Input((8, 8, 6), name="image")
+    x = Block(name="block")(_conv(6, "stem")(image))
+    return keras.Model(image, _conv(4, "last")(x), name="blocks")
+
+
+def _block_shared() -> keras.Model:
+    image = keras.Input((8, 8, 6), name="image")
+    block = Block(name="block")
+    merged = layers.Add()([block(image), block(layers.ReLU()(image))])
+    return keras.Model(image, merged, name="shared")
+
+
+def _wrapped() -> keras.Model:
+    left, right = keras.Input((8, 8, 6), name="left"), keras.Input((8, 8, 6), name="right")
+    found = Twice(_conv(5, "conv"), name="twice")(left, other=right, scale=2.0)
+    return keras.Model([left, right], [found["sum"], found["one"]], name="wrapped")
+
+
+def _normalized() -> keras.Model:
+    wrapper = layers.SpectralNormalization(_conv(6, "conv"), name="spectral")
+    return keras.Sequential([keras.Input((8, 8, 6)), wrapper, layers.ReLU()], name="spectrum")
+
+
+def _time_steps(steps: int | None = 3) -> keras.Model:
+    body = keras.Sequential(
+        [
+            keras.Input((8, 8, 6)),
+            _conv(6, "one", activation="relu"),
+            layers.BatchNormalization(name="norm"),
+            _conv(5, "two"),
+            layers.GlobalAveragePooling2D(),
+        ],
+        name="body",
+    )
+    parts = [layers.TimeDistributed(body, name="each"), layers.LSTM(4), layers.Dense(3)]
+    return keras.Sequential([keras.Input((steps, 8, 8, 6)), *parts], name="video")
+
+
+def _time_of_conv() -> keras.Model:
+    each = layers.TimeDistributed(_conv(6, "conv"), name="each")
+    return keras.Sequential([keras.Input((3, 8, 8, 6)), each, layers.ReLU()], name="frames")
+
+
+def _time_of_block() -> keras.Model:
+    each = layers.TimeDistributed(layers.TimeDistributed(Block(name="block")), name="each")
+    return keras.Sequential([keras.Input((2, 2, 8, 8, 6)), each], name="clips")
+
+
+HIDING: dict[str, Callable[[], keras.Model]] = {
+    "own block": _block,
+    "own block, shared": _block_shared,
+    "own wrapper": _wrapped,
+    "spectral normalization": _normalized,
+    "time steps of a model": _time_steps,
+    "time steps, open": lambda: _time_steps(None),
+    "time steps of a convolution": _time_of_conv,
+    "time steps of time steps of a block": _time_of_block,
+}
+
+
 def network(name: str) -> keras.Model:
-    """A fresh copy of one of NETWORKS with its fixed weights."""
+    """A fresh copy of one of NETWORKS or HIDING with its fixed weights."""
     keras.utils.set_random_seed(0)
-    model = NETWORKS[name]()
+    model = (NETWORKS | HIDING)[name]()
     if name == "adapted":
         return model  # its statistics are its weights
     return randomised(model)
@@ -319,7 +415,7 @@ def inputs_of(model: keras.Model, images: int = 4, seed: int = 1) -> Any:
     """Random images in the form in which the model takes them."""
     source = np.random.default_rng(seed)
     arrays = [
-        source.normal(size=(images, *tensor.shape[1:])).astype(np.float32)
+        source.normal(size=(images, *(size or 3 for size in tensor.shape[1:]))).astype(np.float32)
         for tensor in model.inputs
     ]
     if isinstance(model, keras.Sequential):

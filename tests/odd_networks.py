@@ -52,7 +52,7 @@ def _signal() -> keras.Model:
 def _volume() -> keras.Model:
     scan = keras.Input((6, 8, 8, 1), name="scan")
     x = layers.Conv3D(4, 3, padding="same", activation="relu")(scan)
-    x = layers.MaxPooling3D(2)(x)
+    x = layers.Conv3D(4, 3, strides=2, activation="relu")(x)
     return keras.Model(scan, layers.Dense(2)(layers.GlobalAveragePooling3D()(x)))
 
 
@@ -101,11 +101,20 @@ def _mask() -> keras.Model:
     return keras.Model([image, known], ops.where(known, _conv(6, "one")(image), 0.0))
 
 
+class _Label(keras.layers.Layer):
+    """The number of the class, int64."""
+
+    def call(self, x: Any) -> Any:
+        return tf.argmax(x, -1)
+
+    def compute_output_spec(self, x: Any) -> Any:
+        return keras.KerasTensor(x.shape[:-1], "int64")
+
+
 def _labels() -> keras.Model:
     image = keras.Input((None, None, 3), name="image")
     scores = layers.Conv2D(4, 3, padding="same", name="scores")(image)
-    label = layers.Lambda(lambda x: tf.argmax(x, -1), output_shape=(None, None), dtype="int64")
-    return keras.Model(image, label(scores))
+    return keras.Model(image, _Label(name="label")(scores))
 
 
 def _energy() -> keras.Model:
@@ -185,7 +194,8 @@ def _pairs() -> keras.Model:
     """Needs all four images: each is compared with the one before it."""
     image = keras.Input(batch_shape=(4, 8, 8, 4), name="image")
     x = layers.GlobalAveragePooling2D()(_conv(6, "one")(image))
-    return keras.Model(image, layers.Dense(3)(ops.roll(x, 1, axis=0) - x))
+    before = ops.concatenate(ops.split(x, [3], axis=0)[::-1], axis=0)
+    return keras.Model(image, layers.Dense(3)(before - x))
 
 
 def _reshaped_batch() -> keras.Model:
@@ -294,7 +304,7 @@ NETWORKS: dict[str, Callable[[], keras.Model]] = {
 }
 OPEN: dict[str, list[tuple[int, ...]]] = {
     "segmenter": [(16, 12, 3)],
-    "two views": [(12, 8, 1), (12, 8, 3)],
+    "two views": [(12, 8, 3), (12, 8, 1)],
     "one open axis": [(16, 20, 3)],
     "signal": [(24, 2)],
     "bytes": [(10, 12, 3)],

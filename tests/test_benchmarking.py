@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 
-from tfdwd import benchmarking, lite, reporting
+from tfdwd import benchmarking, lite
 from tfdwd.benchmarking import BenchmarkReport, Timing, benchmark
 from tfdwd.conditions import Conditions
 from tfdwd.conversion import export
@@ -160,7 +160,7 @@ def test_the_report_prints_and_survives_json():
     assert lines[0].split("  ")[0] == "model"
     assert lines[3].split() == ["student", "1.0", "0.500", "0.400..0.600", "4.00x", "3.50..4.50"]
     assert lines[4] == "a CPU, 1 thread, 30 rounds, LiteRT 2.3.0, 2026-01-02T03:04:05+00:00"
-    assert reporting.from_json(BenchmarkReport, report.to_json()) == report
+    assert BenchmarkReport.from_json(report.to_json()) == report
 
 
 def test_a_timing_checks_itself():
@@ -177,11 +177,11 @@ def test_loading_and_the_first_run_are_measured_in_a_new_process(one_layer):
     # The model alone: 36 KiB of weights, but far from an interpreter's tens of MiB.
     assert timing.peak_kib is None or 36 < timing.peak_kib < 32 * 1024
     assert "load ms  first ms  peak MiB" in str(report)
-    assert reporting.from_json(BenchmarkReport, report.to_json()) == report
+    assert BenchmarkReport.from_json(report.to_json()) == report
 
 
 def test_a_process_that_fails_is_an_error(monkeypatch):
-    monkeypatch.setattr(benchmarking.sys, "executable", "/bin/false")
+    monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(Error, match="the process that measures a model's start failed"):
         benchmarking._startup(b"", 1, True)
 
@@ -255,7 +255,7 @@ def test_a_board_needs_no_tensorflow(one_layer, tmp_path, pytestconfig):
     """The README's board installation, in an environment of its own; needs a package index."""
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "board"], check=True)
     pip = [tmp_path / "board" / "bin" / "python", "-m", "pip", "install", "--quiet"]
-    subprocess.run([*pip, "numpy", "ai-edge-litert", "absl-py"], check=True)
+    subprocess.run([*pip, "numpy", "ai-edge-litert", "absl-py", "msgspec"], check=True)
     subprocess.run([*pip, "--no-deps", pytestconfig.rootpath], check=True)
     packages = subprocess.run([*pip[:3], "list"], capture_output=True, text=True, check=True).stdout
     assert "tensorflow" not in packages and "keras" not in packages and "scipy" not in packages

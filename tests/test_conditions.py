@@ -160,6 +160,14 @@ def test_a_governor_alone(machine):
     assert str(watch.conditions()) == "governor performance"
 
 
+@pytest.mark.parametrize("clock", ["inf", "nan", "-5", "0", "fast"])
+def test_a_clock_that_cannot_be_is_none(board, clock):
+    board.put(f"{CPU}/cpu1/cpufreq/scaling_cur_freq", clock)
+    watch = Watch(board.root)
+    watch.look()
+    assert watch.conditions().mhz_low is None
+
+
 def test_conditions_check_themselves():
     with pytest.raises(Error, match=r"expected 0\.\.3 throttled samples, got 4"):
         Conditions(samples=3, throttled=4)

@@ -157,6 +157,8 @@ def test_shufflenet_v2_is_the_published_one(width, conv):
         ({"width": 0.7}, r"width: expected one of \[0.5, 1.0, 1.5, 2.0\], got 0.7"),
         ({"conv": "dense"}, "conv: expected 'separable' or 'regular', got 'dense'"),
         ({"stem": "large"}, "stem: expected 'imagenet' or 'small', got 'large'"),
+        ({"channels": (8, 12, 15, 24)}, r"three stages, the stages' even, got \(8, 12, 15, 24\)"),
+        ({"channels": (8, 12, 24)}, r"three stages, the stages' even, got \(8, 12, 24\)"),
     ],
 )
 def test_shufflenet_v2_refuses_other_options(options, message):
@@ -166,10 +168,13 @@ def test_shufflenet_v2_refuses_other_options(options, message):
 
 def test_the_small_shufflenet():
     model = ShuffleNetV2(
-        0.5, stem="small", input_shape=(28, 28, 1), classes=10, repeats=(2, 3, 2), last_channels=64
-    )
+        stem="small", input_shape=(28, 28, 1), classes=10, repeats=(2, 3, 2),
+        channels=(12, 20, 40, 80), last_channels=64,
+    )  # fmt: skip
     assert model.output_shape == (None, 10)
-    assert model.get_layer("stage2_unit1_concat").output.shape == (None, 14, 14, 48)
+    assert model.get_layer("stem_conv").filters == 12
+    assert model.get_layer("stage2_unit1_concat").output.shape == (None, 14, 14, 20)
+    assert model.get_layer("stage4_unit1_concat").output.shape[-1] == 80
     assert model.get_layer("last_conv").filters == 64
     units = {layer.name[:12] for layer in model.layers if layer.name.startswith("stage")}
     assert len(units) == 2 + 3 + 2

@@ -1,14 +1,20 @@
 """Input pipelines on generated images in ImageNet's layouts, and on CIFAR-10 where it is there."""
 
+import os
+import socket
+import struct
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from absl import logging
 
 import tfdwd
 from tfdwd import data
+from tfdwd.batches import batches
 from tfdwd.errors import Error
 
 SHAPES = [(40, 60), (70, 50), (48, 48), (33, 90)]
@@ -139,6 +145,15 @@ def test_tensorflow_datasets(prepared: Path) -> None:
         _all(data.training(source, 4, size=8, worker=worker, workers=2))[1] for worker in (0, 1)
     ]
     assert sorted(np.concatenate(parts)) == list(range(24))
+    [shard] = (prepared / "ramps").glob("*/*.tfrecord-*")
+    content = shard.read_bytes()
+    _flip(shard, 20, 40)
+    for kind in ("training", "evaluation"):
+        with pytest.raises(
+            tf.errors.InvalidArgumentError, match="ramps, validation: expected a wh"
+        ):
+            _all(_made(source, kind, 1.0))
+    shard.write_bytes(content)
     with pytest.raises(Error, match=r"expected a split of \['validation'\], got 'train'"):
         data.tfds("ramps", "train", folder=prepared)
     with pytest.raises(Error, match=r"imagenet2012: expected a prepared data set in .*tfds build"):
@@ -147,22 +162,205 @@ def test_tensorflow_datasets(prepared: Path) -> None:
         data.tfds("no_such", folder=prepared)
 
 
-def test_few_damaged_images_are_left_out(tmp_path: Path) -> None:
-    source = data.tfrecords(_shards(tmp_path / "x", damaged=(5,)), "train", first_label=1)
-    images, labels = _all(data.training(source, 8, size=8, max_damaged=0.02))
-    assert len(images) == 24 and 5 not in labels  # one came twice in its place
-    kept = _all(data.evaluation(source, size=8, resize=8, max_damaged=0.02))[1]
-    assert sorted(kept) == [number for number in range(24) if number != 5]
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is logged as a warning."""
+    found: list[str] = []
+    monkeypatch.setattr(logging, "warning", lambda text, *values: found.append(text % values))
+    return found
 
 
-@pytest.mark.parametrize("damaged", [(5, 6, 7), (23,), tuple(range(24))])
-def test_many_damaged_images_stop_it(tmp_path: Path, damaged: tuple[int, ...]) -> None:
+def _made(source: data.Source, kind: str, max_damaged: float, batch_size: int = 8) -> Any:
+    if kind == "training":
+        return data.training(source, batch_size, size=8, max_damaged=max_damaged)
+    return data.evaluation(source, batch_size, size=8, resize=8, max_damaged=max_damaged)
+
+
+@pytest.mark.parametrize("damaged", [(5,), (0,), (23,), (0, 1, 2), (22, 23), (3, 11, 19, 23)])
+def test_few_damaged_images_are_left_out_and_named(
+    tmp_path: Path, damaged: tuple[int, ...], said: list[str]
+) -> None:
     source = data.tfrecords(_shards(tmp_path / "x", damaged=damaged), "train", first_label=1)
-    message = "do not decode|expected to contain"
-    with pytest.raises(tf.errors.OpError, match=message):
-        _all(data.training(source, 8, size=8, max_damaged=0.005))
-    with pytest.raises(tf.errors.OpError, match=message):
-        _all(data.evaluation(source, size=8, resize=8))
+    left = [number for number in range(24) if number not in damaged]
+    images, labels = _all(_made(source, "training", 0.2))
+    assert len(images) == 24 and set(labels) <= set(left)  # some came twice in their place
+    said.clear()
+    for batch_size in (1, 7, 8, 24, 100):
+        assert sorted(_all(_made(source, "evaluation", 0.2, batch_size))[1]) == left
+    # Four shards in turns: number 5 is record 1 of shard 1.
+    last = f"train-{damaged[-1] % 4:05}-of-00004, record {damaged[-1] // 4} does not decode"
+    assert all(any(last in text for text in said[at:]) for at in (0, len(said) * 4 // 5))
+
+
+@pytest.mark.parametrize("kind", ["training", "evaluation"])
+@pytest.mark.parametrize("damaged", [(5, 6, 7), (23,), tuple(range(24))])
+def test_too_many_damaged_images_end_it(
+    tmp_path: Path, damaged: tuple[int, ...], kind: str, said: list[str]
+) -> None:
+    source = data.tfrecords(_shards(tmp_path / "x", damaged=damaged), "train", first_label=1)
+    allowed = (len(damaged) - 0.5) / 24
+    message = r"at most \d+ of \d+ images .*the last is \S*/train-0000\d-of-00004, record \d"
+    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+        _all(_made(source, kind, allowed))
+    model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten()])
+    with pytest.raises(Error, match=f"read: expected {message}$"):  # one line, its own words
+        list(batches(_made(source, kind, allowed), model))
+
+
+def test_nothing_but_damaged_images_is_an_error_though_all_may_be(tmp_path: Path) -> None:
+    source = data.tfrecords(_shards(tmp_path / "x", damaged=tuple(range(24))), "train")
+    with pytest.raises(
+        tf.errors.InvalidArgumentError, match="expected 24 images that decode, got 0"
+    ):
+        _all(_made(source, "training", 1.0))
+    assert not list(_made(source, "evaluation", 1.0))
+
+
+def _flip(path: Path, record: int, place: int) -> None:
+    """Changes one bit of a record of a shard, ``place`` bytes behind its beginning."""
+    content, start = bytearray(path.read_bytes()), 0
+    for _ in range(record):
+        start += 16 + struct.unpack("<Q", content[start : start + 8])[0]
+    content[start + place] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("kind", ["training", "evaluation"])
+@pytest.mark.parametrize("record", [0, 3, 5])  # first, in between, last of six
+def test_a_record_with_a_wrong_checksum_ends_it_and_is_named(
+    tmp_path: Path, kind: str, record: int
+) -> None:
+    """Whatever the share: TensorFlow would leave out the rest of the shard, too."""
+    folder = _shards(tmp_path / "x")
+    _flip(folder / "train-00002-of-00004", record, 40)
+    source = data.tfrecords(folder, "train", first_label=1)
+    message = f"train-00002-of-00004, record {record}: expected a whole record"
+    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+        _all(_made(source, kind, 1.0, batch_size=4))
+
+
+@pytest.mark.parametrize("place", [0, 3, 7, 8, 11])  # of the length, or of its checksum
+def test_a_damaged_length_is_found_before_anything_is_read(tmp_path: Path, place: int) -> None:
+    folder = _shards(tmp_path / "x")
+    _flip(folder / "train-00001-of-00004", 2, place)
+    with pytest.raises(Error, match="train-00001-of-00004: record 2 is damaged"):
+        data.tfrecords(folder, "train")
+
+
+def test_a_shard_that_shrinks_or_goes_after_it_was_counted(tmp_path: Path) -> None:
+    folder = _shards(tmp_path / "x")
+    source = data.tfrecords(folder, "train", first_label=1)
+    for change in (lambda path: path.write_bytes(b""), Path.unlink):
+        change(folder / "train-00003-of-00004")
+        for kind in ("training", "evaluation"):
+            with pytest.raises(tf.errors.InvalidArgumentError, match="00003-of-00004, record 0: e"):
+                _all(_made(source, kind, 1.0))
+
+
+@pytest.mark.parametrize("split", ["*", "../x/train", "tr?in", "", ".", "train\0", "[t]rain"])
+def test_a_split_is_a_name(tmp_path: Path, split: str) -> None:
+    with pytest.raises(Error, match="split: expected a name such as 'train'"):
+        data.tfrecords(_shards(tmp_path / "x"), split)
+
+
+def test_odd_shards(tmp_path: Path) -> None:
+    folder = _shards(tmp_path / "x", shards=2)
+    content = (folder / "train-00000-of-00002").read_bytes()
+    (folder / "train-00005-of-00002").write_bytes(content)
+    with pytest.raises(Error, match=r"expected the shards 0\.\.1 of 2.* got train-00005-of-00002"):
+        data.tfrecords(folder, "train")
+    (folder / "train-00005-of-00002").unlink()
+    (folder / "train-00000-of-00002").unlink()
+    for make in (os.mkfifo, os.mkdir):
+        make(folder / "train-00000-of-00002")
+        with pytest.raises(Error, match="train-00000-of-00002: expected a file"):
+            data.tfrecords(folder, "train")
+        (os.rmdir if make is os.mkdir else os.unlink)(folder / "train-00000-of-00002")
+    (folder / "train-00000-of-00002").symlink_to(folder / "train-00000-of-00002")
+    with pytest.raises(Error, match="train-00000-of-00002: expected a file that can be read"):
+        data.tfrecords(folder, "train")
+    with pytest.raises(Error, match="expected a folder that can be read"):
+        data.tfrecords(folder / "nowhere", "train")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "train-00000-of-00001").touch()
+    with pytest.raises(Error, match="expected records in the shards of 'train', got none"):
+        data.tfrecords(tmp_path / "empty", "train")
+
+
+def _folder(folder: Path, classes: tuple[str, ...] = ("ant", "cat")) -> Path:
+    for number, name in enumerate(classes):
+        (folder / name).mkdir(parents=True)
+        for image in (0, 1):
+            encoded = tf.io.encode_jpeg(_image(2 * number + image)).numpy()
+            (folder / name / f"{image}.jpg").write_bytes(encoded)
+    return folder
+
+
+def test_what_is_no_file_is_named_and_does_not_hang(tmp_path: Path) -> None:
+    folder = _folder(tmp_path)
+    odd = folder / "cat" / "odd.jpg"
+    with socket.socket(socket.AF_UNIX) as listener:
+        kinds = (
+            os.mkfifo,
+            os.mkdir,
+            lambda path: os.symlink(path, path),
+            lambda path: os.symlink("nowhere", path),
+            lambda path: os.symlink("/dev/zero", path),
+            lambda path: listener.bind(str(path)),
+        )
+        for make in kinds:
+            make(odd)
+            with pytest.raises(Error, match=r"cat/odd.jpg: expected a file, got"):
+                data.image_folder(folder)
+            (os.rmdir if odd.is_dir() and not odd.is_symlink() else os.unlink)(odd)
+    assert data.image_folder(folder).count == 4
+
+
+def test_folders_that_are_hidden_empty_looped_or_of_one_class(tmp_path: Path) -> None:
+    folder = _folder(tmp_path / "x")
+    (folder / ".git").mkdir()
+    (folder / "cat" / "loop").symlink_to(folder)
+    (folder / "cat" / "._0.jpg").write_bytes(b"a Macintosh wrote this")
+    source = data.image_folder(folder)
+    assert _all(data.evaluation(source, size=8, resize=8))[1].tolist() == [0, 0, 1, 1]
+    (folder / "bee").mkdir()
+    with pytest.raises(Error, match="x/bee: expected images of one class, got none"):
+        data.image_folder(folder)
+    with pytest.raises(Error, match="expected a folder for each class with images"):
+        data.image_folder(folder / "bee")
+    for missing in (folder / "nowhere", folder / "cat" / "0.jpg", "a\0b"):
+        with pytest.raises(Error, match="expected a folder that can be read"):
+            data.image_folder(missing)
+    assert data.image_folder(_folder(tmp_path / "y", ("all",))).count == 2
+
+
+def test_names_of_any_bytes_and_images_that_cannot_be_read(tmp_path: Path, said: list[str]) -> None:
+    folder = _folder(tmp_path)
+    os.rename(folder / "cat" / "0.jpg", os.fsencode(folder / "cat") + b"/\xff[0]*.jpg")
+    source = data.image_folder(folder)
+    assert len(_all(data.evaluation(source, size=8, resize=8))[0]) == 4
+    (folder / "cat" / "1.jpg").unlink()  # after it was listed
+    assert _all(_made(source, "evaluation", 0.25))[1].tolist() == [0, 0, 1]
+    assert [text for text in said if "cat/1.jpg does not decode" in text] == said != []
+    with pytest.raises(
+        tf.errors.InvalidArgumentError, match=r"at most 0 of 4 .* is \S*/cat/1\.jpg"
+    ):
+        _all(_made(source, "evaluation", 0.0))
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_source_of_the_users_own(named: bool) -> None:
+    encoded = [tf.io.encode_png(_image(number)).numpy() for number in range(6)]
+    pairs: Any = (encoded, np.arange(6))
+    elements = (pairs, ["mine"] * 6, np.arange(6)) if named else pairs
+
+    def examples(worker: int, workers: int, seed: int | None) -> tf.data.Dataset:
+        return tf.data.Dataset.from_tensor_slices(elements)
+
+    source = data.Source(6, examples)
+    assert _all(data.evaluation(source, 4, size=8, resize=8))[1].tolist() == list(range(6))
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"at most 0 of 7 .* got 1 of the 6"):
+        _all(data.evaluation(data.Source(7, examples), 4, size=8, resize=8))
 
 
 def test_shards_that_are_not_whole_are_named(tmp_path: Path) -> None:
@@ -196,6 +394,11 @@ def test_wrong_numbers(source: data.Source, options: dict[str, int], message: st
         data.training(source, **options)
     with pytest.raises(Error, match="expected 0 < size <= resize"):
         data.evaluation(source, size=9, resize=8)
+    for share in (-0.1, 1.5, float("nan")):
+        with pytest.raises(Error, match=r"max_damaged: expected a share, 0\.\.1, got"):
+            _made(source, "training", share)
+        with pytest.raises(Error, match=r"max_damaged: expected a share, 0\.\.1, got"):
+            _made(source, "evaluation", share)
 
 
 def test_cifar10_in_this_layout(data_dir: Path, resnet8: Any) -> None:

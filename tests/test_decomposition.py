@@ -130,9 +130,10 @@ def test_records_check_their_own_algebra():
 def test_a_log_line_per_layer(caplog):
     with caplog.at_level(logging.INFO, logger="absl"):
         tfdwd.decompose(every_kind())
-    assert len([r for r in caplog.records if "LayerReport" in r.getMessage()]) == len(REASONS) or (
-        sum(any(name in r.getMessage() for name in REASONS) for r in caplog.records) >= len(REASONS)
-    )
+    lines = [record.getMessage() for record in caplog.records]
+    for name, reason in REASONS.items():
+        [line] = [line for line in lines if line.startswith(f"{name}: ")]
+        assert line == f"{name}: kept, {reason}" if reason else ": separable 1, MACs" in line
 
 
 # ---------------------------------------------------------------------- what is chosen
@@ -172,6 +173,67 @@ def test_ranks_by_name_are_obeyed_even_where_they_save_nothing():
     ranks = {layer.name: layer.rank for layer in report.layers}
     assert ranks == {"stem": 6, "backbone/one": 2, "one": 2}
     assert report.layers[0].macs_after > report.layers[0].macs_before
+
+
+def test_a_name_stands_for_itself_before_it_is_a_pattern():
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 8)),
+            layers.Conv2D(8, 3, padding="same", name="conv[0]"),
+            layers.Conv2D(8, 3, padding="same", name="conv0"),
+            layers.Conv2D(8, 3, padding="same", name="conv *"),
+            layers.Conv2D(8, 3, padding="same", name="conv 1"),
+        ],
+        name="my net",
+    )
+    data = inputs_of(model, 16)
+    assert replaced(model, data=data, rank={"conv[0]": 1}) == ["conv[0]"]
+    assert replaced(model, data=data, exclude="conv[0]") == ["conv0", "conv *", "conv 1"]
+    assert replaced(model, include="conv *") == ["conv *"]
+    assert replaced(model, include="conv[0-9]") == ["conv0"]  # a pattern, as it is no name
+    assert [x.name for x in model.layers] == ["conv[0]", "conv0", "conv *", "conv 1"]
+    student = tfdwd.decompose(model, data)
+    assert "conv[0]_depthwise" in [x.name for x in student.layers]
+
+
+@pytest.mark.parametrize("data", [True, False])
+def test_without_a_convolution_the_model_comes_back_with_an_empty_report(data):
+    model = keras.Sequential([keras.Input((8, 8, 3)), layers.Flatten(), layers.Dense(3)])
+    images = inputs_of(model, 8)
+    student, report = tfdwd.decompose(model, images if data else None, return_report=True)
+    assert report.layers == ()
+    np.testing.assert_array_equal(student(images), model(images))
+
+
+@pytest.mark.parametrize("images", [5, 8, 21])
+def test_a_model_of_a_fixed_batch(images):
+    x = image = keras.Input(batch_shape=(8, 9, 9, 6))
+    x = layers.Conv2D(6, 3, name="one")(x)
+    x = keras.ops.reshape(x, (8, 7, 7, 6))  # takes no other batch
+    model = randomised(keras.Model(image, layers.Conv2D(6, 3, name="two")(x)))
+    data = np.random.default_rng(0).normal(size=(images, 9, 9, 6)).astype(np.float32)
+    student, report = tfdwd.decompose(
+        model, data, rank={"one": 6, "two": 6}, return_report=True, method="sequential"
+    )
+    assert student.inputs[0].shape == (8, 9, 9, 6)
+    assert all(layer.error < 1e-3 for layer in report.layers)
+    eight = np.resize(data, (8, 9, 9, 6))
+    found, expected = outputs_of(student, eight)[0], outputs_of(model, eight)[0]
+    np.testing.assert_allclose(found, expected, atol=1e-2 * np.abs(expected).max())
+
+
+def test_channels_first_is_kept_with_its_reason():
+    conv = layers.Conv2D(6, 3, data_format="channels_first", name="conv")
+    model = keras.Sequential([keras.Input((6, 8, 8)), conv])
+    _, report = tfdwd.decompose(model, return_report=True)
+    assert report.layers[0].reason == "channels first, which LiteRT does not run"
+
+
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_other_backends_are_one_clear_error(backend, monkeypatch):
+    monkeypatch.setattr(keras.backend, "backend", lambda: backend)
+    with pytest.raises(Error, match=f"expected Keras on TensorFlow, got it on {backend}"):
+        tfdwd.decompose(network("sequential"))
 
 
 @pytest.mark.parametrize(

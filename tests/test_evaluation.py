@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import tfdwd
-from tfdwd import lite, reporting
+from tfdwd import lite
 from tfdwd.conversion import export
 from tfdwd.errors import Error
 from tfdwd.evaluation import Evaluation, Score, evaluate
@@ -615,12 +615,12 @@ def test_the_script_says_what_the_user_can_mend_in_one_line(call, arguments, mes
 def test_an_evaluation_prints_checks_itself_and_survives_json():
     evaluation = Evaluation((Score("top1", 0.5, "scores"), Score("top5", 0.75, "scores")), 4)
     assert str(evaluation) == "top-1 0.5000, top-5 0.7500, 4 images"
-    assert reporting.from_json(Evaluation, evaluation.to_json()) == evaluation
+    assert Evaluation.from_json(evaluation.to_json()) == evaluation
     several = Evaluation((Score("psnr", 30.5, "a", "peak 1"), Score("ap50", 0.5)), 4)
     assert str(several).splitlines()[2:] == [
         "a           PSNR  30.50 dB  peak 1", "together    ap50       0.5", "4 images",
     ]  # fmt: skip
-    assert reporting.from_json(Evaluation, several.to_json()) == several
+    assert Evaluation.from_json(several.to_json()) == several
     with pytest.raises(Error, match="got 'top1'"):
         _ = several.top1
     one = Score("top1", 0.5)

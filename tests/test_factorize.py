@@ -7,6 +7,8 @@ import sys
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tfdwd import factorize
 from tfdwd.errors import Error
@@ -455,3 +457,124 @@ def test_a_channel_that_never_fires_does_not_stop_the_scales():
     np.testing.assert_allclose(equal.kernel(), stack.kernel())
     still = factorize.equalized(stack, 0 * xx, np.zeros(27))
     np.testing.assert_allclose(still.kernel(), stack.kernel())
+
+
+# ---------------------------------------------------------------------- numbers at the edge
+
+
+@st.composite
+def edges(draw):
+    """(x, y, kernel) of few rows, dead, constant, equal or very unequal channels, odd kernels."""
+    c, q, n = draw(st.tuples(st.integers(1, 6), st.sampled_from([1, 3, 9]), st.integers(1, 6)))
+    source = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    x = source.normal(size=(draw(st.sampled_from([1, 2, 5, 60])), c, q))
+    for spoil in draw(st.sets(st.sampled_from(["dead", "same", "constant", "unequal", "mean"]))):
+        if spoil == "dead":
+            x[:, ::2] = 0
+        elif spoil == "same":
+            x[:] = x[:, :1]
+        elif spoil == "constant":
+            x[:] = x[:1]
+        elif spoil == "unequal":
+            x *= np.geomspace(1, 1e-9, c)[:, None]
+        else:
+            x -= x.mean(axis=0)
+    kernel = source.normal(size=(c, q, n))
+    factor = draw(st.sampled_from(["all", "none", "some outputs", "some inputs", "tiny"]))
+    if factor == "some outputs":
+        kernel[..., ::2] = 0
+    elif factor == "some inputs":
+        kernel[::2] = 0
+    else:
+        kernel *= {"all": 1.0, "none": 0.0, "tiny": 1e-38}[factor]
+    x = x.reshape(len(x), c * q)
+    y = x @ kernel.reshape(c * q, n)
+    if draw(st.booleans()):
+        y = y + np.abs(y).max() * source.normal(size=y.shape)
+    return x, y, kernel
+
+
+def all_stacks(target, part, metric=None):
+    """A stack of each kind; of the smallest size at ``part`` 0, of the largest at 1."""
+    c, q, n = target.kernel.shape
+    rank, width, filters = (1 + round(part * (top - 1)) for top in (min(q, n), n * min(c, q), n))
+    found = {name: METHODS[name](target, rank) for name in ("svd", "gsvd", "sequential")}
+    found["joint"] = factorize.joint(target, rank, metric)
+    found["bottleneck"] = factorize.bottleneck(target, width, metric, 3)
+    found["channel"] = factorize.channel(target, filters)
+    equations = factorize.Equations(target.gram, 1.01 * target.product)
+    for name in ("joint", "bottleneck"):
+        found[f"{name}, refitted"] = factorize.refit(equations, found[name], metric)
+    return found
+
+
+EDGES = settings(max_examples=60, deadline=None, derandomize=True, database=None)
+
+
+@EDGES
+@given(edges(), st.sampled_from([0.0, 0.5, 1.0]), st.booleans())
+def test_every_stack_is_finite_and_no_worse_than_a_constant(problem, part, weighted):
+    x, y, kernel = problem
+    target = target_of(x, y, kernel, 1e-4)
+    n = kernel.shape[2]
+    metric = np.eye(n) + 1e6 * np.ones((n, n)) if weighted else None
+    for name, stack in all_stacks(target, part, metric).items():
+        own = metric if name in ("joint", "bottleneck") else None
+        error, total = (target.error(k, own) for k in (stack.kernel(), 0 * kernel))
+        assert finite(stack) and np.isfinite(error), name
+        assert error >= -1e-9 * total, name
+        # The first two look at each channel alone; refitting aims at another response.
+        if name not in ("svd", "gsvd") and "refitted" not in name:
+            assert error <= (1 + 1e-9) * total, name
+        if part == 1 and name in ("gsvd", "sequential", "joint"):
+            assert error <= 1e-9 * total, name
+        equal = factorize.equalized(stack, x.T @ x, x.mean(axis=0))
+        assert finite(equal)
+        size = np.abs(stack.kernel()).max()
+        np.testing.assert_allclose(equal.kernel(), stack.kernel(), atol=1e-9 * size)
+
+
+@EDGES
+@given(edges(), st.sampled_from([0.0, 0.5]), *[st.sampled_from([-83, -30, 30, 83])] * 2)
+def test_units_of_inputs_and_outputs_change_nothing(problem, part, inputs, outputs):
+    x, y, kernel = problem
+    if not x.any():
+        return  # then the ridge has no unit
+    scales = 2.0**inputs, 2.0**outputs
+    plain = target_of(x, y, kernel, 1e-4)
+    other = target_of(scales[0] * x, scales[1] * y, kernel * (scales[1] / scales[0]), 1e-4)
+    total = plain.error(0 * kernel)
+    stacks = all_stacks(plain, part), all_stacks(other, part)
+    for name, stack in stacks[0].items():
+        found = other.error(stacks[1][name].kernel()) / scales[1] ** 2
+        assert abs(found - plain.error(stack.kernel())) <= 1e-6 * total, name
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-320, 1e-300, 1e-50, 1e50, 1e300])
+@pytest.mark.parametrize("ridge", [0.0, 1e-4])
+def test_a_gram_of_any_scale_is_factored(scale, ridge):
+    rows = np.random.default_rng(0).normal(size=(3, 5))  # of rank 3
+    for xx in (rows.T @ rows, -np.eye(5), np.diag([1.0, -1, 0, 0, 0]), np.ones((5, 5)) - np.eye(5)):
+        factored = factorize.gram(scale * xx, ridge)
+        lower = np.tril(factored.lower)
+        np.testing.assert_allclose(lower @ lower.T, factored.matrix, rtol=1e-6, atol=1e-9 * scale)
+        assert factored.ridge <= max(100 * scale, 1)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_not_finite_is_a_clear_error(value):
+    x, y, kernel = problem((3, 9, 6))
+    target = target_of(x, y, kernel)
+    broken = kernel.copy()
+    broken[1, 2, 3] = value
+    message = "expected finite numbers, got NaN or infinity"
+    with pytest.raises(Error, match=f"covariance of the inputs: {message}"):
+        factorize.gram(np.full((4, 4), value))
+    with pytest.raises(Error, match=f"covariance of the inputs with the response: {message}"):
+        factorize.target(target.gram, value * x.T @ y, kernel)
+    for solve in (lambda: factorize.svd(broken, 1), lambda: factorize.target(target.gram, x.T @ y,
+                                                                             broken)):  # fmt: skip
+        with pytest.raises(Error, match=f"(kernel|response): {message}"):
+            solve()
+    with pytest.raises(Error, match=f"metric: {message}"):
+        factorize.joint(target, 1, value * np.eye(6))

@@ -6,8 +6,9 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
+import tfdwd
 from tfdwd import graph
-from tfdwd.fisher import fisher_metrics, with_identity
+from tfdwd.fisher import fisher_metrics, loss_metric, with_identity
 
 SOURCE = np.random.default_rng(0)
 
@@ -92,7 +93,7 @@ def test_a_quarter_of_the_images_is_used_and_no_more_than_128(images, used):
     conv = layers.Conv2D(2, 3)
     model = keras.Model(inputs, layers.Flatten()(conv(Counter()(inputs))))
     metric_of(model, conv, np.ones((images, 4, 4, 2), np.float32))
-    assert sum(counted) == used
+    assert sum(counted) == used + min(used, 8)  # what the outputs are is found on the first 8
 
 
 def test_a_response_that_no_output_reads_gets_the_identity():
@@ -102,3 +103,81 @@ def test_a_response_that_no_output_reads_gets_the_identity():
     model = keras.Model(inputs, layers.Flatten()(stopped))
     found = metric_of(model, conv, np.ones((8, 4, 4, 2), np.float32))
     np.testing.assert_array_equal(found, np.eye(2))
+
+
+def softmax_as_an_operation(logits):
+    return keras.ops.softmax(logits)
+
+
+def softmax_times_one(logits):
+    return layers.Softmax()(logits) * 1.0
+
+
+@pytest.mark.parametrize("softmax", [softmax_as_an_operation, softmax_times_one])
+def test_probabilities_are_found_on_the_data(softmax):
+    """However they are made, the metric is that of a Dense layer with a softmax."""
+    model, conv, _ = linear_network("softmax")
+    plain, other, _ = linear_network()
+    twin = keras.Model(plain.inputs[0], softmax(plain.outputs[0]))
+    other.set_weights(conv.get_weights())
+    twin.layers[3].set_weights(model.layers[-1].get_weights())
+    data = SOURCE.normal(size=(64, 5, 5, 2)).astype(np.float32)
+    # Seeds depend on the number of the output's tensor: other labels are drawn.
+    expected, found = raw_metric_of(model, conv, data), raw_metric_of(twin, other, data)
+    np.testing.assert_allclose(np.trace(found), np.trace(expected), rtol=0.5)
+    logits = raw_metric_of(plain, other, data)
+    assert np.trace(logits) > 3 * np.trace(expected)
+
+
+@keras.saving.register_keras_serializable("tests")
+class Suppressed(layers.Layer):
+    """Boxes, as at the end of a detector: an operation without a gradient."""
+
+    def call(self, x):
+        boxes, scores = tf.reshape(x[..., :4], (-1, 64, 1, 4)), tf.reduce_mean(x, -1)
+        return tf.image.combined_non_max_suppression(
+            boxes, tf.reshape(scores, (-1, 64, 1)), 5, 5, pad_per_class=True
+        )[0]
+
+    def compute_output_spec(self, x):
+        return keras.KerasTensor((None, 5, 4))
+
+
+def deaf_network(kind):
+    conv = {"padding": "same", "activation": "relu"}
+    x = image = keras.Input((8, 8, 8))
+    x = layers.Conv2D(8, 3, name="before", **conv)(x)
+    if kind == "boxes":
+        return keras.Model(image, Suppressed()(x))
+    if kind == "area":
+        x = layers.Conv2D(8, 3, name="behind", **conv)(layers.Resizing(5, 5, "area")(x))
+        return keras.Model(image, x)
+    x = keras.ops.round(x) if kind == "round" else keras.ops.argmax(x, axis=-1)
+    return keras.Model(image, x)
+
+
+@pytest.mark.parametrize("kind", ["boxes", "area", "round", "argmax"])
+def test_layers_that_no_gradient_reaches_get_the_identity_and_the_report_says_so(kind):
+    model = deaf_network(kind)
+    data = SOURCE.normal(size=(32, 8, 8, 8)).astype(np.float32)
+    _, report = tfdwd.decompose(model, data, return_report=True)
+    metrics = {layer.name: layer.metric for layer in report.layers}
+    assert metrics.pop("before") == "identity"
+    assert set(metrics.values()) <= {"fisher"}
+    assert str(report).endswith("fitted alike: before")
+
+
+def test_without_a_gradient_a_plan_loses_half_a_nat_with_a_whole_response():
+    covariance = np.diag([1.0, 3.0])
+    metric = loss_metric(np.zeros((2, 2)), covariance)
+    assert 0.5 * np.trace(metric @ covariance) == pytest.approx(0.5)
+    square = np.diag([1.0, 0.0])
+    assert loss_metric(square, covariance) is square
+
+
+@pytest.mark.parametrize("seed", [2**31, 3_000_000_000, 2**64])
+def test_huge_seeds(seed):
+    model, conv, _ = linear_network()
+    data = SOURCE.normal(size=(16, 5, 5, 2)).astype(np.float32)
+    assert np.trace(raw_metric_of(model, conv, data, seed=seed)) > 0
+    tfdwd.decompose(model, data, include="conv", seed=seed)

@@ -1,6 +1,8 @@
+import ast
 import importlib.metadata
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +13,19 @@ def test_every_public_name_is_there_and_listed():
     for name in tfdwd.__all__:
         assert getattr(tfdwd, name) is not None
         assert name in dir(tfdwd)
+
+
+def test_type_checkers_see_the_same_names_of_the_same_modules():
+    tree = ast.parse(Path(tfdwd.__file__).read_text())
+    [block] = [
+        node for node in tree.body
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    ]  # fmt: skip
+    seen = {(line.module, name.name, name.asname) for line in block.body for name in line.names}
+    modules = {("tfdwd", name, name) for name in tfdwd._MODULES}
+    names = {(f"tfdwd.{module}", name, name) for name, module in tfdwd._MODULE_OF.items()}
+    assert seen == modules | names
+    assert len(tfdwd.__all__) == len(seen)
 
 
 def test_functions_do_not_hide_modules():

@@ -95,6 +95,37 @@ def test_tfdwds_own(tmp_path: Path, classifier: object) -> None:
     assert all(0 <= run.error_ms < run.ms for run in runs)
 
 
+COUNTS = "INFO: count=50 first=2 curr=2 min=2 max=2 avg=1500 std=9"
+SOME = (
+    f"STARTING!\nNum threads: [1]\nGraph: [a.tflite]\n{COUNTS}\n"
+    "Inference timings in us: Init: 9, First inference: 9, Warmup (avg): 9, Inference ...\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("count=50", "count=0", "expected a count of runs of at least 1, got 0"),
+        ("avg=1500", "avg=0", r"Run\.ms: expected float > 0\.0, got 0\.0"),
+        ("avg=1500", "avg=1e999", r"Run\.ms: expected float <= .*, got inf"),
+        (COUNTS, " curr=nan", r"Run\.ms: expected float > 0"),
+        ("std=9", "p5=9 p95=1", r"Run\.error_ms: expected float >= 0\.0, got -"),
+        ("threads: [1]", "threads: [0]", r"Run\.threads: expected int >= 1, got 0"),
+        ("Init: 9", "Init: 1e999", r"Run\.load_ms: expected float <="),
+    ],
+)
+def test_numbers_that_cannot_be(old: str, new: str, message: str) -> None:
+    assert logs.read(SOME)[0].ms == 1.5
+    assert old in SOME
+    with pytest.raises(Error, match=rf"the log's result for a\.tflite makes no sense: {message}"):
+        logs.read(SOME.replace(old, new))
+
+
+def test_numbers_that_are_none_are_not_read() -> None:
+    assert logs.read(SOME.replace("std=9", "std=1.2.3"))[0].error_ms < 0.001
+    assert logs.read(SOME.replace("count=50", "count=-5"))[0].error_ms == 0.009
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -93,8 +93,8 @@ def test_the_first_steps_on_imagenet(tmp_path: Path) -> None:
                     writer.write(example.SerializeToString())
     command = [
         sys.executable, PAPER / "imagenet.py", f"--records={records}", f"--folder={tmp_path}/runs",
-        "--classes=5", "--width=0.5", "--pixels=64", "--batch_size=8", "--epochs=2", "--tuned=1",
-        "--students=auto",
+        "--classes=5", "--width=0.5", "--repeats=1,1,1", "--pixels=64", "--batch_size=8",
+        "--epochs=2", "--tuned=1", "--students=auto",
     ]  # fmt: skip
     (tmp_path / "runs").mkdir()
     done = subprocess.run(command, capture_output=True, text=True, check=False)

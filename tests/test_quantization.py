@@ -8,7 +8,7 @@ import cases
 import keras
 import numpy as np
 import pytest
-from keras import layers
+from keras import layers, ops
 
 import tfdwd
 from tfdwd import lite, quantization
@@ -179,18 +179,164 @@ def test_what_cannot_be_trained_is_named(caplog: pytest.LogCaptureFixture, tmp_p
     assert report.outputs[0].sqnr_db > 25
 
 
-@pytest.mark.parametrize(
-    ("layer", "message"),
-    [
-        (cases.Doubled(name="mine"), r"layer 'mine' \(Doubled\): expected one that tf_keras has"),
-        (lambda x: keras.ops.exp(x), r"\(Exp\): expected one of Add, Subtract, Multiply of two"),
-        (lambda x: x + 1.0, r"\(Add\): expected one of Add"),
-    ],
-)
-def test_what_tf_keras_lacks_is_an_error(layer: Any, message: str) -> None:
-    image = keras.Input((4, 4, 2))
-    with pytest.raises(tfdwd.Error, match=message):
-        tfdwd.quantize_aware(keras.Model(image, layer(image)))
+def _in_row(*parts: Any, shape: tuple[int | None, ...] = (8, 8, 4)) -> keras.Model:
+    keras.utils.set_random_seed(0)
+    x = image = keras.Input(shape, name="image")
+    for part in parts:
+        x = part(x)
+    return keras.Model(image, x)
+
+
+def _own_activation(x: Any) -> Any:
+    return ops.relu(x) * 0.5
+
+
+def _hub() -> keras.Model:
+    models = pytest.importorskip("keras_hub").models
+    return models.MobileNetBackbone(
+        stackwise_expansion=[[16, 24], [32]],
+        stackwise_num_blocks=[2, 1],
+        stackwise_num_filters=[[8, 8], [12]],
+        stackwise_kernel_size=[[3, 3], [5]],
+        stackwise_num_strides=[[2, 1], [1]],
+        stackwise_se_ratio=[[None, None], [0.25]],
+        stackwise_activation=[["relu", "relu"], ["hard_swish"]],
+        stackwise_padding=[[1, 1], [2]],
+        output_num_filters=16,
+        depthwise_filters=8,
+        depthwise_stride=1,
+        depthwise_residual=True,
+        last_layer_filter=24,
+        squeeze_and_excite=0.5,
+        input_num_filters=8,
+        input_activation="hard_swish",
+        output_activation="hard_swish",
+        image_shape=(16, 16, 3),
+    )
+
+
+ANY = {
+    "hard swish": lambda: _in_row(
+        layers.Conv2D(6, 3, activation="hard_swish"), layers.Activation("hard_silu")
+    ),
+    "hard sigmoid": lambda: _in_row(
+        layers.Conv2D(6, 3, activation="hard_sigmoid"), lambda x: ops.hard_sigmoid(x - 0.5)
+    ),
+    "activations": lambda: _in_row(
+        layers.Conv2D(6, 1, activation="gelu"), layers.Conv2D(6, 1, activation="leaky_relu"),
+        layers.Conv2D(6, 1, activation=layers.PReLU("ones")), layers.Dense(4, _own_activation),
+    ),
+    "sizes": lambda: _in_row(
+        layers.UpSampling2D(2), layers.Conv2D(4, 3), layers.Resizing(9, 9),
+        layers.Conv2DTranspose(4, 3, strides=2, padding="same", activation="relu"),
+    ),
+    "operations": lambda: _in_row(
+        layers.Conv2D(6, 3), lambda x: ops.relu(x + 0.5) * 2.0, lambda x: 1.0 - x,
+        lambda x: ops.concatenate([x, ops.relu6(x)], -1), layers.Conv2D(8, 1),
+        lambda x: ops.depth_to_space(x, 2), lambda x: ops.mean(x, [1, 2]), layers.Dense(3),
+    ),
+    "own layer": lambda: _in_row(cases.Doubled(name="mine"), layers.Conv2D(4, 3)),
+    "recurrent": lambda: _in_row(layers.Reshape((64, 4)), layers.LSTM(3)),
+    "norms": lambda: _in_row(layers.LayerNormalization(), layers.Conv2D(4, 3)),
+    "half precision": lambda: _in_row(layers.Conv2D(4, 3, dtype="mixed_float16")),
+    "scores of pixels": lambda: _in_row(layers.Conv2D(4, 3), layers.Softmax()),
+    "one score": lambda: _in_row(layers.Flatten(), layers.Dense(1, "sigmoid")),
+    "names": lambda: _in_row(
+        layers.Conv2D(4, 3, name="my conv [1]"), layers.ReLU(name="_hidden"), layers.Dense(2)
+    ),
+    "hub": _hub,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ANY)
+def test_before_training_any_network_computes_as_it_did(name: str, tmp_path: Path) -> None:
+    model = cases.randomised(ANY[name]())
+    images = _images(16, model.input_shape[1:])
+    flat = keras.tree.flatten(model(images))
+    expected = [np.asarray(output, np.float32) for output in flat]
+    aware = tfdwd.quantize_aware(model)
+    found = [np.asarray(output) for output in keras.tree.flatten(aware(images))]
+    for one, other in zip(found, expected, strict=True):
+        # Kernels are rounded by at most 1/254 of their largest value, activations not at all.
+        np.testing.assert_allclose(one, other, atol=0.03 * np.abs(other).max())
+    aware.compile(tf_keras.optimizers.SGD(0.0), "mse")
+    aware.fit(images, keras.tree.pack_sequence_as(model.output, expected), verbose=0)
+    if name == "recurrent":  # a loop cannot be made int8
+        return
+    report = tfdwd.export(aware, tmp_path / "a.tflite", quantize="int8", data=images)
+    assert min(output.sqnr_db for output in report.outputs) > 15
+    if name in ("hard swish", "hard sigmoid", "sizes", "operations", "names", "hub"):
+        assert "DEQUANTIZE" not in report.operators  # all of it has 8 bits
+
+
+def test_a_hard_swish_is_one_operator_of_8_bits(tmp_path: Path) -> None:
+    images = _images(32, (8, 8, 4))
+    aware = _seen(_in_row(layers.Conv2D(6, 3, activation="hard_swish"), layers.Dense(3)), images)
+    report = tfdwd.export(aware, tmp_path / "a.tflite", quantize="int8", data=images)
+    assert report.operators["HARD_SWISH"] == 1
+    assert not {"DEQUANTIZE", "MUL"} & report.operators.keys()
+
+
+def test_mobilenet_v3_becomes_aware() -> None:
+    model = keras.applications.MobileNetV3Small(
+        input_shape=(32, 32, 3), alpha=0.35, weights=None, classes=5
+    )
+    images = 127 + 50 * _images(2, (32, 32, 3))
+    np.testing.assert_allclose(tfdwd.quantize_aware(model)(images), model(images), atol=0.02)
+
+
+def test_open_sizes_stay_open() -> None:
+    model = _in_row(layers.Conv2D(3, 3, activation="relu"), shape=(None, None, 4))
+    aware = tfdwd.quantize_aware(model)
+    assert aware.input_shape == (None, None, None, 4)
+    for size in (8, 12):
+        images = _images(2, (size, size, 4))
+        np.testing.assert_allclose(aware(images), model(images), atol=0.03)
+
+
+def test_weights_of_layers_that_tf_keras_lacks_are_trained_saved_and_shared(tmp_path: Path) -> None:
+    norm = layers.LayerNormalization(name="norm")
+    frozen = layers.PReLU(name="frozen", trainable=False)
+    model = _in_row(layers.Conv2D(4, 3), norm, frozen, norm, layers.Flatten(), layers.Dense(1))
+    images = _images(8, (8, 8, 4))
+    aware = tfdwd.quantize_aware(model)
+    # Two of the convolution, two of the norm that is used twice, two of the dense layer.
+    assert len(aware.trainable_weights) == 6
+    aware.compile(tf_keras.optimizers.SGD(0.1), "mse")
+    aware.fit(images, np.ones(8), verbose=0)
+    gamma = next(w for w in aware.trainable_weights if "norm" in w.name and "gamma" in w.name)
+    assert not np.allclose(gamma, 1)
+    np.testing.assert_array_equal(norm.gamma, np.ones(4))
+    aware.save_weights(tmp_path / "a.weights.h5")
+    loaded = tfdwd.quantize_aware(model)
+    loaded.load_weights(tmp_path / "a.weights.h5")
+    np.testing.assert_array_equal(loaded(images), aware(images))
+
+
+def test_dropout_drops_in_training_only() -> None:
+    aware = tfdwd.quantize_aware(_in_row(layers.Dropout(0.5), shape=(100,)))
+    ones = np.ones((1, 100), np.float32)
+    np.testing.assert_array_equal(aware(ones), ones)
+    assert np.sum(aware(ones, training=True) == 0) > 10
+
+
+def test_what_keras_has_quantised_is_refused() -> None:
+    model = _in_row(layers.Conv2D(4, 3), layers.Dense(3, name="small"))
+    model.layers[-1].quantize("int8")
+    with pytest.raises(tfdwd.Error, match=r"'small': .*quantised \(int8_from_float32\)"):
+        tfdwd.quantize_aware(model)
+
+
+def test_a_layer_that_differs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if tf_keras' convolution had another meaning."""
+
+    class Other(tf_keras.layers.Conv2D):
+        def call(self, x: Any) -> Any:
+            return 1.01 * super().call(x)
+
+    monkeypatch.setattr(tf_keras.layers, "Conv2D", Other)
+    with pytest.raises(tfdwd.Error, match=r"'odd' \(Conv2D\): .*differ by 1.0e-02"):
+        tfdwd.quantize_aware(_in_row(layers.Conv2D(3, 3, name="odd")))
 
 
 def test_untrained_or_in_another_precision_it_is_not_exported(tmp_path: Path) -> None:

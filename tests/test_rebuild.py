@@ -1,11 +1,14 @@
 import collections
+import functools
 import json
+import logging
 import subprocess
 import sys
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from cases import (
     CONVS,
     NETWORKS,
@@ -17,7 +20,7 @@ from cases import (
     network,
     outputs_of,
 )
-from keras import layers
+from keras import layers, ops
 
 import tfdwd
 from tfdwd import factorize, graph, rebuild
@@ -307,6 +310,241 @@ def test_a_layer_that_cannot_be_copied_is_named():
     model = keras.Sequential([keras.Input((4,)), Stubborn(name="mule")])
     with pytest.raises(Error, match=r"'mule' \(Stubborn\): .* failed: no config"):
         rebuild.rebuild(model, {})
+
+
+# ---------------------------------------------------------------------- copies by object
+
+FACTOR = 3.0
+
+
+def bent(x):
+    return ops.relu(x) - 0.1 * ops.relu(-x)
+
+
+class Ridge(keras.regularizers.Regularizer):
+    def __call__(self, weight):
+        return 1e-3 * ops.sum(ops.square(weight))
+
+    def get_config(self):
+        return {}
+
+
+class Inner(layers.Layer):
+    """A user's layer, not registered, with a layer inside."""
+
+    def __init__(self, units, **options):
+        super().__init__(**options)
+        self.dense = layers.Dense(units)
+
+    def build(self, shape):
+        self.dense.build(shape)
+
+    def call(self, x):
+        return self.dense(x)
+
+    def compute_output_shape(self, shape):
+        return self.dense.compute_output_shape(shape)
+
+
+class Forgetful(layers.Layer):
+    """Its configuration lacks what it was made with."""
+
+    def __init__(self, factor=2.0, **options):
+        super().__init__(**options)
+        self.factor = factor
+
+    def call(self, x):
+        return self.factor * x
+
+    def get_config(self):
+        return super().get_config()
+
+
+class Noise(layers.Layer):
+    """Random at inference, too."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.seeds = keras.random.SeedGenerator(0)
+
+    def call(self, x):
+        return x + keras.random.normal(ops.shape(x), seed=self.seeds)
+
+
+def in_row(*parts, **options):
+    x = image = keras.Input((8, 8, 4), name="image")
+    x = layers.Conv2D(6, 3, padding="same", name="conv", **options)(x)
+    for part in parts:
+        x = part(x)
+    return keras.Model(image, x)
+
+
+def run_once(model):
+    model(inputs_of(model))
+    return model
+
+
+def with_lora():
+    model = in_row(layers.Dense(3, name="dense"), layers.Conv2D(3, 1))
+    for layer in model.layers[1:]:
+        layer.enable_lora(2, lora_alpha=3)
+        layer.lora_kernel_b.assign(np.random.default_rng(0).normal(size=layer.lora_kernel_b.shape))
+    return model
+
+
+def in_int8():
+    model = in_row(layers.Dense(3))
+    model.layers[-1].quantize("int8")
+    return model
+
+
+def adapted_bins():
+    bins = layers.Discretization(num_bins=4)
+    bins.adapt(np.linspace(-2, 2, 100))
+    return in_row(lambda x: bins(x))
+
+
+def words():
+    word, image = keras.Input((1,), dtype="string"), keras.Input((8, 8, 4))
+    lookup = layers.StringLookup(name="lookup")
+    lookup.adapt(["a", "b 1", "a"])
+    maps = layers.Conv2D(6, 3, name="conv")(image)
+    return keras.Model([word, image], [layers.Embedding(5, 2)(lookup(word)), maps])
+
+
+prelu = functools.partial(layers.PReLU, "random_normal", shared_axes=[1, 2])
+BY_OBJECT = {
+    "PReLU": lambda: in_row(activation=prelu()),
+    "PReLU that ran": lambda: run_once(in_row(layers.Conv2D(3, 1, activation=prelu()))),
+    "PReLU of a conv that ran": lambda: run_once(in_row(activation=prelu())),
+    "PReLU in half precision": lambda: run_once(in_row(activation=prelu(), dtype="mixed_float16")),
+    "layers as activations": lambda: in_row(
+        layers.Dense(3, layers.Softmax()), activation=layers.LeakyReLU(0.3)
+    ),
+    "LoRA": with_lora,
+    "int8": in_int8,
+    "TensorFlow's function": lambda: in_row(activation=tf.nn.swish),
+    "own function": lambda: in_row(layers.Dense(3, activation=bent), activation=bent),
+    "own lambda": lambda: in_row(
+        layers.Dense(3, activation=lambda x: FACTOR * x), activation=lambda x: FACTOR * x
+    ),
+    "own regulariser": lambda: in_row(kernel_regularizer=Ridge(), activity_regularizer=Ridge()),
+    "own initialiser": lambda: in_row(
+        kernel_initializer=lambda shape, dtype: ops.ones(shape, dtype)
+    ),
+    "Lambda with names": lambda: in_row(
+        layers.Lambda(lambda x: tf.nn.space_to_depth(FACTOR * x, 2))
+    ),
+    "Lambda with arguments": lambda: in_row(
+        layers.Lambda(lambda x, by: by * x, arguments={"by": 2.0})
+    ),
+    "Lambda in a wrapper": lambda: in_row(
+        layers.TimeDistributed(layers.Lambda(lambda x: FACTOR * x))
+    ),
+    "own layer": lambda: in_row(Inner(3)),
+    "own layer in a wrapper": lambda: in_row(layers.TimeDistributed(Inner(3))),
+    "recurrent": lambda: in_row(layers.Reshape((64, 6)), layers.Bidirectional(layers.LSTM(3))),
+    "bins": adapted_bins,
+    "words": words,
+    "spectral": lambda: in_row(layers.SpectralNormalization(layers.Conv2D(3, 1))),
+    "augmentation": lambda: in_row(
+        layers.RandomFlip(), layers.RandomCrop(6, 6), layers.GaussianNoise(1)
+    ),
+}
+
+
+def words_or_images(model):
+    if len(model.inputs) == 1:
+        return inputs_of(model)
+    images = np.random.default_rng(0).normal(size=(2, 8, 8, 4)).astype(np.float32)
+    return [tf.constant([["a"], ["b 1"]]), tf.constant(images)]
+
+
+@pytest.mark.parametrize("name", BY_OBJECT)
+def test_copies_by_object(name):
+    """What a configuration alone would lose: decomposed at full rank nothing changes."""
+    keras.utils.set_random_seed(0)
+    model = BY_OBJECT[name]()
+    student = tfdwd.decompose(model, rank={"conv": 6})
+    inputs = words_or_images(model)
+    before = outputs_of(model, inputs)
+    half = name == "PReLU in half precision"
+    assert difference(outputs_of(student, inputs), before) < (1e-2 if half else CLOSE)
+    flat = rebuild.flatten(model)
+    assert difference(outputs_of(flat, inputs), before) < 1e-6
+    for layer in flat._flatten_layers():  # weights of its own
+        for weight in layer.trainable_weights:
+            weight.assign(ops.zeros_like(weight))
+    np.testing.assert_array_equal(outputs_of(model, inputs)[-1], before[-1])
+
+
+def test_a_copied_activation_loads_with_its_weights(tmp_path):
+    model = run_once(in_row(activation=prelu()))
+    student = tfdwd.decompose(model, rank={"conv": 2})
+    student.save(tmp_path / "student.keras")
+    loaded = keras.models.load_model(tmp_path / "student.keras")
+    inputs = inputs_of(model)
+    assert difference(outputs_of(loaded, inputs), outputs_of(student, inputs)) < 1e-6
+    alpha = model.get_layer("conv").activation.alpha
+    np.testing.assert_array_equal(loaded.get_layer("conv").activation.alpha, alpha)
+
+
+def test_a_lora_is_merged_into_the_stack():
+    student = tfdwd.decompose(with_lora(), rank={"conv": 6})
+    assert not student.get_layer("conv").lora_enabled
+    assert student.get_layer("conv").kernel.trainable
+    assert student.get_layer("dense").lora_enabled and student.get_layer("dense").lora_alpha == 3
+
+
+def test_what_the_copy_computes_otherwise_is_refused_before_any_work():
+    def images():
+        yield from ()
+        raise AssertionError("work has begun")
+
+    model = in_row(Forgetful(3.0, name="forgetful"))
+    with pytest.raises(Error, match=r"'forgetful' \(Forgetful\): .*computes something else"):
+        tfdwd.decompose(model, images())
+    rebuild.rebuild(in_row(Forgetful(2.0)), {})  # nothing is lost here
+
+
+def test_a_layer_that_is_random_at_inference_is_copied():
+    model = in_row(Noise())
+    before = [np.asarray(variable) for variable in model.variables]
+    assert rebuild.rebuild(model, {}).layers[-1].seeds is not model.layers[-1].seeds
+    for variable, value in zip(model.variables, before, strict=True):
+        np.testing.assert_array_equal(variable, value)
+
+
+def test_a_stateful_layer_is_left_as_it_was():
+    x = image = keras.Input(batch_shape=(2, 5, 4))
+    model = keras.Model(image, layers.LSTM(3, stateful=True)(x))
+    model(np.ones((2, 5, 4)))
+    before = [np.asarray(variable) for variable in model.variables]
+    rebuild.rebuild(model, {})
+    for variable, value in zip(model.variables, before, strict=True):
+        np.testing.assert_array_equal(variable, value)
+
+
+def test_autocast_is_kept():
+    x = image = keras.Input((4,))
+    model = keras.Model(image, layers.Dense(2, autocast=False, name="dense")(x))
+    assert not rebuild.rebuild(model, {}).get_layer("dense").autocast
+
+
+def test_a_model_that_runs_on_no_random_input_is_copied_with_a_warning(caplog):
+    class Strict(layers.Layer):
+        def call(self, x):
+            if not isinstance(x, keras.KerasTensor):
+                raise ValueError("not you")
+            return x
+
+        def compute_output_shape(self, shape):
+            return shape
+
+    x = image = keras.Input((4,))
+    with caplog.at_level(logging.WARNING, "absl"):
+        rebuild.rebuild(keras.Model(image, Strict()(x), name="strict"), {})
+    assert "model 'strict' runs on none of the random inputs" in caplog.text
 
 
 def test_students_load_where_tfdwd_is_not(tmp_path):

@@ -1,15 +1,23 @@
 import json
+import os
+import re
+import shlex
+import stat
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from absl import flags
 
 import tfdwd
-from tfdwd import lite
+from tfdwd import children, lite, reporting
 from tfdwd.errors import Error
+from tfdwd.plans import LayerPlan
 from tfdwd.scripts import benchmark, common, decompose, evaluate, export, micro_models, plan, train
 
 SCRIPTS = {
@@ -41,6 +49,11 @@ def folder(tmp_path_factory, classifier):
     (folder / "text.tflite").write_text("no model")
     (folder / "text.npz").write_text("no arrays")
     (folder / "saved_model").mkdir()
+    (folder / "link.keras").symlink_to("text.keras")
+    layer = LayerPlan("x", False, "why", "", 0, 0, 9, 9, 9, 9)
+    plan = tfdwd.Plan((layer,), "", 1.0, 1.0, 0.0, "none", 1, "", "")
+    (folder / "fine.json").write_text(plan.to_json())
+    (folder / "plan.json").write_text(plan.to_json().replace('"rank": 0', '"rank": "0"'))
     return folder
 
 
@@ -80,10 +93,13 @@ def test_the_scripts_work_as_processes(folder, tmp_path, monkeypatch, pytestconf
     assert evaluated.stderr == ""
     assert json.loads((tmp_path / "e.json").read_text())["count"] == 40
 
-    timed = process(
-        "benchmark", "--model=a=model.tflite", model, "--rounds=2", "--json=b.json", cwd=tmp_path
-    )
+    # The command as it is installed, and the processes that it starts, run nothing from here.
+    (tmp_path / "tqdm.py").write_text("raise SystemExit('run')")
+    command = Path(sys.executable).with_name("tfdwd-benchmark")
+    own = ["--model=a=model.tflite", model, "--rounds=2", "--json=b.json"]
+    timed = subprocess.run([command, *own], capture_output=True, text=True, cwd=tmp_path)
     assert timed.returncode == 0, timed.stderr
+    (tmp_path / "tqdm.py").unlink()
     assert [line.split()[0] for line in timed.stdout.splitlines()[2:4]] == ["a", "model"]
     assert json.loads((tmp_path / "b.json").read_text())["rounds"] == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["b.json", "e.json", "model.tflite"]
@@ -118,6 +134,71 @@ L = "--labels={}/labels.npy"
         ("export", ["--model=x", "--output=y", "extra"], "got the argument 'extra'; see --help"),
         ("export", ["--model={}/none.keras", "--output=o.tflite"], "no such file: .*none.keras"),
         ("export", ["--model={}/saved_model", "--output=o.tflite"], "is a folder, not a .keras"),
+        # All that follow would fail to load the model, but do not get so far.
+        ("export", ["--model={}/text.keras", "--output=n/o.tflite"], "--output: .* not exist"),
+        ("export", ["--model={}/text.keras", "--output=o.lite"], r"--output: .* ends in \.tflite"),
+        ("export", ["--model={}/text.keras", "--output=."], "it is a folder"),
+        (
+            "decompose",
+            ["--model={}/text.keras", "--output=s.keras", "--report=none/r.json"],
+            "--report: cannot write none/r.json: its folder does not exist",
+        ),
+        (
+            "decompose",
+            ["--model={}/text.keras", "--output=s.keras", "--report=./s.keras"],
+            "--output and --report: expected different files, got s.keras twice",
+        ),
+        (
+            "decompose",
+            ["--model={}/text.keras", "--output={}/text.keras"],
+            "--output and --model: expected different files",
+        ),
+        (
+            "decompose",
+            ["--model={}/text.keras", "--output={}/link.keras"],
+            "--output and --model: expected different files",
+        ),
+        (
+            "plan",
+            [
+                "--model={}/text.keras",
+                "--output=p.json",
+                "--images={}/images.npy",
+                "--cache=p.json",
+            ],
+            "--output and --cache: expected different files",
+        ),
+        (
+            "micro_models",
+            ["--folder=f", "--log={}/none.txt", "--output=t.json"],
+            "--log: no such file",
+        ),
+        (
+            "micro_models",
+            ["--folder=f", "--log={}/labels.npy", "--log={}/images.npy", "--output={}/images.npy"],
+            "--output and --log: expected different files",
+        ),
+        ("train", ["--model={}/text.keras", "--output=t.h5", "--epochs=1"], r"ends in \.keras"),
+        (
+            "train",
+            ["--model={}/text.keras", "--output=t.keras", "--epochs=1", "--folder=none"],
+            "--folder: expected a folder that exists, got none",
+        ),
+        (
+            "train",
+            ["--model={}/text.keras", "--output=t.keras", "--epochs=1", "--teacher={}/no.keras"],
+            "--teacher: no such file",
+        ),
+        (
+            "decompose",
+            ["--model={}/text.keras", "--output=s.keras", "--plan={}/fine.json", "--rank=2"],
+            "expected no --rank beside it",
+        ),
+        (
+            "decompose",
+            ["--model={}/text.keras", "--output=s.keras", "--plan={}/plan.json"],
+            r"plan\.json: expected the JSON of a Plan: layers\[0\]\.rank: .* int, got str",
+        ),
         ("export", ["--model={}/text.h5", "--output=o.tflite"], "text.h5 is no Keras model"),
         ("export", ["--model={}/text.npz", "--output=o.tflite"], "expected a .keras or .h5 file"),
         ("export", ["--model={}/model.keras", "--output=o.lite"], r"ends in \.tflite, got o\.lite"),
@@ -130,24 +211,28 @@ L = "--labels={}/labels.npy"
         (
             "evaluate",
             ["--model={}/model.keras", "--images={}/data.npz", L],
-            "arrays x, y; got no --im",
+            "--images, --images_key: .* holds the arrays x, y: .* key of one, got None",
         ),
         (
             "evaluate",
             ["--model={}/model.keras", "--images={}/data.npz", "--images_key=z", L],
-            "arrays x, y; got --images_key=z",
+            "holds the arrays x, y: expected the key of one, got z",
         ),
         ("evaluate", ["--model={}/model.keras", "--images={}/none.npz", L], "no such file"),
         (
             "evaluate",
             ["--model={}/model.keras", "--images={}/text.npz", L],
-            "is no .npy or .npz file",
+            "is no .npy or .npz file, or a damaged one",
         ),
-        ("evaluate", ["--model={}/model.keras", "--images={}/objects.npy", L], "of plain arrays"),
+        (
+            "evaluate",
+            ["--model={}/model.keras", "--images={}/objects.npy", L],
+            "expected numbers, got object",
+        ),
         (
             "evaluate",
             ["--model={}/model.keras", "--images={}/images.npy", "--images_key=x", L],
-            "leave --images_key away",
+            "holds one array without a name: expected no key, got x",
         ),
         ("evaluate", ["--model=m", "--images=i", "--batch_size=0"], "--batch_size=0"),
         ("benchmark", ["--model={}/none.tflite"], "no such file: .*none.tflite"),
@@ -181,6 +266,18 @@ def test_help_shows_the_doc_and_every_flag_of_the_script(name, capsys):
     assert max(map(len, text.splitlines())) <= 100
 
 
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_examples_in_the_help_have_flags_that_exist(name):
+    commands = re.split("Examples?:", SCRIPTS[name].__doc__)[1].replace("\\\n", " ").splitlines()
+    named = [line.partition("tfdwd-")[2].split() for line in commands if "tfdwd-" in line]
+    assert name.replace("_", "-") in [words[0] for words in named]
+    for script, *words in named:
+        known = SCRIPTS[script.replace("-", "_")].FLAGS
+        for word in words:
+            if word.startswith("--"):
+                assert word[2:].partition("=")[0] in known, word
+
+
 def test_helpfull_shows_the_rest(capsys):
     assert call("export", "--helpfull") == 0
     assert "--[no]logtostderr" in capsys.readouterr().out
@@ -203,12 +300,111 @@ def test_models_are_named_by_their_files_unless_told(folder, tmp_path, capsys):
     assert [timing["name"] for timing in timings] == ["first", "small"]
 
 
-def test_a_mistake_in_the_program_is_not_hidden():
-    def broken():
-        raise ZeroDivisionError
+def status_of(main):
+    """The exit status of a command without flags."""
+    return common.status(main, flags.FlagValues(), "", ["tfdwd-x"])
 
-    with pytest.raises(ZeroDivisionError):
-        common.status(broken, export.FLAGS, "", ["x", "--model=a", "--output=b"])
+
+def test_a_mistake_in_the_program_is_one_line_and_a_traceback_in_a_file(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def broken():
+        reporting.as_text([3])
+
+    assert status_of(broken) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    [saved] = tmp_path.iterdir()
+    assert line.startswith("tfdwd-x: unexpected TypeError: ")
+    assert line.endswith(f"; its traceback is in {saved}") and "(in reporting.as_text" in line
+    assert "in broken" in saved.read_text() and "TypeError" in saved.read_text()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    assert status_of(broken) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.endswith("its traceback could not be saved: No such file or directory")
+
+
+def test_ctrl_c_is_one_line(capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    assert status_of(interrupted) == 130
+    assert capsys.readouterr().err == "tfdwd-x: interrupted\n"
+
+
+CHATTY = """
+import sys
+from absl import flags, logging
+from tfdwd.scripts import common
+
+def main():
+    print("conv \\xe9 " * 5000)
+    logging.warning("layer %s", "\\x1b[2J\\xe9")
+    {}
+
+common.run(main, flags.FlagValues(), "")
+"""
+
+
+def chatty(shell="{}", more="", **environment):
+    """Runs a command that says much, by a shell command around it."""
+    code = shlex.quote(CHATTY.format(more))
+    command = shell.format(f"{shlex.quote(sys.executable)} -c {code}")
+    # A shell's status of a pipe is that of its first part here.
+    return subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command],
+        capture_output=True,
+        text=True,
+        errors="replace",
+        env={**os.environ, **environment},
+        check=False,
+    )
+
+
+def test_terminals_and_pipes_of_every_kind(monkeypatch, pytestconfig):
+    monkeypatch.setenv("PYTHONPATH", str(pytestconfig.rootpath))
+    monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL", raising=False)
+    plain = chatty()
+    assert plain.returncode == 0 and plain.stdout.startswith("conv é conv é")
+    [log] = plain.stderr.splitlines()
+    assert log.endswith(r"layer \x1b[2Jé")
+    ascii_only = chatty(LC_ALL="C", PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+    assert ascii_only.returncode == 0 and r"conv \xe9 conv" in ascii_only.stdout
+    head = chatty("{} | head -c 5")
+    assert (head.returncode, head.stdout, head.stderr) == (141, "conv ", "")
+    full = chatty("{} > /dev/full")
+    [line] = full.stderr.splitlines()
+    assert full.returncode == 1 and "No space left on device" in line
+    closed = chatty("{} >&- 2>&-")
+    assert (closed.returncode, closed.stdout, closed.stderr) == (0, "", "")
+    killed = chatty(more="import os, signal; os.kill(os.getpid(), signal.SIGINT)")
+    assert killed.returncode == 130
+    assert killed.stderr.splitlines()[-1] == "-c: interrupted"
+    assert len(killed.stderr.splitlines()) == 2
+
+
+def test_a_file_that_crashes_litert_is_one_line(folder, tmp_path, capsys, monkeypatch):
+    path = tmp_path / "model.tflite"
+    assert call("export", f"--model={folder}/model.keras", f"--output={path}") == 0
+    capsys.readouterr()
+    common.check_tflite([str(path)])
+    # A real one is rare: the child ends as it would.
+    dies = "import os; os.kill(os.getpid(), 11)"
+    monkeypatch.setattr(children, "_CODE", f"print({str(path)!r}, flush=True); {dies}")
+    data = [f"--images={folder}/images.npz", f"--labels={folder}/labels.npy"]
+    for command in (["benchmark"], ["evaluate", *data]):
+        assert call(*command, f"--model={path}") == 1
+        [line] = capsys.readouterr().err.splitlines()
+        assert "model.tflite crashes LiteRT (signal 11): it is damaged" in line
+
+
+def test_a_device_takes_what_is_written(folder, capsys):
+    data = [f"--images={folder}/images.npz", f"--labels={folder}/labels.npy"]
+    assert call("evaluate", f"--model={folder}/model.keras", *data, "--json=/dev/null") == 0
+    assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+    timed = [f"--model={folder}/model.keras", "--rounds=1", "--json=/dev/null", "--csv=/dev/null"]
+    assert call("benchmark", *timed) == 0
 
 
 def test_h5_models_load(folder, tmp_path, classifier):
@@ -344,7 +540,8 @@ def test_train_goes_on_where_it_stopped(softmax_model, tmp_path, capsys, data):
 def test_train_needs_one_kind_of_data(softmax_model, tmp_path, capsys):
     model = f"--model={softmax_model}/student.keras"
     output = f"--output={tmp_path}/tuned.keras"
-    for data in ([], [f"--images={softmax_model}/data.npz", "--images_key=x", "--records=x"]):
+    two = [f"--images={softmax_model}/data.npz", "--images_key=x", f"--records={softmax_model}"]
+    for data in ([], two):
         assert call("train", model, output, "--epochs=1", *data) == 1
         assert (
             "expected --images, --records, --tfds or --image_folder, one of them"

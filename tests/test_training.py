@@ -1,9 +1,11 @@
 """Fine-tuning on small networks and random images."""
 
+import itertools
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -12,11 +14,14 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from cases import randomised
 from keras import layers
 
 import tfdwd
 from tfdwd.errors import Error
+from tfdwd.scripts import common, train
 from tfdwd.training import checkpoints
+from tfdwd.training.epochs import Reading, open_epochs
 
 IMAGES = np.random.default_rng(0).normal(size=(96, 8, 8, 4)).astype(np.float32)
 # Learnable: which of the four channels is the brightest.
@@ -136,19 +141,35 @@ def test_the_loss_is_as_written(teacher: keras.Model, student: keras.Model) -> N
     assert history.history["loss"] == [pytest.approx(expected, rel=1e-4)]
 
 
-def test_weight_decay_is_for_kernels_only() -> None:
-    model = _network(1)
-    before = {weight.path: np.asarray(weight) for weight in model.trainable_variables}
-    # Without a gradient (the teacher is the model itself) only the decay is left of AdamW's step.
+def _no_gradient(y_true: Any, y_pred: Any) -> Any:
+    return 0.0 * keras.ops.sum(y_pred)
+
+
+@pytest.mark.parametrize("aware", [False, True])
+def test_weight_decay_is_for_kernels_only(aware: bool) -> None:
+    x = image = keras.Input((8, 8, 4))
+    x = layers.Conv2D(4, 3, name="bias_conv")(x)  # a kernel, whatever the layer is called
+    x = layers.DepthwiseConv2D(3, name="depth")(x)
+    x = layers.ReLU()(layers.BatchNormalization(name="kernel_norm")(x))
+    x = layers.GlobalAveragePooling2D()(x)
+    model = randomised(keras.Model(image, layers.Dense(2, name="head")(x)))
+    if aware:
+        model = tfdwd.quantize_aware(model)
+    before = {weight.name + str(n): np.asarray(weight)
+              for n, weight in enumerate(model.trainable_variables)}  # fmt: skip
+    # Without a gradient only the decay is left of AdamW's step.
     tfdwd.finetune(
-        model, IMAGES[:16], epochs=1, teacher=model, learning_rate=0.1, warmup=0.0,
-        weight_decay=0.5, batch_size=16, freeze_batch_norm=True,
+        model, (IMAGES[:16], np.zeros((16, 2))), epochs=1, loss=_no_gradient, learning_rate=0.1,
+        warmup=0.0, weight_decay=0.5, batch_size=16, freeze_batch_norm=True,
     )  # fmt: skip
-    for weight in model.trainable_variables:
-        if weight.path.endswith(("bias", "gamma", "beta")):
-            continue
-        moved = np.abs(np.asarray(weight) - before[weight.path])
-        assert moved.max() > 0.01 * np.abs(before[weight.path]).max()
+    decayed = 0
+    for n, weight in enumerate(model.trainable_variables):
+        old = before[weight.name + str(n)]
+        is_kernel = old.ndim > 1
+        decayed += is_kernel
+        # The one step is at the highest rate: w - 0.1 * 0.5 * w.
+        np.testing.assert_allclose(np.asarray(weight), old * (0.95 if is_kernel else 1), rtol=1e-5)
+    assert decayed == 3
 
 
 def test_resumed_it_ends_with_the_same_weights(teacher: keras.Model, tmp_path: Path) -> None:
@@ -179,14 +200,17 @@ def test_resumed_it_ends_with_the_same_weights(teacher: keras.Model, tmp_path: P
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(
-    student: keras.Model, tmp_path: Path
+    teacher: keras.Model, student: keras.Model, tmp_path: Path
 ) -> None:
-    tfdwd.finetune(student, (IMAGES, LABELS), epochs=1, folder=tmp_path, batch_size=16)
+    options: Any = {"teacher": teacher, "folder": tmp_path, "batch_size": 16}
+    tfdwd.finetune(student, IMAGES, epochs=1, **options)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     student.get_layer("scores").kernel.assign(np.full((8, 4), np.nan))
     with pytest.raises(Error, match=r"the loss is nan at step 1, in epoch 1: expected a finite"):
-        tfdwd.finetune(student, (IMAGES, LABELS), epochs=2, folder=tmp_path, batch_size=16)
+        tfdwd.finetune(student, IMAGES, epochs=2, **options)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    with pytest.raises(Error, match="output 'scores' of the model is NaN or infinite"):
+        tfdwd.finetune(student, (IMAGES, LABELS), epochs=2, folder=tmp_path)
 
 
 def test_every_kind_of_data_set(student: keras.Model) -> None:
@@ -231,12 +255,28 @@ def test_a_quantise_aware_student_is_finetuned_and_exported(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"epochs": 0}, "expected epochs of at least 1, got 0"),
+        ({"epochs": 0}, "epochs: expected a whole number of at least 1, got 0"),
         ({"optimizer": "lion"}, "optimizer: expected one of adamw, sgd, got 'lion'"),
         ({"features_weight": 1.0}, "labels_weight= and features= are of losses beside a teacher"),
         ({"features": ["conv"]}, "pass teacher=model or omit them"),
         ({"folder": "none"}, "folder: none does not exist"),
+        ({"folder": __file__}, "folder: .* is no folder"),
+        ({"folder": "/proc"}, "folder: cannot write to /proc"),
+        ({"tensorboard": __file__}, "tensorboard: cannot make"),
         ({"resume": True}, "resume: expected the folder with the checkpoint"),
+        ({"epochs": 1.0}, "epochs: expected a whole number of at least 1, got 1.0"),
+        ({"epochs": True}, "epochs: expected a whole number"),
+        ({"steps_per_epoch": 0}, "steps_per_epoch: expected a whole number of at least 1"),
+        ({"seed": -1}, r"seed: expected a whole number of 0..4294967295, got -1"),
+        ({"learning_rate": float("nan")}, "learning_rate: expected a finite number of 0 or more"),
+        ({"learning_rate": 1e30}, "learning_rate: expected at most 1000"),
+        ({"learning_rate": "fast"}, "learning_rate: expected a finite number"),
+        ({"weight_decay": float("nan")}, "weight_decay: expected a finite number of 0 or more"),
+        ({"weight_decay": -1e-4}, "weight_decay: expected a finite number of 0 or more"),
+        ({"weight_decay": 1e30}, "weight_decay: expected learning_rate . weight_decay"),
+        ({"ema": 1.0}, "ema: expected 0 or more and less than 1"),
+        ({"warmup": float("inf")}, "warmup: expected a finite number"),
+        ({"label_smoothing": -0.1}, "label_smoothing: expected a finite number of 0 or more"),
     ],
     ids=str,
 )
@@ -262,10 +302,15 @@ def test_it_trains_under_jax(tmp_path: Path) -> None:
         import json, keras, numpy as np
         from tfdwd.training import finetune
         layers = keras.layers
-        model = keras.Sequential([keras.Input((4,)), layers.Dense(3, activation="softmax")])
+        x = keras.Input((4,))
+        heads = {"c": layers.Dense(3, activation="softmax")(x), "v": layers.Dense(2)(x)}
+        model = keras.Model(x, heads)
         images = np.random.default_rng(0).normal(size=(64, 4)).astype("float32")
-        labels = images[:, :3].argmax(1)
-        history = finetune(model, (images, labels), epochs=9, learning_rate=0.1, batch_size=16)
+        labels = {"c": images[:, :3].argmax(1), "v": images[:, 2:]}
+        history = finetune(
+            model, (images, labels), epochs=9, learning_rate=0.1, batch_size=16,
+            loss={"v": "mse"}, ema=0.5, validation=(images, labels),
+        )
         print(json.dumps([keras.backend.backend(), history.history["loss"]]))
     """
     done = subprocess.run(
@@ -300,3 +345,641 @@ def test_tensorboard_has_what_the_history_has(student: keras.Model, tmp_path: Pa
         pytest.raises(Error, match="expected the package tensorboard"),
     ):
         tfdwd.finetune(student, (IMAGES, LABELS), epochs=1, tensorboard=tmp_path)
+
+
+# ---------------------------------------------------------------------- outputs of any kind
+
+SMALL = np.random.default_rng(1).normal(size=(24, 6, 6, 3)).astype(np.float32)
+
+
+def _small(heads: Callable[[Any, Any], Any], seed: int = 0) -> keras.Model:
+    """A network (batch, 6, 6, 3) whose outputs are what `heads` makes of its features."""
+    image = keras.Input((6, 6, 3), name="image")
+    x = layers.Conv2D(5, 3, padding="same", activation="tanh", name="trunk")(image)
+    return randomised(keras.Model(image, heads(x, layers.GlobalAveragePooling2D()(x))), seed)
+
+
+def _softmax_head(x: Any, pooled: Any) -> Any:
+    return layers.Dense(4, activation="softmax", name="scores")(pooled)
+
+
+def _dict_heads(x: Any, pooled: Any) -> Any:
+    return {"classes": _softmax_head(x, pooled), "boxes": layers.Dense(4)(pooled) * 50 + 100}
+
+
+HEADS: dict[str, Callable[[Any, Any], Any]] = {
+    "softmax": _softmax_head,
+    "dense softmax": lambda x, pooled: layers.Conv2D(4, 1, activation="softmax")(x),
+    "logits": lambda x, pooled: layers.Dense(4)(pooled),
+    "one sigmoid": lambda x, pooled: layers.Dense(1, activation="sigmoid")(pooled),
+    "multi-label": lambda x, pooled: layers.Dense(5, activation="sigmoid")(pooled),
+    "tiny regression": lambda x, pooled: layers.Dense(2)(pooled) * 1e-18,
+    "huge regression": lambda x, pooled: layers.Dense(2)(pooled) * 1e18,
+    "image": lambda x, pooled: layers.Conv2D(3, 3, padding="same")(x),
+    "constant": lambda x, pooled: layers.Dense(2)(pooled) * 0.0 + 3.0,
+    "dict": _dict_heads,
+    "list": lambda x, pooled: [layers.Conv2D(3, 1, name="picture")(x), _softmax_head(x, pooled)],
+    "nested": lambda x, pooled: {"a": [pooled, _softmax_head(x, pooled)], "b": {"c": x}},
+    "whole numbers": lambda x, pooled: [pooled, keras.ops.argmax(pooled, axis=-1)],
+}
+
+
+def _outputs(model: Any, images: Any) -> list[np.ndarray]:
+    return [np.asarray(y, np.float64) for y in keras.tree.flatten(model(images, training=False))]
+
+
+def _distance(found: np.ndarray, wanted: np.ndarray) -> float:
+    """By the words of the docstring, in float64."""
+    if wanted.ndim > 1 and wanted.shape[-1] > 1 and np.allclose(wanted.sum(-1), 1, atol=1e-3):
+        return float(-(wanted * np.log(found)).sum(-1).mean())
+    mean = wanted.mean(tuple(range(wanted.ndim - 1)))
+    variance = np.square(wanted - mean).mean() or np.square(wanted).mean()
+    return float(np.square(found - wanted).mean() / variance)
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_the_distance_to_a_teacher_of_any_outputs(kind: str) -> None:
+    """One step at a rate of 0, against NumPy."""
+    teacher, student = _small(HEADS[kind]), _small(HEADS[kind], seed=2)
+    history = tfdwd.finetune(
+        student, SMALL, epochs=1, teacher=teacher, learning_rate=0.0, warmup=0.0, batch_size=24
+    )
+    pairs = list(zip(_outputs(student, SMALL), _outputs(teacher, SMALL), strict=True))
+    expected = sum(_distance(*pair) for pair in (pairs[:1] if kind == "whole numbers" else pairs))
+    assert history.history["loss"] == [pytest.approx(expected, rel=1e-4)]
+
+
+@pytest.mark.parametrize("aware", [False, True])
+@pytest.mark.parametrize("kind", ["image", "dict"])
+def test_a_student_of_any_outputs_comes_closer(kind: str, aware: bool) -> None:
+    heads = HEADS[kind]
+    if kind == "dict" and aware:  # tf_keras has no product with a number
+
+        def heads(x: Any, pooled: Any) -> Any:
+            return {"b": layers.Dense(4)(pooled), "a": _softmax_head(x, pooled)}
+
+    teacher, student = _small(heads), _small(heads, seed=2)
+    learner = tfdwd.quantize_aware(student) if aware else student
+    history = tfdwd.finetune(
+        learner, SMALL, epochs=15, teacher=teacher, learning_rate=0.05, batch_size=8,
+        validation=SMALL,
+    )  # fmt: skip
+    losses = history.history["val_loss"]
+    assert len(losses) == 15 and losses[-1] < 0.7 * history.history["loss"][0]
+    taught = list(zip(_outputs(learner, SMALL), _outputs(teacher, SMALL), strict=True))
+    # Deviations are those of all images here, too; activations are rounded alike in both.
+    assert losses[-1] == pytest.approx(sum(_distance(*pair) for pair in taught), rel=1e-3)
+
+
+def test_inputs_and_outputs_that_are_dicts(two_in_two_out: keras.Model) -> None:
+    student = randomised(keras.models.clone_model(two_in_two_out))
+    source = np.random.default_rng(2)
+    inputs = {"extra": source.normal(size=(24, 3)), "picture": source.normal(size=(24, 6, 6, 2))}
+    history = tfdwd.finetune(
+        student, inputs, epochs=2, teacher=two_in_two_out, features=["first"], validation=inputs
+    )
+    pairs = zip(_outputs(student, inputs), _outputs(two_in_two_out, inputs), strict=True)
+    first = [np.asarray(model(inputs)["z"]) for model in (student, two_in_two_out)]
+    feature = np.square(first[0] - first[1]).mean() / np.square(first[1]).mean()
+    expected = sum(_distance(*pair) for pair in pairs) + feature
+    assert history.history["val_loss"][-1] == pytest.approx(expected, rel=1e-3)
+
+
+def test_outputs_are_weighted_by_name() -> None:
+    teacher, student = _small(HEADS["dict"]), _small(HEADS["dict"], seed=2)
+    options: Any = {"epochs": 1, "teacher": teacher, "learning_rate": 0.0, "batch_size": 24}
+    found = tfdwd.finetune(student, SMALL, loss_weights={"classes": 0, "boxes": 2.0}, **options)
+    distance = _distance(_outputs(student, SMALL)[0], _outputs(teacher, SMALL)[0])
+    assert found.history["loss"] == [pytest.approx(2 * distance, rel=1e-4)]
+    said = tfdwd.finetune(student, SMALL, outputs={"classes": "values"}, **options)
+    one, other = (
+        (found - wanted, wanted)
+        for found, wanted in zip(_outputs(student, SMALL), _outputs(teacher, SMALL), strict=True)
+    )
+    expected = sum(np.square(e).mean() / y.var(0).mean() for e, y in (one, other))
+    assert said.history["loss"] == [pytest.approx(expected, rel=1e-4)]
+    for weights, message in (
+        ({"box": 1.0}, r"loss_weights: expected names of the outputs \['boxes', 'classes'\]"),
+        ({"boxes": -1.0}, "loss_weights of 'boxes': expected a finite number of 0 or more"),
+        ([0.0, 0.0], "loss_weights: expected a weight above 0"),
+    ):
+        with pytest.raises(Error, match=message):
+            tfdwd.finetune(student, SMALL, loss_weights=weights, **options)
+
+
+NUMBERS = np.arange(24) % 4
+PIXELS = np.arange(24 * 36).reshape(24, 6, 6) % 4
+YES = (np.arange(24) % 2).astype(np.float64)
+
+
+def _rows(p: np.ndarray, labels: np.ndarray) -> float:
+    return float(-np.log(np.take_along_axis(p, labels[..., None], -1)).mean())
+
+
+def _softmax(x: np.ndarray) -> np.ndarray:
+    return np.exp(x) / np.exp(x).sum(-1, keepdims=True)
+
+
+def _binary(p: np.ndarray, y: np.ndarray) -> float:
+    return float(-(y * np.log(p) + (1 - y) * np.log(1 - p)).mean())
+
+
+# Heads, labels, options, and the loss by NumPy from the outputs.
+SUPERVISED: dict[str, tuple[str, Any, dict[str, Any], Callable[..., float]]] = {
+    "softmax": ("softmax", NUMBERS, {}, lambda p: _rows(p, NUMBERS)),
+    "dense": ("dense softmax", PIXELS, {}, lambda p: _rows(p, PIXELS)),
+    "dense, one-hot": ("dense softmax", np.eye(4)[PIXELS], {}, lambda p: _rows(p, PIXELS)),
+    "logits": ("logits", NUMBERS, {"outputs": "logits"}, lambda x: _rows(_softmax(x), NUMBERS)),
+    "logits, Keras": (
+        "logits", NUMBERS,
+        {"loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True)},
+        lambda x: _rows(_softmax(x), NUMBERS),
+    ),
+    "ignored": (  # a label that Keras leaves out is no error
+        "dense softmax", np.where(PIXELS == 3, 255, PIXELS),
+        {"loss": keras.losses.SparseCategoricalCrossentropy(ignore_class=255)},
+        lambda p: _rows(p[PIXELS < 3][None], PIXELS[PIXELS < 3][None]),
+    ),
+    "sigmoid": (
+        "one sigmoid", YES, {"loss": "binary_crossentropy"}, lambda p: _binary(p[:, 0], YES),
+    ),
+    "multi-label": (
+        "multi-label", np.eye(5)[NUMBERS], {"loss": keras.losses.BinaryCrossentropy()},
+        lambda p: _binary(p, np.eye(5)[NUMBERS]),
+    ),
+    "a function": (  # labels (24,) and outputs (24, 1) must not become (24, 24)
+        "one sigmoid", YES, {"loss": lambda y, p: keras.ops.abs(y - p)},
+        lambda p: float(np.abs(p[:, 0] - YES).mean()),
+    ),
+    "dict": (
+        "dict", {"classes": NUMBERS, "boxes": np.ones((24, 4))}, {"loss": {"boxes": "mse"}},
+        lambda boxes, p: float(np.square(boxes - 1).mean()) + _rows(p, NUMBERS),
+    ),
+    "one of a dict": ("dict", {"classes": NUMBERS}, {}, lambda boxes, p: _rows(p, NUMBERS)),
+    "list": (
+        "list", [np.zeros((24, 6, 6, 3)), NUMBERS], {"loss": ["mean_squared_error", None]},
+        lambda picture, p: float(np.square(picture).mean()) + _rows(p, NUMBERS),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SUPERVISED)
+def test_the_distance_to_labels(case: str) -> None:
+    heads, labels, options, expected = SUPERVISED[case]
+    model = _small(HEADS[heads])
+    history = tfdwd.finetune(
+        model, (SMALL, labels), epochs=1, learning_rate=0.0, batch_size=24,
+        validation=(SMALL, labels), **options,
+    )  # fmt: skip
+    loss = expected(*_outputs(model, SMALL))
+    assert history.history["loss"] == [pytest.approx(loss, rel=1e-4)]
+    if case in ("softmax", "logits", "logits, Keras"):
+        top1 = np.mean(_outputs(model, SMALL)[0].argmax(1) == NUMBERS)
+        assert history.history["val_top1"] == [pytest.approx(top1)]
+    else:
+        assert history.history["val_loss"] == [pytest.approx(loss, rel=1e-4)]
+
+
+WRONG_LABELS: dict[str, tuple[str, Any, dict[str, Any], str]] = {
+    "from one": ("softmax", NUMBERS + 1, {}, "got 4 in image 3 .*subtract 1"),
+    "NaN": ("softmax", np.where(NUMBERS > 2, np.nan, 0), {}, "labels: .*got nan in image 3"),
+    "fractions": ("softmax", NUMBERS + 0.5, {}, "got 0.5 in image 0"),
+    "text": ("softmax", np.array(["cat"] * 24), {}, "labels: expected numbers, got dtype <U3"),
+    "one-hot of 5": ("softmax", np.eye(5)[NUMBERS], {}, r"got \(images, 5\)"),
+    "pixels": ("dense softmax", PIXELS + 1, {}, r"got 4 in image 0 at \(0, 3\)"),
+    "logits, Keras": ("logits", NUMBERS - 1, {"loss": "sparse_categorical_crossentropy"},
+                      "got -1 in image 0"),
+    "one-hot for sparse": ("softmax", np.eye(4)[NUMBERS],
+                           {"loss": "sparse_categorical_crossentropy"}, "expects class numbers"),
+    "numbers for one-hot": ("softmax", NUMBERS, {"loss": "categorical_crossentropy"},
+                            "expects one-hot rows"),
+    "sigmoids": ("one sigmoid", YES * 2, {"loss": "binary_crossentropy"},
+                 "expected numbers of 0..1, got 2.0 in image 1"),
+    "regression": ("logits", np.full((24, 4), np.inf), {"loss": "mse"}, "got inf in image 0"),
+    "no loss": ("logits", NUMBERS, {}, "is no probabilities: expected loss="),
+    "unknown loss": ("logits", NUMBERS, {"loss": "cosy"}, "expected the name of a Keras loss"),
+    "broadcast": ("logits", np.zeros(24), {"loss": "mse"}, "mean_squared_error expects them in the "
+                  r"shape of the output, \(images, 4\), got \(24,\)"),
+    "a loss that fails": ("logits", np.zeros((24, 3)), {"loss": lambda y, p: y - p},
+                          r"failed on labels of \(24, 3\) and outputs of \(24, 4\)"),
+    "a loss in NumPy": ("logits", np.zeros((24, 4)), {"loss": lambda y, p: np.abs(np.asarray(p))},
+                        "it failed on labels of .*compute with keras.ops"),
+    "numbers in a list": ("softmax", NUMBERS.tolist(), {}, "no array of labels"),
+    "scalars in a list": ("softmax", list(NUMBERS), {}, "no array of labels"),
+    "one array for two": ("dict", NUMBERS, {}, "expected a dict by output name, or a list"),
+    "another name": ("dict", {"class": NUMBERS}, {}, "labels: expected names of the outputs"),
+    "a loss without labels": ("dict", {"classes": NUMBERS}, {"loss": {"boxes": "mse"}},
+                              "'boxes' has a loss, but the data holds no labels for it"),
+    "smoothing": ("logits", np.zeros((24, 4)), {"loss": "mse", "label_smoothing": 0.1},
+                  "label_smoothing is of the cross-entropy"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG_LABELS)
+def test_labels_are_checked_before_the_first_step(case: str) -> None:
+    heads, labels, options, message = WRONG_LABELS[case]
+    model = _small(HEADS[heads])
+    before = model.get_weights()
+    with pytest.raises(Error, match=message):
+        tfdwd.finetune(model, (SMALL, labels), epochs=1, batch_size=24, **options)
+    for one, other in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_labels_are_checked_as_they_stream_and_in_validation() -> None:
+    model = _small(HEADS["softmax"])
+    labels = NUMBERS.copy()
+    labels[21] = 7
+    batches = [(SMALL[i : i + 8], labels[i : i + 8]) for i in (0, 8, 16)]
+    with pytest.raises(Error, match="got 7 in image 21"):
+        tfdwd.finetune(model, batches, epochs=1)
+    with pytest.raises(Error, match="got 7 in image 21"):
+        tfdwd.finetune(model, (SMALL, NUMBERS), epochs=1, validation=(SMALL, labels))
+
+
+def test_the_old_names_give_the_same(teacher: keras.Model, student: keras.Model) -> None:
+    options: Any = {"epochs": 1, "teacher": teacher, "batch_size": 32}
+    start = student.get_weights()
+    new = {"labels_weight": 0.5, "features_weight": 0.25}
+    found = tfdwd.finetune(student, (IMAGES, LABELS), **options, **new).history
+    student.set_weights(start)
+    with pytest.warns(DeprecationWarning) as warned:
+        again = tfdwd.finetune(student, (IMAGES, LABELS), **options, labels=0.5, features=0.25)
+    assert again.history == found
+    messages = [str(w.message) for w in warned if "finetune" in str(w.message)]
+    for name, text in zip(new, messages, strict=True):
+        assert f"is called {name}= now" in text
+
+
+# ---------------------------------------------------------------------- features
+
+
+def _nested(seed: int = 0) -> keras.Model:
+    inner = keras.Input((6, 6, 5))
+    norm = layers.BatchNormalization(name="norm")
+    body = keras.Model(inner, layers.ReLU(name="act")(norm(inner)), name="body")
+
+    def heads(x: Any, pooled: Any) -> Any:
+        return layers.Dense(3, name="last")(layers.Flatten()(body(x)))
+
+    return _small(heads, seed)
+
+
+def test_features_of_layers_by_name_inside_nested_models_too() -> None:
+    teacher, student = _nested(), _nested(seed=2)
+    history = tfdwd.finetune(
+        student, SMALL, epochs=1, teacher=teacher, features=["body/act", "trunk"],
+        features_weight=3.0, learning_rate=0.0, batch_size=24, freeze_batch_norm=True,
+    )  # fmt: skip
+    expected = _distance(_outputs(student, SMALL)[0], _outputs(teacher, SMALL)[0])
+    features = []
+    for model in student, teacher:
+        trunk = keras.Model(model.inputs[0], model.get_layer("trunk").output)(SMALL)
+        features.append([np.asarray(model.get_layer("body")(trunk)), np.asarray(trunk)])
+    for found, wanted in zip(*features, strict=True):
+        expected += 3.0 / 2 * np.square(found - wanted).mean() / np.square(wanted).mean()
+    assert history.history["loss"] == [pytest.approx(expected, rel=1e-4)]
+    with pytest.raises(Error, match=r"the student has no layer 'act'.*did you mean body/act\?"):
+        tfdwd.finetune(student, SMALL, epochs=1, teacher=teacher, features=["act"])
+    # Training reaches the nested layers: the moving averages of the batch norm move.
+    before = student.get_layer("body").get_layer("norm").moving_mean.numpy()
+    tfdwd.finetune(student, SMALL, epochs=1, teacher=teacher, features=["body/act"])
+    assert np.abs(student.get_layer("body").get_layer("norm").moving_mean - before).max() > 1e-3
+
+
+def test_features_of_a_quantise_aware_student(teacher: keras.Model, student: keras.Model) -> None:
+    def loss(**options: Any) -> float:
+        history = tfdwd.finetune(
+            tfdwd.quantize_aware(student), IMAGES, epochs=1, teacher=teacher, batch_size=96,
+            learning_rate=0.0, warmup=0.0, **options,
+        )  # fmt: skip
+        return float(history.history["loss"][0])
+
+    outputs_alone = loss()
+    once = loss(features_weight=1.0) - outputs_alone  # of the convolution that was replaced
+    assert once > 0.01
+    more = loss(features=["conv"], features_weight=3.0) - outputs_alone
+    assert more == pytest.approx(3 * once, rel=1e-4)
+
+
+# ---------------------------------------------------------------------- data
+
+
+def _of(numbers: Iterable[int]) -> list[np.ndarray]:
+    """Batches of one image that holds its number."""
+    return [np.full((1, 6, 6, 3), number, np.float32) for number in numbers]
+
+
+def _seen(data: Any, steps: int | None, epochs: int, first: int = 0, **how: Any) -> list[list[int]]:
+    """The images of each epoch."""
+    reading = Reading(_small(HEADS["logits"]), 2, how.get("fixed"), False, 0, steps)
+    opened = open_epochs(data, reading, first)
+    return [
+        [int(x[0, 0, 0]) for batch, _ in itertools.islice(opened.stream, opened.steps)
+         for x in batch[0]]
+        for _ in range(epochs - first)
+    ]  # fmt: skip
+
+
+class Counted:
+    """Data that counts how often it is opened."""
+
+    def __init__(self, numbers: Iterable[int]) -> None:
+        self.numbers, self.opened = list(numbers), 0
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        self.opened += 1
+        return iter(_of(self.numbers))
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [
+        (None, [[0, 1, 2], [10, 11, 12], [20, 21, 22]]),
+        (2, [[0, 1], [10, 11], [20, 21]]),
+        (4, [[0, 1, 2, 0], [10, 11, 12, 10], [20, 21, 22, 20]]),
+    ],
+)
+def test_a_function_of_the_epoch_never_drifts(steps: int | None, expected: list[Any]) -> None:
+    made: list[Counted] = []
+
+    def data(epoch: int) -> Counted:
+        made.append(Counted(range(10 * epoch, 10 * epoch + 3)))
+        return made[-1]
+
+    assert _seen(data, steps, 3) == expected
+    assert [each.opened for each in made] == [1] * len(made)
+    assert len(made) == (6 if steps == 4 else 3)
+    assert _seen(data, steps, 3, first=1) == expected[1:]
+
+
+@pytest.mark.parametrize(("steps", "opened"), [(None, 3), (2, 2), (4, 4)])
+def test_an_iterable_is_read_on(steps: int | None, opened: int) -> None:
+    data = Counted(range(3))
+    seen = _seen(data, steps, 3)
+    flat = [number for epoch in seen for number in epoch]
+    assert flat == [number % 3 for number in range(3 * (steps or 3))]
+    assert data.opened == opened
+    assert _seen(data, steps, 3, first=2) == seen[2:]
+    batched = tf.data.Dataset.from_tensor_slices(np.concatenate(_of(range(8)))).batch(2)
+    assert _seen(batched, steps, 3, first=1) == _seen(batched, steps, 3)[1:]
+
+
+class Indexed(keras.utils.PyDataset):
+    """Data that is read by index."""
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return _of([index])[0]
+
+
+def test_a_pydataset_is_read_on() -> None:
+    assert _seen(Indexed(), 2, 3) == [[0, 1], [2, 0], [1, 2]]
+    assert _seen(lambda epoch: Indexed(), None, 2) == [[0, 1, 2]] * 2
+
+
+def test_data_that_cannot_be_read_is_told() -> None:
+    def broken() -> Iterator[np.ndarray]:
+        yield from _of([0])
+        raise OSError("the disk is gone")
+
+    for data in (broken, lambda: itertools.islice(broken(), 1, None)):
+        with pytest.raises(Error, match="cannot be read: OSError: the disk is gone"):
+            _seen(data(), 2, 1)
+
+
+def test_an_iterator_loses_no_batch() -> None:
+    assert _seen(iter(_of(range(6))), 2, 3) == [[0, 1], [2, 3], [4, 5]]
+    assert _seen(iter(_of(range(6))), 2, 3, first=1) == [[2, 3], [4, 5]]
+    endless = (image for number in itertools.count() for image in _of([number]))
+    assert _seen(endless, 3, 2) == [[0, 1, 2], [3, 4, 5]]
+
+
+def test_arrays_are_shuffled_for_each_epoch() -> None:
+    arrays = np.concatenate(_of(range(7)))
+    seen = _seen(arrays, None, 2)
+    assert seen[0] != seen[1] and all(len(set(epoch)) == 6 for epoch in seen)  # whole batches
+    assert _seen(arrays, None, 2, first=1) == seen[1:]
+    assert _seen(lambda epoch: arrays, None, 2) == seen
+    more = _seen(arrays, 5, 2)
+    assert [epoch[:6] for epoch in more] == seen and [len(epoch) for epoch in more] == [10, 10]
+    assert _seen(arrays, 2, 2) == [epoch[:4] for epoch in seen]
+
+
+def test_a_fixed_batch_is_kept() -> None:
+    image = keras.Input(batch_shape=(8, 6, 6, 3))
+    # A size that is written into the graph.
+    model = keras.Model(image, layers.Dense(2)(keras.ops.reshape(image, (8, 108))))
+    teacher = keras.models.clone_model(model)
+    for data in (SMALL, SMALL[:5], [SMALL[:5], SMALL[5:10], SMALL[10:]]):
+        history = tfdwd.finetune(model, data, epochs=2, teacher=teacher, validation=SMALL[:8])
+        assert np.isfinite(history.history["val_loss"]).all()
+    assert _seen(_of(range(6)), None, 2, fixed=4) == [[0, 1, 2, 3], [4, 5, 0, 1]]
+
+
+def test_open_sizes_come_from_the_data() -> None:
+    image = keras.Input((None, None, 3))
+    heads = [layers.Conv2D(4, 3, padding="same", activation="softmax"), layers.Conv2D(3, 3)]
+    model = keras.Model(image, [head(image) for head in heads])
+    teacher = randomised(keras.models.clone_model(model))
+    for data in (SMALL, [SMALL, SMALL[:8, :5], SMALL[:, :, :4]]):
+        losses = tfdwd.finetune(model, data, epochs=3, teacher=teacher, learning_rate=0.05).history
+        assert losses["loss"][-1] < losses["loss"][0]
+
+
+def test_data_that_ends_too_early_or_never_is_told(teacher: keras.Model) -> None:
+    model, options = _network(), {"epochs": 2, "teacher": teacher}
+    with pytest.raises(Error, match=r"ended after 3 of 4 steps, in epoch 2; .*function of the ep"):
+        tfdwd.finetune(model, iter([IMAGES[:8]] * 3), steps_per_epoch=2, **options)
+    for endless in (
+        tf.data.Dataset.from_tensors(IMAGES[:8]).repeat(), itertools.repeat(IMAGES[:8])
+    ):  # fmt: skip
+        with pytest.raises(Error, match="pass steps_per_epoch"):
+            tfdwd.finetune(model, endless, **options)
+    with pytest.raises(Error, match=r"validation: the data is endless; cut it with .take"):
+        tfdwd.finetune(
+            model, IMAGES, validation=tf.data.Dataset.from_tensors(IMAGES).repeat(), **options
+        )
+    with pytest.raises(Error, match=r"validation: expected arrays.*got list_iterator"):
+        tfdwd.finetune(model, IMAGES, validation=iter([IMAGES]), **options)
+    for data in ("images.npz", Path("images.npz"), 3, None):
+        with pytest.raises(Error, match=f"got {type(data).__name__}"):
+            tfdwd.finetune(model, data, **options)
+        with pytest.raises(Error, match=f"got {type(data).__name__}"):
+            tfdwd.finetune(model, lambda epoch, data=data: data, **options)
+    for data in ({}, (), [], (np.zeros(()), 3)):
+        with pytest.raises(Error):
+            tfdwd.finetune(model, data, **options)
+    with pytest.raises(Error, match="expected a function of the epoch's number"):
+        tfdwd.finetune(model, lambda: iter([IMAGES]), **options)
+
+
+# ---------------------------------------------------------------------- what is kept
+
+
+@pytest.mark.parametrize("kind", ["function", "iterable", "iterator"])
+def test_resumed_with_other_steps_than_the_data_has(kind: str, tmp_path: Path) -> None:
+    def of_epoch(epoch: int) -> list[np.ndarray]:
+        return [SMALL[(epoch + n) % 4 :: 4] for n in range(3)]
+
+    data: Any = {
+        "function": lambda: of_epoch,
+        "iterable": lambda: [SMALL[n::3] for n in range(3)],
+        "iterator": lambda: (SMALL[n % 5 :: 5] for n in range(8)),
+    }[kind]
+    teacher, student = _small(HEADS["dict"]), _small(HEADS["dict"], seed=2)
+    again, third = keras.models.clone_model(student), keras.models.clone_model(student)
+    again.set_weights(student.get_weights())
+    options: Any = {"epochs": 4, "steps_per_epoch": 2, "teacher": teacher}
+    whole = tfdwd.finetune(student, data(), **options)
+    _stopped_after(2, again, data(), folder=tmp_path, **options)
+    parts = tfdwd.finetune(third, data(), folder=tmp_path, resume=True, **options)
+    assert parts.history == whole.history
+    assert _weights_apart(third, student) < 1e-6
+
+
+def test_validation_and_best_are_of_the_averaged_weights(tmp_path: Path) -> None:
+    teacher, student = _small(HEADS["image"]), _small(HEADS["image"], seed=2)
+    history = tfdwd.finetune(
+        student, SMALL, epochs=1, teacher=teacher, ema=0.9, learning_rate=0.05, batch_size=4,
+        validation=SMALL, folder=tmp_path,
+    )  # fmt: skip
+    [found], [wanted] = _outputs(student, SMALL), _outputs(teacher, SMALL)
+    assert history.history["val_loss"] == [pytest.approx(_distance(found, wanted), rel=1e-3)]
+    for name in ("best.keras", "last.keras"):
+        assert _weights_apart(keras.models.load_model(tmp_path / name), student) == 0
+    with np.load(tmp_path / "state.npz") as state:  # to go on from: those that are trained
+        assert np.abs(state["w0"] - student.get_weights()[0]).max() > 1e-3
+
+
+def test_a_damaged_state_is_one_clear_error(tmp_path: Path) -> None:
+    teacher, student = _small(HEADS["logits"]), _small(HEADS["logits"], seed=2)
+    options: Any = {"teacher": teacher, "epochs": 1, "folder": tmp_path, "batch_size": 24}
+    tfdwd.finetune(student, SMALL, **options)
+    path = tmp_path / "state.npz"
+    good = path.read_bytes()
+    source, refused = np.random.default_rng(0), 0
+    for number in range(60):
+        damaged = bytearray(good)
+        damaged[source.integers(len(good))] ^= 1 << source.integers(8)
+        path.write_bytes(damaged if number % 3 else good[: source.integers(len(good))])
+        try:
+            checkpoints.read(tmp_path)
+        except Error as error:
+            assert "state.npz: expected the state of a run" in str(error)
+            refused += 1
+    assert refused > 30  # a bit of a time stamp is not missed
+    path.write_bytes(b"")
+    with pytest.raises(Error, match=r"state.npz: .*remove it and start again, or omit resume"):
+        tfdwd.finetune(student, SMALL, resume=True, **options)
+
+
+def test_weights_that_are_not_finite_after_the_last_step(tmp_path: Path) -> None:
+    def steep(y: Any, p: Any) -> Any:
+        return keras.ops.sqrt(keras.ops.abs(p) * 0.0)  # 0, and a gradient of NaN
+
+    with pytest.raises(Error, match=r"weight .* is not finite after epoch 1; lower learning_rate"):
+        tfdwd.finetune(
+            _small(HEADS["logits"]), (SMALL, np.zeros((24, 4))), epochs=1, loss=steep,
+            folder=tmp_path,
+        )  # fmt: skip
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_teacher_augments_nothing() -> None:
+    def flipped(seed: int) -> keras.Model:
+        image = keras.Input((6, 6, 3))
+        x = layers.RandomFlip(seed=0)(image)
+        return randomised(keras.Model(image, layers.Dense(2)(layers.Flatten()(x))), seed)
+
+    teacher, student = flipped(0), flipped(1)
+    plain = keras.Model(student.layers[2].input, student.outputs)  # without the flips
+    history = tfdwd.finetune(
+        plain, SMALL, epochs=1, teacher=teacher, learning_rate=0.0, batch_size=24
+    )
+    expected = _distance(_outputs(plain, SMALL)[0], _outputs(teacher, SMALL)[0])
+    assert history.history["loss"] == [pytest.approx(expected, rel=1e-4)]
+
+
+def test_models_that_do_not_fit() -> None:
+    softmax, five = _small(HEADS["softmax"]), _small(HEADS["multi-label"])
+    with pytest.raises(Error, match=r"teacher: expected a model of the outputs \[\(4,\)\]"):
+        tfdwd.finetune(softmax, SMALL, epochs=1, teacher=five)
+    frozen = _small(HEADS["softmax"])
+    frozen.trainable = False
+    with pytest.raises(Error, match="expected weights that can be trained"):
+        tfdwd.finetune(frozen, SMALL, epochs=1, teacher=softmax)
+    with pytest.raises(Error, match="model: expected a Keras model, got str"):
+        tfdwd.finetune("student.keras", SMALL, epochs=1)  # type: ignore[arg-type]
+    for kind in "model", "teacher":
+        unbuilt = keras.Sequential([layers.Dense(4)])
+        pair = {"model": softmax, "teacher": softmax, kind: unbuilt}
+        with pytest.raises(Error, match=f"{kind}: expected a Sequential or Functional model that"):
+            tfdwd.finetune(pair["model"], SMALL, epochs=1, teacher=pair["teacher"])
+    nan = _small(HEADS["image"])
+    nan.set_weights([np.full_like(w, np.nan) for w in nan.get_weights()])
+    with pytest.raises(Error, match=r"output .* of the teacher is NaN or infinite"):
+        tfdwd.finetune(_small(HEADS["image"]), SMALL, epochs=1, teacher=nan)
+    with pytest.raises(Error, match="loss= compares with labels: beside a teacher pass labels_w"):
+        tfdwd.finetune(softmax, SMALL, epochs=1, teacher=softmax, loss="mse")
+
+
+# ---------------------------------------------------------------------- the command
+
+
+def _command(*arguments: str) -> int:
+    train.FLAGS.unparse_flags()
+    for flag in train.FLAGS:
+        train.FLAGS[flag].unparse()
+    return common.status(train.main, train.FLAGS, train.__doc__, ["tfdwd-train", *arguments])
+
+
+def test_the_command_takes_what_is_said_of_outputs(tmp_path: Path, capsys: Any) -> None:
+    heads = HEADS["nested"]  # names that hold slashes
+    _small(heads).save(tmp_path / "teacher.keras")
+    student = _small(heads, seed=2)
+    student.save(tmp_path / "student.keras")
+    np.save(tmp_path / "x.npy", SMALL)
+    own = [
+        f"--model={tmp_path}/student.keras", f"--images={tmp_path}/x.npy", "--epochs=1",
+        f"--teacher={tmp_path}/teacher.keras", f"--output={tmp_path}/out.keras",
+        "--learning_rate=0", "--warmup=0",
+    ]  # fmt: skip
+    said = ["--loss_weight=a/0=2", "--loss_weight=b/c=0", "--outputs=a/1=values"]
+    more = ["--features=trunk", "--features_weight=0.5", f"--validation={tmp_path}/x.npy"]
+    assert _command(*own, *said, *more) == 0
+    found = tfdwd.finetune(
+        student, SMALL, epochs=1, teacher=_small(heads), learning_rate=0.0, warmup=0.0,
+        loss_weights={"a/0": 2.0, "b/c": 0.0}, outputs={"a/1": "values"}, features=["trunk"],
+        features_weight=0.5,
+    )  # fmt: skip
+    header, _, row = capsys.readouterr().out.splitlines()
+    assert header.split() == ["epoch", "loss", "val_loss"]
+    assert float(row.split()[1]) == pytest.approx(found.history["loss"][0], abs=1e-4)
+    labels = {"a/0": np.zeros((24, 5)), "a/1": NUMBERS}
+    files = []
+    for number, (name, array) in enumerate(labels.items()):
+        np.save(tmp_path / f"{number}.npy", array)
+        files.append(f"--labels={name}={tmp_path}/{number}.npy")
+    assert _command(*own, *files, "--labels_weight=0.5", "--loss=a/0=mse") == 0
+    found = tfdwd.finetune(
+        student, (SMALL, labels), epochs=1, teacher=_small(heads), learning_rate=0.0, warmup=0.0,
+        labels_weight=0.5, loss={"a/0": "mse"},
+    )  # fmt: skip
+    row = capsys.readouterr().out.splitlines()[-1]
+    assert float(row.split()[1]) == pytest.approx(found.history["loss"][0], abs=1e-4)
+    for wrong, message in (
+        (["--loss_weight=a/0=much"], "--loss_weight: expected OUTPUT=NUMBER"),
+        (["--loss_weight=2"], "--loss_weight: expected OUTPUT=NUMBER"),
+        (["--outputs=a/0=values", "--outputs=logits"], "--outputs: expected OUTPUT=..."),
+        (["--loss=mse"], "loss= compares with labels"),
+        (["--learning_rate=nan"], "learning_rate: expected a finite number"),
+        (["--features=none"], "the student has no layer 'none'"),
+    ):
+        assert _command(*own, *wrong) == 1
+        assert message in capsys.readouterr().err

@@ -12,74 +12,57 @@ Example:
 import importlib
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from tfdwd import costs, data, factorize, models, workers
-    from tfdwd.benchmarking import BenchmarkReport, benchmark
-    from tfdwd.conversion import ExportReport, export
-    from tfdwd.decomposition import DecompositionReport, decompose
-    from tfdwd.errors import Error
-    from tfdwd.evaluation import Evaluation, evaluate
-    from tfdwd.latency import LatencyTable, read_latency_table, write_micro_models
-    from tfdwd.planning import plan
-    from tfdwd.plans import LayerPlan, Plan
-    from tfdwd.quantization import quantize_aware
-    from tfdwd.rebuild import flatten
-    from tfdwd.training import finetune
+if TYPE_CHECKING:  # for type checkers and editors, which cannot follow `_NAMES`; a test compares
+    from tfdwd import costs as costs
+    from tfdwd import data as data
+    from tfdwd import factorize as factorize
+    from tfdwd import models as models
+    from tfdwd import workers as workers
+    from tfdwd.benchmarking import BenchmarkReport as BenchmarkReport
+    from tfdwd.benchmarking import benchmark as benchmark
+    from tfdwd.conversion import ExportReport as ExportReport
+    from tfdwd.conversion import export as export
+    from tfdwd.decomposition import DecompositionReport as DecompositionReport
+    from tfdwd.decomposition import decompose as decompose
+    from tfdwd.errors import Error as Error
+    from tfdwd.evaluation import Evaluation as Evaluation
+    from tfdwd.evaluation import evaluate as evaluate
+    from tfdwd.latency import LatencyTable as LatencyTable
+    from tfdwd.latency import read_latency_table as read_latency_table
+    from tfdwd.latency import write_micro_models as write_micro_models
+    from tfdwd.planning import plan as plan
+    from tfdwd.plans import LayerPlan as LayerPlan
+    from tfdwd.plans import Plan as Plan
+    from tfdwd.quantization import quantize_aware as quantize_aware
+    from tfdwd.rebuild import flatten as flatten
+    from tfdwd.training import finetune as finetune
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "BenchmarkReport",
-    "DecompositionReport",
-    "Error",
-    "Evaluation",
-    "ExportReport",
-    "LatencyTable",
-    "LayerPlan",
-    "Plan",
-    "benchmark",
-    "costs",
-    "data",
-    "decompose",
-    "evaluate",
-    "export",
-    "factorize",
-    "finetune",
-    "flatten",
-    "models",
-    "plan",
-    "quantize_aware",
-    "read_latency_table",
-    "workers",
-    "write_micro_models",
-]
-
-_MODULE_OF = {
-    "BenchmarkReport": "tfdwd.benchmarking",
-    "DecompositionReport": "tfdwd.decomposition",
-    "Error": "tfdwd.errors",
-    "Evaluation": "tfdwd.evaluation",
-    "ExportReport": "tfdwd.conversion",
-    "LatencyTable": "tfdwd.latency",
-    "LayerPlan": "tfdwd.plans",
-    "Plan": "tfdwd.plans",
-    "benchmark": "tfdwd.benchmarking",
-    "decompose": "tfdwd.decomposition",
-    "evaluate": "tfdwd.evaluation",
-    "export": "tfdwd.conversion",
-    "finetune": "tfdwd.training",
-    "flatten": "tfdwd.rebuild",
-    "plan": "tfdwd.planning",
-    "quantize_aware": "tfdwd.quantization",
-    "read_latency_table": "tfdwd.latency",
-    "write_micro_models": "tfdwd.latency",
+# What is public: modules, and the names that others of their modules give.
+_MODULES = ("costs", "data", "factorize", "models", "workers")
+_NAMES = {
+    "benchmarking": ("BenchmarkReport", "benchmark"),
+    "conversion": ("ExportReport", "export"),
+    "decomposition": ("DecompositionReport", "decompose"),
+    "errors": ("Error",),
+    "evaluation": ("Evaluation", "evaluate"),
+    "latency": ("LatencyTable", "read_latency_table", "write_micro_models"),
+    "planning": ("plan",),
+    "plans": ("LayerPlan", "Plan"),
+    "quantization": ("quantize_aware",),
+    "rebuild": ("flatten",),
+    "training": ("finetune",),
 }
+_MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
+
+__all__ = sorted([*_MODULES, *_MODULE_OF])
 
 
 def __getattr__(name: str) -> Any:
     if name in _MODULE_OF:
-        return getattr(importlib.import_module(_MODULE_OF[name]), name)
-    if name in __all__:
+        return getattr(importlib.import_module(f"tfdwd.{_MODULE_OF[name]}"), name)
+    if name in _MODULES:
         return importlib.import_module(f"tfdwd.{name}")
     raise AttributeError(f"module 'tfdwd' has no attribute {name!r}")
 

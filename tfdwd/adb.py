@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import datetime
 import hashlib
-import json
 import os
 import secrets
 import subprocess
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tfdwd import benchmarking, logs
+from tfdwd import benchmarking, logs, records
 from tfdwd.benchmarking import BenchmarkReport
 from tfdwd.errors import Error
 from tfdwd.shapes import InputShape
@@ -178,7 +177,7 @@ def benchmark_app(
             if not text:
                 _adb(serial, "shell", f"am force-stop {APP}")
     if text.startswith('{"error"'):
-        raise Error(f"the app on phone {serial} says: {json.loads(text)['error']}")
+        raise Error(f"the app on phone {serial} says: {records.loads(text)['error']}")
     return BenchmarkReport.from_json(text)
 
 

@@ -1,9 +1,9 @@
 """How well a .tflite file agrees with the Keras model that it was made from."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from tfdwd import lite
 from tfdwd import outputs as kinds
 from tfdwd.batches import pack
 from tfdwd.errors import Error
+from tfdwd.records import Record, Share
 from tfdwd.shapes import in_batches, own_batch
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ _SQNR_LIMIT = 200.0  # dB; an exact output has no noise at all
 
 
 @dataclass(frozen=True)
-class OutputAgreement:
+class OutputAgreement(Record):
     """How well one output of a .tflite file agrees with the Keras model.
 
     Attributes:
@@ -37,11 +38,11 @@ class OutputAgreement:
     name: str
     largest_difference: float
     sqnr_db: float
-    top1_agreement: float | None
+    top1_agreement: Share | None
 
 
 @dataclass(frozen=True)
-class LayerNoise:
+class LayerNoise(Record):
     """What quantising costs at one layer.
 
     Attributes:
@@ -112,14 +113,27 @@ def outputs_of(model: "keras.Model", images: Sequence[np.ndarray], batch: int) -
     """
     import keras
 
+    called = at_inference(model)
+
     def run(arrays: list[np.ndarray]) -> list[np.ndarray]:
         try:
-            result = model(pack(model, arrays), training=False)
+            result = called(pack(model, arrays))
         except Exception as error:  # layers raise what they like
             raise Error(f"model {model.name!r} cannot run: {_reason(model, error)}") from error
         return [np.asarray(output) for output in keras.tree.flatten(result)]
 
     return in_batches(run, images, batch)
+
+
+def at_inference(model: "keras.Model") -> Callable[[Any], Any]:
+    """The model as a function that draws nothing, whatever its layers' defaults say."""
+    import keras
+
+    if not isinstance(model, keras.Model):  # of tf_keras
+        return lambda inputs: model(inputs, training=False)
+    from tfdwd import execution
+
+    return execution.inference(model)
 
 
 def _reason(model: "keras.Model", error: Exception) -> str:
@@ -234,8 +248,12 @@ def layer_name(model: "keras.Model", scope: str) -> str:
 
     TensorFlow adds ``_1`` to a scope that it has seen before, as when the model was built.
     """
-    # TensorFlow's scopes know few characters.
-    names = {re.sub(r"[^\w.-]", "_", x.name, flags=re.ASCII): x.name for x in all_layers(model)}
+    # As `tfdwd.inference.names_for_tensorflow` makes them where they are no scopes.
+    names: dict[str, str] = {
+        name: layer.name
+        for layer in all_layers(model)
+        for name in (layer.name, "x" + re.sub(r"[^A-Za-z0-9_.]", "_", layer.name))
+    }
     parts = scope.partition("@")[0].split("/")
     for part in reversed(parts):
         for name in (part, re.sub(r"_\d+$", "", part)):

@@ -1,6 +1,6 @@
 """Times .tflite files on LiteRT, side by side, so that a ratio between them means something.
 
-Needs only NumPy and ai-edge-litert (and TensorFlow where a Keras model is to be timed).
+Needs only NumPy, ai-edge-litert and msgspec (and TensorFlow where a Keras model is to be timed).
 """
 
 import csv
@@ -10,8 +10,6 @@ import io
 import json
 import os
 import platform
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -21,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tfdwd import lite, reporting
+from tfdwd import children, lite, reporting
 from tfdwd.conditions import Conditions, Watch
 from tfdwd.errors import Error
+from tfdwd.records import Amount, Count, Positive, PositiveAmount, Record, dumps
 from tfdwd.shapes import InputShape
 
 if TYPE_CHECKING:
@@ -38,7 +37,7 @@ _ROOT = Path("/")  # of what Linux tells of the machine
 
 
 @dataclass(frozen=True)
-class Timing:
+class Timing(Record):
     """How long one model takes for one run.
 
     Attributes:
@@ -58,21 +57,22 @@ class Timing:
     """
 
     name: str
-    bytes: int
-    median_ms: float
-    p10_ms: float
-    p90_ms: float
-    speed_up: float
-    speed_up_low: float
-    speed_up_high: float
-    load_ms: float | None = None
-    first_ms: float | None = None
-    peak_kib: float | None = None
+    bytes: Count
+    median_ms: PositiveAmount
+    p10_ms: PositiveAmount
+    p90_ms: PositiveAmount
+    speed_up: PositiveAmount
+    speed_up_low: PositiveAmount
+    speed_up_high: PositiveAmount
+    load_ms: Amount | None = None
+    first_ms: Amount | None = None
+    peak_kib: Amount | None = None
 
     def __post_init__(self) -> None:
-        if not 0 < self.p10_ms <= self.median_ms <= self.p90_ms:
+        super().__post_init__()
+        if not self.p10_ms <= self.median_ms <= self.p90_ms:
             raise Error(f"timings of {self.name!r} out of order: {self}")
-        if not 0 < self.speed_up_low <= self.speed_up <= self.speed_up_high:
+        if not self.speed_up_low <= self.speed_up <= self.speed_up_high:
             raise Error(f"speed-up of {self.name!r} outside of its interval: {self}")
 
     @property
@@ -99,8 +99,8 @@ class BenchmarkReport(reporting.Report):
 
     timings: tuple[Timing, ...]
     device: str
-    threads: int
-    rounds: int
+    threads: Positive
+    rounds: Positive
     runtime: str
     date: str
     xnnpack: bool = True
@@ -156,7 +156,7 @@ class BenchmarkReport(reporting.Report):
         fields = dataclasses.asdict(self)
         if self.conditions is None:
             del fields["conditions"]
-        return json.dumps(fields, indent=2) + "\n"
+        return dumps(fields)
 
     def to_csv(self) -> str:
         """One line per model, with the device, threads, runtime, date and conditions on each."""
@@ -320,15 +320,8 @@ def _startup(content: bytes, threads: int, xnnpack: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.tflite"
         path.write_bytes(content)
-        code = "import sys, tfdwd.benchmarking as b; b._print_startup(*sys.argv[1:])"
-        packages = [str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")]
-        done = subprocess.run(
-            [sys.executable, "-c", code, str(path), str(threads), "1" if xnnpack else ""],
-            capture_output=True,
-            text=True,
-            check=False,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, packages))},
-        )
+        arguments = [str(path), str(threads), "1" if xnnpack else ""]
+        done = children.run("tfdwd.benchmarking", "_print_startup", arguments)
     if done.returncode:
         raise Error(f"the process that measures a model's start failed: {done.stderr[-500:]}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

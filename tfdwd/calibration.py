@@ -9,7 +9,7 @@ in memory while it is small and on disk when it is not.
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -21,7 +21,8 @@ from tfdwd.errors import Error
 from tfdwd.execution import patches_at, response, rows_at, run_call
 from tfdwd.factorize import Stack
 from tfdwd.fisher import fisher_metrics
-from tfdwd.graph import Graph, infer_specs
+from tfdwd.graph import Graph, infer_specs, own_batch, rows_per_image
+from tfdwd.inference import names_for_tensorflow
 from tfdwd.moments import Moments
 from tfdwd.rebuild import Expansion, expand, kernel_of
 from tfdwd.reporting import progress
@@ -73,25 +74,11 @@ def sweep(
     schedule = Schedule(graph, convs, across_layers)
     solved: dict[int, Expansion] = {}
     with contextlib.ExitStack() as spools:
-        frontier, images, shapes = Spool(spools), 0, None
-        for arrays in batches:
-            tensors = [
-                tf.cast(array, graph.specs[n].dtype).numpy()
-                for array, n in zip(arrays, graph.inputs, strict=True)
-            ]
-            found = [(None, *tensor.shape[1:]) for tensor in tensors]
-            if shapes is not None and found != shapes:
-                raise Error(
-                    f"calibration data: expected images of one size, got {shapes[0][1:]} first and "
-                    f"{found[0][1:]} in batch {len(frontier)}; resize or crop them"
-                )
-            shapes = found
-            frontier.append(tensors)
-            images += len(tensors[0])
-        if shapes is None:
-            raise Error("calibration data: expected at least one image, got an empty data set")
-        images = int(workers.add_up([np.array(images)])[0])
+        frontier = Spool(spools)
+        sizes, shapes = _read(in_own_batches(batches, graph), graph, frontier)
+        images = int(workers.add_up([np.array(sum(sizes))])[0])
         specs = _shaped_specs(graph, shapes)
+        times = rows_per_image(graph, specs)
         metrics = fisher_metrics(graph, frontier, images, convs, specs, seed) if weigh else {}
         collected = {
             id(conv): Collected(conv, metrics.get(id(conv)), Spool(spools) if keep_rows else None)
@@ -103,17 +90,20 @@ def sweep(
             following, sites = schedule.live_after(stage), schedule.measured[stage]
             run = _compile(schedule, stage, solved, specs, live, following)
             after = Spool(spools)
-            for index, tensors in enumerate(frontier):
-                positions = [
-                    _positions(site, specs[site.output].shape[1:3], len(tensors[0]), images,
-                               np.random.default_rng((seed, site.number, index)))
-                    for site in sites
-                ]  # fmt: skip
-                results, kept = run(tensors, positions)
-                for site, xyz in zip(sites, results, strict=True):
-                    collected[id(site.conv)].add(site, *map(_array, xyz))
-                after.append(list(map(_array, kept)))
-                bar.update()
+            operations = [*(call.operation for call in graph.calls), *solved.values()]
+            with names_for_tensorflow(operations):
+                for index, tensors in enumerate(frontier):
+                    positions = []
+                    for site in sites:
+                        source = np.random.default_rng((seed, site.number, index))
+                        size, each = specs[site.output].shape[1:3], times[site.output] or 1
+                        counts = each * sizes[index], each * images
+                        positions.append(_positions(site.unknowns, size, counts, source))
+                    results, kept = run(tensors, positions)
+                    for site, xyz in zip(sites, results, strict=True):
+                        collected[id(site.conv)].add(site, *map(_array, xyz))
+                    after.append(list(map(_array, kept)))
+                    bar.update()
             frontier.close()
             frontier, live = after, following
             for conv in schedule.solvable[stage]:
@@ -122,6 +112,48 @@ def sweep(
                 solved[id(conv)] = expand(conv, *solve(conv, rows))
                 rows.close()
     return solved
+
+
+def in_own_batches(
+    batches: Iterable[Sequence[np.ndarray]], graph: Graph
+) -> Iterator[Sequence[np.ndarray]]:
+    """Cuts images into batches of the size that the network was made for, if it takes no other.
+
+    The last one is filled up with images that it has already.
+    """
+    size = own_batch(graph)
+    for arrays in batches:
+        if size is None:
+            yield arrays
+            continue
+        for first in range(0, len(arrays[0]), size):
+            part = [array[first : first + size] for array in arrays]
+            yield [np.resize(array, (size, *array.shape[1:])) for array in part]
+
+
+def _read(
+    batches: Iterable[Sequence[np.ndarray]], graph: Graph, frontier: Spool
+) -> tuple[list[int], list[tuple[int | None, ...]]]:
+    """Puts the images into a spool; returns the sizes of the batches, and the inputs' shapes."""
+    sizes: list[int] = []
+    shapes: list[tuple[int | None, ...]] | None = None
+    for arrays in batches:
+        tensors = [
+            tf.cast(array, graph.specs[n].dtype).numpy()
+            for array, n in zip(arrays, graph.inputs, strict=True)
+        ]
+        found = [(own_batch(graph), *tensor.shape[1:]) for tensor in tensors]
+        if shapes is not None and found != shapes:
+            raise Error(
+                f"calibration data: expected images of one size, got {shapes[0][1:]} first and "
+                f"{found[0][1:]} in batch {len(frontier)}; resize or crop them"
+            )
+        shapes = found
+        frontier.append(tensors)
+        sizes.append(len(tensors[0]))
+    if shapes is None:
+        raise Error("calibration data: expected at least one image, got an empty data set")
+    return sizes, shapes
 
 
 class Collected:
@@ -283,14 +315,20 @@ def _inverse(gain: np.ndarray) -> np.ndarray:
 
 
 def _positions(
-    site: Site, size: tuple[int, int], batch: int, images: int, source: np.random.Generator
+    unknowns: int, size: tuple[int, int], counts: tuple[int, int], source: np.random.Generator
 ) -> np.ndarray:
     """Random output positions of a batch, as many of each image: int32, into batch * h * w.
 
     All of them where about as many are needed as there are.
+
+    Args:
+      unknowns: of the kernel, c * q.
+      size: height and width of the outputs.
+      counts: images (time steps, where there are such) of the batch, and of all batches.
+      source: of random numbers.
     """
-    area = size[0] * size[1]
-    rows = max(MIN_ROWS, ROWS_PER_UNKNOWN * site.unknowns)
+    area, (batch, images) = size[0] * size[1], counts
+    rows = max(MIN_ROWS, ROWS_PER_UNKNOWN * unknowns)
     each = math.ceil(rows / images)
     if 2 * each >= area:
         return np.arange(batch * area, dtype=np.int32)
@@ -302,6 +340,6 @@ def _shaped_specs(
     graph: Graph, shapes: list[tuple[int | None, ...]]
 ) -> dict[int, keras.KerasTensor]:
     """Symbolic tensors of the graph for inputs of these shapes."""
-    if all(graph.specs[n].shape[1:] == s[1:] for n, s in zip(graph.inputs, shapes, strict=True)):
+    if all(graph.specs[n].shape == s for n, s in zip(graph.inputs, shapes, strict=True)):
         return graph.specs
     return infer_specs(graph, shapes)

@@ -26,14 +26,21 @@ class Conv:
 
     Attributes:
       layer: the layer.
-      path: its name after those of the models around it, "backbone/conv1".
-      inputs, outputs: positions that it reads and writes for one image, all calls together.
+      path: its name after those of the models and layers around it, "backbone/conv1".
+      inputs, outputs: positions that it reads and writes for one image, all calls together; 0 if
+        that is not known.
+      obstacle: why it cannot be replaced at all; empty if it can.
     """
 
     layer: keras.layers.Layer
     path: str
     inputs: int
     outputs: int
+    obstacle: str
+
+    @property
+    def name(self) -> str:
+        return self.layer.name
 
     @property
     def sizes(self) -> tuple[int, int, int]:
@@ -43,10 +50,13 @@ class Conv:
 
     @property
     def parameters(self) -> int:
-        return sum(int(np.prod(weight.shape)) for weight in self.layer.weights)
+        weights = getattr(self.layer, "weights", ())  # an operation has none
+        return sum(int(np.prod(weight.shape)) for weight in weights)
 
     @property
     def macs(self) -> int:
+        if not self.outputs:  # then it may not even be built
+            return 0
         return costs.layer_macs(self.layer, self.inputs, self.outputs) or 0
 
 
@@ -60,27 +70,47 @@ class Option:
 
 
 def find_convolutions(traced: graph.Graph) -> list[Conv]:
-    """The layers of a network that convolve, in the order of their first calls."""
+    """The layers of a network that convolve, in the order of their first calls.
+
+    Those inside a layer that could not be opened stand where that layer is called, each with its
+    obstacle.
+    """
     found: dict[int, Conv] = {}
-    for call in traced.calls:
+    rows = graph.rows_per_image(traced)
+    hidden = list(traced.hidden)
+
+    def add_hidden(place: int) -> None:
+        while hidden and hidden[0].place <= place:
+            one = hidden.pop(0)
+            obstacle = why_not(one.layer) or one.reason
+            found.setdefault(id(one.layer), Conv(one.layer, one.path, 0, 0, obstacle))
+
+    for place, call in enumerate(traced.calls):
+        add_hidden(place)
         if not costs.is_convolution(call.operation):
             continue
         inputs, outputs = (
             costs.positions(traced.specs[n].shape, call.operation)
             for n in (call.inputs[0], call.outputs[0])
         )
-        if inputs is None or outputs is None:  # sizes left open: per output position
+        times = rows[call.inputs[0]]
+        if inputs is None or outputs is None or times is None:  # sizes left open: per position
             strides = getattr(call.operation, "strides", (1, 1))
-            inputs, outputs = int(np.prod(strides)), 1
-        known = found.get(id(call.operation), Conv(call.operation, call.path, 0, 0))
+            inputs, outputs, times = int(np.prod(strides)), 1, 1
+        known = found.get(id(call.operation))
+        if known is None:
+            known = Conv(call.operation, call.path, 0, 0, why_not(call.operation))
         found[id(call.operation)] = dataclasses.replace(
-            known, inputs=known.inputs + inputs, outputs=known.outputs + outputs
+            known, inputs=known.inputs + times * inputs, outputs=known.outputs + times * outputs
         )
+    add_hidden(len(traced.calls))
     return list(found.values())
 
 
 def why_not(layer: Any) -> str:
-    """Why a convolution cannot be replaced at all; empty if it can."""
+    """Why a convolution cannot be replaced, whatever is around it; empty if it can."""
+    if not isinstance(layer, keras.layers.Layer):
+        return "an operation with a kernel of its own, not a layer; use keras.layers.Conv2D"
     kinds = {kind.__name__ for kind in type(layer).__mro__}
     for kind, reason in (
         ("BaseDepthwiseConv", "already depthwise"),
@@ -109,14 +139,17 @@ def why_not_unasked(conv: Conv) -> str:
 
 
 def matching(convs: Sequence[Conv], option: str, patterns: Any) -> set[str]:
-    """Paths of the convolutions that match any of the patterns; each pattern must match one."""
+    """Paths of the convolutions that match any of the patterns; each pattern must match one.
+
+    A pattern that is the name or the path of a convolution stands for that one alone: names may
+    hold brackets.
+    """
     matched = set()
     for pattern in [patterns] if isinstance(patterns, str) else patterns or ():
-        hits = {
+        hits = {conv.path for conv in convs if pattern in (conv.name, conv.path)} or {
             conv.path
             for conv in convs
-            if fnmatch.fnmatchcase(conv.layer.name, pattern)
-            or fnmatch.fnmatchcase(conv.path, pattern)
+            if fnmatch.fnmatchcase(conv.name, pattern) or fnmatch.fnmatchcase(conv.path, pattern)
         }
         if not hits:
             names = ", ".join(conv.path for conv in convs) or "none"

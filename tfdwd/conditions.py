@@ -3,12 +3,14 @@
 Imports nothing heavy, so that `benchmarking` runs on a board without TensorFlow.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from tfdwd import reporting
 from tfdwd.errors import Error
+from tfdwd.records import Amount, Count
 
 _SLOW = 0.8  # share of its highest clock below which a processor is called slow
 # Sensors that are off or broken report what no board survives.
@@ -35,17 +37,18 @@ class Conditions(reporting.Report):
         where the system has neither.
     """
 
-    samples: int
+    samples: Count
     governors: tuple[str, ...] = ()
-    mhz_low: float | None = None
-    mhz_max: float | None = None
+    mhz_low: Amount | None = None
+    mhz_max: Amount | None = None
     celsius_before: float | None = None
     celsius_peak: float | None = None
     sensor: str = ""
-    throttled: int | None = None
+    throttled: Count | None = None
 
     def __post_init__(self) -> None:
-        if self.throttled is not None and not 0 <= self.throttled <= self.samples:
+        super().__post_init__()
+        if self.throttled is not None and self.throttled > self.samples:
             raise Error(f"expected 0..{self.samples} throttled samples, got {self.throttled}")
 
     def _parts(self) -> reporting.Parts:
@@ -140,7 +143,9 @@ class Watch:
             return None
         folder = self._cpus / f"cpu{fields[36]}" / "cpufreq"
         now, highest = (_number(folder / name) for name in ("scaling_cur_freq", "cpuinfo_max_freq"))
-        return (now / highest, now / 1000, highest / 1000) if now and highest else None
+        if now is None or highest is None or min(now, highest) <= 0:
+            return None
+        return now / highest, now / 1000, highest / 1000
 
     def _temperatures(self) -> Iterator[tuple[float, str]]:
         for zone in sorted((self._root / "sys/class/thermal").glob("thermal_zone*")):
@@ -164,7 +169,9 @@ def _text(file: Path) -> str:
 
 
 def _number(file: Path) -> float | None:
+    """A finite number that a file holds; None where it holds something else."""
     try:
-        return float(_text(file))
+        number = float(_text(file))
     except ValueError:
         return None
+    return number if math.isfinite(number) else None

@@ -1,8 +1,8 @@
 """Keras to .tflite, verified: the file that is written was run and compared with Keras."""
 
 import collections
+import contextlib
 import functools
-import itertools
 import keyword
 import os
 import re
@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from absl import logging
 
-from tfdwd import agreement, lite, outputs, reporting, shapes
+from tfdwd import agreement, files, lite, outputs, reporting, shapes
 from tfdwd.agreement import LayerNoise, OutputAgreement
 from tfdwd.batches import first, pack
 from tfdwd.errors import Error
+from tfdwd.records import Count, Positive
 from tfdwd.shapes import InputShape
 
 if TYPE_CHECKING:
@@ -54,17 +55,18 @@ class ExportReport(reporting.Report):
     """
 
     path: str
-    bytes: int
+    bytes: Count
     quantize: str
-    operators: dict[str, int]
+    operators: dict[str, Positive]
     needed_runtime: str
     checked_with: str
-    images: int
+    images: Count
     outputs: tuple[OutputAgreement, ...]
     layers: tuple[LayerNoise, ...] = ()
-    batch: int = 1
+    batch: Positive = 1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if (self.images == 0) != (not self.outputs):
             raise Error(f"{self.images} images compared, but {len(self.outputs)} outputs")
 
@@ -115,7 +117,8 @@ def export(
 
     The names of the signature and the order of the inputs and outputs are the Keras model's (the
     keys where it takes or gives a dict); only an input name that is no Python identifier changes,
-    ``"image-1"`` to ``"image_1"``. The file holds only built-in operators.
+    ``"image-1"`` to ``"image_1"``, and letters beyond ASCII become ``_``. The file holds only
+    built-in operators.
 
     Args:
       model: a Sequential or Functional Keras 3 model; not changed. Or, for "int8", one of
@@ -150,8 +153,7 @@ def export(
       {'CONV_2D': 1}
     """
     path = Path(path)
-    if path.suffix != ".tflite":
-        raise Error(f"expected a path that ends in .tflite, got {path}")
+    files.check_output(path, ".tflite")
     check_quantize(quantize)
     whole = quantize in _WHOLE
     if float_io and not whole:
@@ -178,7 +180,7 @@ def export(
     if inside:
         few = [array[:_NOISE_IMAGES] for array in compared]
         layers = agreement.of_layers(model, inside, content, operators, few)
-    reporting.write_whole(path, content)
+    files.write_whole(path, content)
     report = ExportReport(
         path=str(path),
         bytes=len(content),
@@ -277,7 +279,7 @@ def check_convertible(model: "keras.Model") -> None:
                 "give the part of the network behind it numbers, keras.Model(numbers, outputs)"
             )
     for weight in model.weights:
-        if not np.isfinite(keras.ops.convert_to_numpy(weight).astype(np.float64)).all():
+        if not np.isfinite(keras.ops.convert_to_numpy(weight.value).astype(np.float64)).all():
             raise Error(f"weight {weight.path!r} of model {model.name!r} holds NaN or infinity")
 
 
@@ -343,7 +345,9 @@ def checked(
 def checked_activations(
     model: "keras.Model", sizes: Sequence[tuple[int, ...]], images: Sequence[np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """Runs the float file on all that ranges are taken from: of an infinite one the converter dies.
+    """Refuses what TensorFlow's converter dies of when it takes ranges: loops and infinities.
+
+    The float file is run on all images that ranges are taken from.
 
     Args:
       model: of Keras.
@@ -354,9 +358,12 @@ def checked_activations(
       {tensor name: values (images, ...)} of all tensors inside, for the first few images.
 
     Raises:
-      tfdwd.Error: NaN, infinity or numbers close to it; names the layer.
+      tfdwd.Error: a loop that collects its results, NaN, infinity or numbers close to it; names the
+        layer.
     """
-    content = convert(model, sizes)
+    function = _traced(model, sizes)
+    _check_loops(model, function)
+    content = _converted(model, function)
     file = lite.Model(content, keep=True)
     names = {name for operator in lite.operators(content) for name in operator.writes}
     kept: dict[str, np.ndarray] = {}
@@ -397,20 +404,29 @@ def convert(
     Raises:
       tfdwd.Error: the model cannot be converted (the message names the layers).
     """
-    import tensorflow as tf
-
     from tfdwd import rebuild
 
     if images is not None and quantize in _WHOLE:
         model = rebuild.with_global_pools(model)
+    function = _traced(model, sizes)
+    return _converted(model, function, quantize, float_io, images)
+
+
+def _converted(
+    model: "keras.Model",
+    function: Any,
+    quantize: str = "none",
+    float_io: bool = False,
+    images: Sequence[np.ndarray] | None = None,
+) -> bytes:
+    """As `convert`, once the model was traced."""
+    import tensorflow as tf
+
     names = _input_names(model)
-    function = _traced(model, names, sizes)
-    if quantize in _WHOLE:
-        _check_loops(model, function, quantize)
     # TFLiteConverter.from_keras_model knows Keras 2 alone. A Keras 3 model in the place of `holder`
     # would leave its weights in the file as variables; plain tf.Variables become constants.
     holder = tf.Module()
-    holder.variables_of_model = [
+    holder.variables_of_model = variables = [
         variable if isinstance(variable, tf.Variable) else variable.value
         for variable in model.variables
     ]
@@ -431,7 +447,7 @@ def convert(
         if images is not None:
             converter.target_spec.supported_ops = [kind]
             converter.representative_dataset = functools.partial(
-                _samples, model, names, images, sizes[0][0]
+                _samples, model, names, images, function.inputs[0].shape[0]
             )
         if not float_io:
             converter.inference_input_type = converter.inference_output_type = dtype
@@ -441,45 +457,70 @@ def convert(
     try:
         with warnings.catch_warnings():  # the converter uses tf.lite's own, deprecated interpreter
             warnings.filterwarnings("ignore", ".*tf.lite.Interpreter is deprecated", UserWarning)
-            content = converter.convert()
+            with _plain_names(variables):
+                content = converter.convert()
     except Exception as error:  # ConverterError has no public name.
         raise Error(_conversion_message(model, error)) from error
     finally:
         logger.setLevel(level)
-    return lite.in_order(content, names, outputs.names_of(model))
+    return lite.in_order(content, names, _output_names(model))
 
 
-def _traced(model: "keras.Model", names: Sequence[str], sizes: Sequence[tuple[int, ...]]) -> Any:
+@contextlib.contextmanager
+def _plain_names(variables: Sequence[Any]) -> Iterator[None]:
+    """Gives variables names that TensorFlow can save, for a while: those of layers may hold spaces.
+
+    The converter saves the model first; where it cannot, it goes on without a signature.
+    """
+    names = [variable._handle_name for variable in variables]
+    try:
+        for number, variable in enumerate(variables):
+            variable._handle_name = f"variable_{number}:0"
+        yield
+    finally:
+        for variable, name in zip(variables, names, strict=True):
+            variable._handle_name = name
+
+
+def _traced(model: "keras.Model", sizes: Sequence[tuple[int, ...]]) -> Any:
     """The model at inference as a TensorFlow function of named inputs and outputs."""
     import keras
     import tensorflow as tf
 
-    given = outputs.names_of(model)
+    from tfdwd.inference import names_for_tensorflow
+
+    names = _input_names(model)
+    given = _output_names(model)
+    run = agreement.at_inference(model)
 
     def serve(**tensors: Any) -> dict[str, Any]:
-        result = model(pack(model, [tensors[name] for name in names]), training=False)
+        result = run(pack(model, [tensors[name] for name in names]))
         return dict(zip(given, keras.tree.flatten(result), strict=True))
 
     specs = {
         name: tf.TensorSpec(size, tensor.dtype, name=name)
         for name, tensor, size in zip(names, model.inputs, sizes, strict=True)
     }
+    layers = [model] if isinstance(model, keras.Model) else []  # names of tf_keras are fine
     try:
-        return tf.function(serve).get_concrete_function(**specs)
+        with names_for_tensorflow(layers):
+            return tf.function(serve).get_concrete_function(**specs)
     except Exception as error:  # layers raise what they like of a size that they cannot have
         reason = " ".join(str(error).split())
         raise Error(f"model {model.name!r} cannot run on inputs of {sizes}: {reason}") from error
 
 
-def _check_loops(model: "keras.Model", function: Any, quantize: str) -> None:
+def _check_loops(model: "keras.Model", function: Any) -> None:
     """Refuses loops that collect their results: of those TensorFlow's calibrator dies."""
     graph = function.graph.as_graph_def()
-    nodes = [*graph.node, *(node for inner in graph.library.function for node in inner.node_def)]
-    loops = [node.name for node in nodes if node.op.startswith("TensorList")]
-    layers = dict.fromkeys(agreement.layer_name(model, name) for name in loops)
+    inner = [node for definition in graph.library.function for node in definition.node_def]
+    layers: dict[str, None] = {}
+    for nodes in (graph.node, inner):  # inside of functions the scopes of the layers are missing
+        loops = [node.name for node in nodes if node.op.startswith("TensorList")]
+        layers = layers or dict.fromkeys(agreement.layer_name(model, name) for name in loops)
     if layers:
         raise Error(
-            f"quantize={quantize!r}: TensorFlow cannot take ranges inside of loops, which are in "
+            "int8 and int16x8: TensorFlow cannot take ranges inside of loops, which are in "
             f"{', '.join(map(repr, layers))}; make a recurrent layer with unroll=True, or export "
             "with quantize='none', 'float16' or 'dynamic'"
         )
@@ -501,17 +542,29 @@ def _samples(
 
 def _input_names(model: "keras.Model") -> list[str]:
     """The names of the inputs, as Python identifiers: TensorFlow makes arguments of them."""
-    names: list[str] = []
+    names = []
     for tensor in model.inputs:
         name = re.sub(r"\W", "_", tensor.name, flags=re.ASCII)
         fine = name.isidentifier() and not keyword.iskeyword(name) and name != "self"
-        unique = name = name if fine else f"input_{name}"
-        for number in itertools.count(1):
-            if unique not in names:
-                break
+        names.append(name if fine else f"input_{name}")
+    return _unique(names)
+
+
+def _output_names(model: "keras.Model") -> list[str]:
+    """The names of the outputs in ASCII: of others the converter writes a damaged file."""
+    return _unique([re.sub(r"[^ -~]", "_", name) for name in outputs.names_of(model)])
+
+
+def _unique(names: Sequence[str]) -> list[str]:
+    """Numbers the second and later of equal names."""
+    found: list[str] = []
+    for name in names:
+        unique, number = name, 0
+        while unique in found:
+            number += 1
             unique = f"{name}_{number}"
-        names.append(unique)
-    return names
+        found.append(unique)
+    return found
 
 
 def _conversion_message(model: "keras.Model", error: Exception) -> str:

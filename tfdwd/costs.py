@@ -100,6 +100,7 @@ def count(
     if input_shape is not None:
         traced = graph.at_sizes(traced, shapes.of_inputs(model, input_shape))
     specs = traced.specs
+    rows = graph.rows_per_image(traced, specs)
     macs = 0
     uncounted: dict[str, None] = {}
     for call in traced.calls:
@@ -115,7 +116,7 @@ def count(
                 "pass input_shape, for example (224, 224, 3)"
             )
         else:
-            macs += known
+            macs += known * (rows[call.outputs[0]] or 1)
     return Costs(
         macs,
         sum(math.prod(weight.shape) for weight in model.weights),
@@ -130,13 +131,15 @@ def layer_macs(layer: Any, inputs: int, outputs: int) -> int | None:
     if kernels is None:
         return None
     at = inputs if "BaseConvTranspose" in _families(layer) else outputs
-    return sum(math.prod(kernel.shape) for kernel in kernels) * at
+    return sum(int(math.prod(kernel.shape)) for kernel in kernels) * at
 
 
 def is_convolution(layer: Any) -> bool:
-    """Whether a layer convolves: regular, depthwise, separable or transposed, in 1 to 3 axes."""
-    convolutions = {"BaseConv", "BaseDepthwiseConv", "BaseSeparableConv", "BaseConvTranspose"}
-    return bool(_families(layer) & convolutions)
+    """Whether a layer or operation convolves in 1 to 3 axes: regular, depthwise, separable,
+    transposed or recurrent."""
+    layers = {"BaseConv", "BaseDepthwiseConv", "BaseSeparableConv", "BaseConvTranspose", "ConvLSTM"}
+    operations = {"Conv", "DepthwiseConv", "SeparableConv", "ConvTranspose"}  # of keras.ops
+    return bool(_families(layer) & layers) or type(layer).__name__ in operations
 
 
 def positions(shape: Sequence[int | None], layer: Any) -> int | None:

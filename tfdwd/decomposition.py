@@ -21,12 +21,13 @@ from tfdwd import (
     recalibration,
     reporting,
 )
-from tfdwd.batches import batches
-from tfdwd.candidates import Conv, Option, find_convolutions, matching, why_not
+from tfdwd.batches import calibration_batches
+from tfdwd.candidates import Conv, Option, find_convolutions, matching
 from tfdwd.errors import Error
 from tfdwd.fisher import with_identity
 from tfdwd.moments import Moments
 from tfdwd.plans import LayerPlan, Plan
+from tfdwd.records import Count, Record
 from tfdwd.shapes import images_at_once
 
 METHODS = ("svd", "gsvd", "sequential", "joint", "channel")
@@ -37,7 +38,7 @@ RECTIFICATIONS = 2
 
 
 @dataclasses.dataclass(frozen=True)
-class LayerReport:
+class LayerReport(Record):
     """What became of one convolution.
 
     Attributes:
@@ -54,22 +55,27 @@ class LayerReport:
         what it cuts off counts too, though "joint" knows better than to fit it.
       irreducible: the part that no kernel at all could mend, given what the layers before it
         lost; None without data.
+      metric: how "joint" weighs the channels of the response: "fisher", or "identity" where no
+        gradient of the outputs reaches the layer, since an operation behind it has none; empty
+        without "joint".
     """
 
     name: str
     replaced: bool
     reason: str
     stack: str
-    rank: int
-    width: int
-    macs_before: int
-    macs_after: int
-    parameters_before: int
-    parameters_after: int
+    rank: Count
+    width: Count
+    macs_before: Count
+    macs_after: Count
+    parameters_before: Count
+    parameters_after: Count
     error: float | None = None
     irreducible: float | None = None
+    metric: str = ""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.replaced == bool(self.reason) or self.replaced != bool(self.stack):
             raise Error(f"layer {self.name!r}: a replaced layer has a stack, a kept one a reason")
         if not self.replaced and self.macs_after != self.macs_before:
@@ -82,6 +88,7 @@ class LayerReport:
         return (
             f"{self.name}: {self.stack} {self.rank or self.width}, "
             f"MACs {self.macs_before:,} -> {self.macs_after:,}{error}"
+            f"{', no gradient reaches it' if self.metric == 'identity' else ''}"
         )
 
 
@@ -98,10 +105,10 @@ class DecompositionReport(reporting.Report):
 
     method: str
     layers: tuple[LayerReport, ...]
-    macs_before: int
-    macs_after: int
-    parameters_before: int
-    parameters_after: int
+    macs_before: Count
+    macs_after: Count
+    parameters_before: Count
+    parameters_after: Count
 
     def _parts(self) -> reporting.Parts:
         rows = [
@@ -118,6 +125,12 @@ class DecompositionReport(reporting.Report):
             f"method {self.method}; MACs {self.macs_before:,} -> {self.macs_after:,}, "
             f"parameters {self.parameters_before:,} -> {self.parameters_after:,}"
         )
+        deaf = [layer.name for layer in self.layers if layer.metric == "identity"]
+        if deaf:
+            last += (
+                "\nno gradient of the outputs reaches these layers; all channels of their "
+                f"responses were fitted alike: {', '.join(deaf)}"
+            )
         return [(headers, rows), last]
 
 
@@ -134,6 +147,7 @@ def decompose(
     recalibrate: bool = True,
     on_unsupported: str = "skip",
     return_report: bool = False,
+    images: int | None = None,
     seed: int = 0,
 ) -> keras.Model | tuple[keras.Model, DecompositionReport]:
     """Expands a trained network's regular convolutions into depthwise + pointwise stacks.
@@ -159,6 +173,9 @@ def decompose(
       on_unsupported: "skip" keeps a layer that ``include`` or ``rank`` names and that cannot be
         replaced, with a reason; "error" raises.
       return_report: also return a report with one record per convolution.
+      images: how many of the first images of ``data`` to use. If None, all that an array or other
+        data of known length has, and the first 2,048 of a generator, with a warning if there are as
+        many. Several workers take as many each.
       seed: of the positions at which responses are sampled.
 
     Returns:
@@ -179,6 +196,7 @@ def decompose(
     method = method or ("svd" if data is None else "joint")
     _check_options(method, stack, on_unsupported, data, seed)
     model = bridge.to_keras3(model)
+    rebuild.rebuild(model, {})  # refuses what cannot be copied before there is work to lose
     traced = graph.trace(model)
     convs = find_convolutions(traced)
     if isinstance(rank, Plan):
@@ -195,7 +213,9 @@ def decompose(
             id(layer): rebuild.expand(layer, *solver.without_data(layer)) for layer in layers
         }
     else:
-        inputs = _keeping_first(batches(data, model, images_at_once(model)), first)
+        inputs = _keeping_first(
+            calibration_batches(data, model, images_at_once(model), images), first
+        )
         expansions = calibration.sweep(
             traced, inputs, layers, solver, across_layers=across_layers,
             weigh=method == "joint", keep_rows=method == "joint", seed=seed,
@@ -203,7 +223,8 @@ def decompose(
     student = rebuild.rebuild(model, expansions)
     if first and recalibrate and across_layers:
         replaced = [conv.path for conv, decision in plan if decision.options]
-        changed = recalibration.reestimate_norms(model, student, first, replaced)
+        few = list(calibration.in_own_batches(first, traced))
+        changed = recalibration.reestimate_norms(model, student, few, replaced)
         logging.info("re-estimated %d batch norms elsewhere", len(changed))
     report = _report(model, student, method, plan, solver, expansions)
     for record in report.layers:
@@ -273,13 +294,19 @@ def _check_planned(
 def _planned(conv: Conv, layer: LayerPlan) -> _Decision:
     if not layer.replaced:
         return _Decision(reason=layer.reason)
-    if reason := why_not(conv.layer):
-        raise Error(f"rank=plan: layer {conv.path!r} cannot be replaced: it is {reason}")
+    if conv.obstacle:
+        raise Error(f"rank=plan: layer {conv.path!r} cannot be replaced: it is {conv.obstacle}")
     c, q, n = conv.sizes
     if layer.stack == "separable" and layer.rank > min(q, n):
         raise Error(f"rank=plan: rank of {conv.path!r}: expected 1..{min(q, n)}, got {layer.rank}")
     if layer.stack == "separable":
         return _Decision((candidates.separable(conv, layer.rank),))
+    exact = n * min(c, q)
+    if layer.width > exact:
+        raise Error(
+            f"rank=plan: width of {conv.path!r}: expected 1..{exact}, which is exact, got "
+            f"{layer.width}"
+        )
     each = costs.bottleneck_macs(c, q, n, 1, conv.outputs, conv.inputs)
     return _Decision((Option("bottleneck", layer.width, layer.width * each),))
 
@@ -303,7 +330,7 @@ def _choose(
     for conv in convs:
         given = [size for size, paths in named.values() if conv.path in paths]
         asked = bool(given) or (include is not None and conv.path in included)
-        reason = why_not(conv.layer)
+        reason = conv.obstacle
         if reason and asked and on_unsupported == "error":
             raise Error(
                 f"layer {conv.path!r}: expected a regular convolution, but it is {reason}; leave "
@@ -378,10 +405,13 @@ class _Solver:
         self._recalibrate = recalibrate
         self.chosen: dict[int, Option] = {}
         self.errors: dict[int, tuple[float, float]] = {}  # of the stack; of the best kernel
+        self.metrics: dict[int, str] = {}  # "fisher" or "identity"
 
     def without_data(self, conv: keras.layers.Conv2D) -> tuple[factorize.Stack, np.ndarray | None]:
         """Approximates the kernel itself."""
         kernel = rebuild.kernel_of(conv)
+        if not np.isfinite(kernel).all():
+            raise Error(f"layer {conv.name!r}: expected finite weights, got NaN or infinity")
         flat = kernel.reshape(-1, kernel.shape[2])
         white = factorize.Target(factorize.Gram.identity(len(flat)), flat, kernel)
         return self._best(conv, white), _bias_of(conv)
@@ -402,6 +432,9 @@ class _Solver:
                 stack, bias = _recalibrated(stack, plain, inputs.matrix)
         else:
             metric = None if collected.fisher is None else with_identity(collected.fisher)
+            if collected.fisher is not None:
+                reached = bool(np.trace(collected.fisher) > 0)
+                self.metrics[id(conv)] = "fisher" if reached else "identity"
             stack = self._best(conv, target, metric)
             stack, bias = self._with_bias(conv, stack, plain, inputs)
             for _ in range(RECTIFICATIONS * collected.can_rectify):
@@ -464,7 +497,9 @@ def _bias_of(conv: keras.layers.Conv2D) -> np.ndarray | None:
 
 def _missed(kernel: np.ndarray, variance: float, moments: Moments) -> float:
     """Part of the response's variance that a kernel (c * q, n) misses; its own is ``variance``."""
-    total = float(np.trace(moments.yy)) or 1.0
+    total = float(np.trace(moments.yy))
+    if total <= 1e-12 * float(np.sum(moments.mean_y**2)):  # constant, as far as float32 can tell
+        return 0.0
     return float(total - 2 * np.vdot(kernel, moments.xy) + variance) / total
 
 
@@ -516,6 +551,7 @@ def _report(
         option = solver.chosen[key]
         parameters = sum(layer.count_params() for layer in expansions[key].layers)
         size = (option.size, 0) if option.stack == "separable" else (0, option.size)
+        error, irreducible = solver.errors.get(key, (None, None))
         layers.append(
             LayerReport(
                 conv.path,
@@ -527,7 +563,9 @@ def _report(
                 option.macs,
                 conv.parameters,
                 parameters,
-                *solver.errors.get(key, (None, None)),
+                error,
+                irreducible,
+                solver.metrics.get(key, ""),
             )
         )
     fixed = all(None not in spec.shape[1:] for spec in model.inputs)

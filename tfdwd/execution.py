@@ -1,19 +1,59 @@
 """Running the calls of a graph on TensorFlow tensors."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from tfdwd.graph import Call
+from tfdwd.graph import Call, functional, trace
+from tfdwd.inference import at_inference
 
 
 def run_call(call: Call, operation: Any, values: Mapping[int, Any]) -> dict[int, Any]:
-    """Runs ``operation`` (the call's own, or what replaces it); returns {tensor number: value}."""
-    args, kwargs = call.fill(dict(values))
-    return dict(zip(call.outputs, keras.tree.flatten(operation(*args, **kwargs)), strict=True))
+    """Runs ``operation`` (the call's own, or what replaces it) as at inference.
+
+    Returns:
+      {tensor number: value}.
+    """
+    results = at_inference(operation, *call.fill(dict(values)))
+    return dict(zip(call.outputs, results, strict=True))
+
+
+def inference(model: keras.Model) -> Callable[[Any], Any]:
+    """The model as a function that is at inference throughout, whatever its layers' defaults say.
+
+    ``model(x, training=False)`` leaves a user's dropout active whose ``call`` asks for training
+    (Monte Carlo dropout); here it passes its input, as in calibration, so that two runs are equal.
+
+    Args:
+      model: a Functional or built Sequential model; stays as it is.
+
+    Returns:
+      A function from the model's inputs, in the structure in which it takes them, to its outputs
+      in theirs; it may be called inside a tf.function.
+
+    Example:
+      >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dropout(0.5)])
+      >>> inference(model)(np.ones((2, 4), np.float32)).shape
+      TensorShape([2, 4])
+    """
+    traced, function = trace(model), functional(model)
+
+    def run(inputs: Any) -> Any:
+        if isinstance(inputs, Mapping) and not isinstance(function._inputs_struct, Mapping):
+            inputs = [inputs[spec.name] for spec in function.inputs]  # as Functional.call does
+        values = {
+            n: keras.ops.convert_to_tensor(x, traced.specs[n].dtype)
+            for n, x in zip(traced.inputs, keras.tree.flatten(inputs), strict=True)
+        }
+        for call in traced.calls:
+            values.update(run_call(call, call.operation, values))
+        outputs = [values[n] for n in traced.outputs]
+        return keras.tree.pack_sequence_as(function._outputs_struct, outputs)
+
+    return run
 
 
 def response(conv: keras.layers.Conv2D, x: tf.Tensor) -> tf.Tensor:

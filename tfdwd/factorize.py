@@ -33,6 +33,7 @@ _CG_STEPS = 8
 _ENOUGH = 2e-3  # a round that lowers the error by less than this part of it is the last
 _REFIT_ROUNDS = 2
 _JITTER = 1e-10  # relative to a diagonal of ones
+_TINY = 1e-290  # what is not above it counts as zero: its parts may not be numbers any more
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -51,9 +52,13 @@ class Gram:
     ridge: float
 
     @functools.cached_property
-    def single(self) -> np.ndarray:
-        """A in float32, for iterations whose time is that of reading A."""
-        return self.matrix.astype(np.float32)
+    def single(self) -> tuple[np.ndarray, float]:
+        """A in float32, for iterations whose time is that of reading A, and what it is in units of.
+
+        The unit is a power of two: float32 cannot hold the squares of all that it can hold.
+        """
+        unit = _power_of_two(self.matrix.diagonal())
+        return (self.matrix / unit).astype(np.float32), unit
 
     @classmethod
     def identity(cls, size: int) -> "Gram":
@@ -83,6 +88,9 @@ class Target(Equations):
     """
 
     kernel: np.ndarray
+
+    def __post_init__(self) -> None:
+        _check_finite("kernel", self.kernel)
 
     def error(self, kernel: np.ndarray, metric: np.ndarray | None = None) -> float:
         """|A^(1/2) (M - E)|^2 of a kernel E, (c, q, n), in units of the response's variance.
@@ -189,8 +197,18 @@ def gram(xx: np.ndarray, ridge: float = 1e-4) -> Gram:
       xx: (c * q, c * q), symmetric; may be singular.
       ridge: added to the diagonal, relative to the diagonal's mean; raised where rounding left
         xx too indefinite for it.
+
+    Raises:
+      tfdwd.Error: NaN or infinity.
     """
-    absolute = ridge * (float(np.mean(np.diagonal(xx))) or 1.0)
+    _check_finite("covariance of the inputs", xx)
+    largest = float(np.max(np.abs(xx)))
+    scale = float(np.mean(np.diagonal(xx)))
+    if scale <= 0:  # inputs that are constant, but for rounding
+        scale = largest
+    absolute = ridge * scale if scale > _TINY else ridge
+    # From the sum of the absolute values in a row on, no symmetric matrix is indefinite.
+    enough = 10 * len(xx) * largest + absolute
     while True:
         matrix = np.array(xx, np.float64)
         matrix[np.diag_indices_from(matrix)] += absolute
@@ -199,8 +217,21 @@ def gram(xx: np.ndarray, ridge: float = 1e-4) -> Gram:
                 matrix.copy().T, lower=True, overwrite_a=True, check_finite=False
             )
             return Gram(matrix, lower, absolute)
-        except np.linalg.LinAlgError:
-            absolute *= 10
+        except np.linalg.LinAlgError as error:
+            if absolute > enough:
+                raise Error("covariance of the inputs: expected a symmetric matrix") from error
+            absolute = 10 * absolute or _JITTER * largest or 1.0
+
+
+def _check_finite(what: str, array: np.ndarray) -> None:
+    if not np.isfinite(array).all():
+        raise Error(f"{what}: expected finite numbers, got NaN or infinity")
+
+
+def _power_of_two(array: np.ndarray) -> float:
+    """A power of two near the largest absolute value; dividing by it rounds nothing."""
+    largest = float(np.max(np.abs(array), initial=0.0))
+    return 2.0 ** int(np.frexp(largest)[1]) if largest > _TINY else 1.0
 
 
 def equalized(stack: Stack, xx: np.ndarray, mean: np.ndarray) -> Stack:
@@ -236,7 +267,8 @@ def equalized(stack: Stack, xx: np.ndarray, mean: np.ndarray) -> Stack:
     tap = q // 2  # the first pointwise sees every position; the middle tap is as good as any
     one_tap, reduce = xx.reshape(c, q, c, q)[:, tap, :, tap], stack.reduce
     means = mean.reshape(c, q)[:, tap] @ reduce
-    first = np.where(means < 0, -1, 1) / _reach(means, np.sum(reduce * (one_tap @ reduce), axis=0))
+    reach = _reach(means, np.sum(reduce * (one_tap @ reduce), axis=0))
+    first = np.where(means < 0, -1, 1) * _in_range(1 / reach)
     columns = _columns(reduce, stack.depthwise).reshape(len(xx), -1)
     variance = np.sum(columns * (xx @ columns), axis=0)
     second = _int8_scale(mean @ columns, variance, stack.expand)
@@ -248,7 +280,7 @@ def equalized(stack: Stack, xx: np.ndarray, mean: np.ndarray) -> Stack:
 def _int8_scale(mean: np.ndarray, variance: np.ndarray, expand: np.ndarray) -> np.ndarray:
     """Factors (r,) of an inner tensor's channels; ``expand`` (r, n) is divided by them."""
     reach, size = _reach(mean, variance), np.abs(expand).max(axis=1)
-    size = np.where(size > 0, size, size.max() or 1.0)
+    size = np.where(size > _TINY, size, size.max() if size.max() > _TINY else 1.0)
     power = variance + mean**2
 
     def noise(scale: np.ndarray) -> float:
@@ -258,17 +290,26 @@ def _int8_scale(mean: np.ndarray, variance: np.ndarray, expand: np.ndarray) -> n
         return float(of_tensor + of_weights)
 
     scales = [reach**-share * size ** (1 - share) for share in (0, 0.25, 0.5, 0.75, 1)]
-    return np.where(mean < 0, -1, 1) * min(scales, key=noise)
+    return np.where(mean < 0, -1, 1) * _in_range(min(scales, key=noise))
+
+
+def _in_range(scale: np.ndarray) -> np.ndarray:
+    """Keeps weights that are multiplied and divided by such factors inside float32."""
+    return np.clip(scale, 2.0**-40, 2.0**40)
 
 
 def _reach(mean: np.ndarray, variance: np.ndarray) -> np.ndarray:
     """How far from zero most values of each channel lie."""
     reach = np.abs(mean) + 4 * np.sqrt(np.maximum(variance, 0))
-    return np.where(reach > 0, reach, reach.max() or 1.0)  # a channel that never fires
+    largest = reach.max()
+    if not largest > _TINY:
+        return np.ones_like(reach)
+    return np.where(reach > largest * _TINY, reach, largest)  # a channel that never fires
 
 
 def equations(inputs: Gram, xy: np.ndarray, kernel: np.ndarray) -> Equations:
     """The normal equations that `target` solves; the same arguments."""
+    _check_finite("covariance of the inputs with the response", xy)
     return Equations(inputs, xy + inputs.ridge * kernel.reshape(xy.shape))
 
 
@@ -310,6 +351,7 @@ def svd(kernel: np.ndarray, rank: int) -> Separable:
     """
     c, q, n = kernel.shape
     _check_rank(rank, q, n)
+    _check_finite("kernel", kernel)
     identity = np.broadcast_to(np.eye(q), (c, q, q))
     return _best_per_channel(identity, np.asarray(kernel, np.float64), rank)
 
@@ -331,7 +373,8 @@ def sequential(target: Target, rank: int) -> Separable:
     """Channel by channel; each also mends the error that the channels before it left.
 
     The greedy sweep of the paper can end above `gsvd` when its later channels cannot mend what
-    the earlier ones left. Then a sweep that starts from `gsvd` is returned: it never rises.
+    the earlier ones left. Then a sweep that starts from `gsvd` is returned: it never rises. Where
+    `gsvd` itself is worse than nothing (channels that all but cancel), one that starts there is.
 
     Args:
       target: what to imitate.
@@ -340,10 +383,12 @@ def sequential(target: Target, rank: int) -> Separable:
     Source: He et al., arXiv 1910.09455, section 3.3.
     """
     apart = gsvd(target, rank)
-    greedy = _sweep(target, target.kernel, rank)
-    if _error(target, greedy) <= _error(target, apart):
-        return greedy
-    return _sweep(target, apart.kernel(), rank)
+    swept = _sweep(target, target.kernel, rank)
+    if _error(target, swept) > _error(target, apart):
+        swept = _sweep(target, apart.kernel(), rank)
+    if _error(target, swept) > 0:
+        swept = _sweep(target, np.zeros_like(target.kernel), rank)
+    return swept
 
 
 def joint(target: Target, rank: int, metric: np.ndarray | None = None) -> Separable:
@@ -409,8 +454,7 @@ def bottleneck_steps(equations: Equations, start: Bottleneck, rounds: int) -> It
         depthwise = _solve_shared_depthwise(equations, reduce, depthwise, expand)
         yield Bottleneck(reduce, depthwise, expand)
         # A component's three factors are free up to two scales.
-        for_reduce = np.linalg.norm(reduce, axis=0) + 1e-300
-        for_depthwise = np.linalg.norm(depthwise, axis=0) + 1e-300
+        for_reduce, for_depthwise = _norms(reduce), _norms(depthwise)
         reduce, depthwise = reduce / for_reduce, depthwise / for_depthwise
         expand = expand * (for_reduce * for_depthwise)[:, None]
     yield Bottleneck(reduce, depthwise, _solve_expand(equations, reduce, depthwise, expand))
@@ -499,9 +543,10 @@ def _best_per_channel(factor: np.ndarray, kernel: np.ndarray, rank: int) -> Sepa
 
 def _balanced(stack: Separable) -> Separable:
     """The same product with both factors of each (channel, multiplier) of equal norm."""
-    left = np.linalg.norm(stack.depthwise, axis=-2) + 1e-300
-    right = np.linalg.norm(stack.pointwise, axis=-1) + 1e-300
-    scale = np.sqrt(right / left)
+    left = np.linalg.norm(stack.depthwise, axis=-2)
+    right = np.linalg.norm(stack.pointwise, axis=-1)
+    is_zero = (left <= _TINY) | (right <= _TINY)
+    scale = np.sqrt(np.where(is_zero, 1, right) / np.where(is_zero, 1, left))
     return Separable(stack.depthwise * scale[..., None, :], stack.pointwise / scale[..., None])
 
 
@@ -538,6 +583,7 @@ def _root(equations: Equations, metric: np.ndarray | None) -> np.ndarray:
         return np.eye(n)
     if metric.shape != (n, n):
         raise Error(f"metric: expected shape {(n, n)}, got {metric.shape}")
+    _check_finite("metric", metric)
     try:
         return np.linalg.cholesky(metric)
     except np.linalg.LinAlgError as error:
@@ -563,7 +609,8 @@ def _unit_columns(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The same product, each depthwise filter with a response of variance one."""
     filtered = _own_blocks(equations, len(depthwise)) @ depthwise
-    scale = np.sqrt(np.einsum("cqm,cqm->cm", depthwise, filtered)) + 1e-300
+    variance = np.einsum("cqm,cqm->cm", depthwise, filtered)
+    scale = np.sqrt(np.where(variance > _TINY, variance, 1))
     return depthwise / scale[:, None, :], pointwise * scale[..., None]
 
 
@@ -586,25 +633,27 @@ def _solve_depthwise(
     n = pointwise.shape[2]
     rows = pointwise.reshape(c * m, n)
     weights = rows @ rows.T
+    unit = _power_of_two(weights)
+    relative = weights.reshape(c, m, c * m) / unit
     wanted = equations.product.reshape(c, q, n) @ np.swapaxes(pointwise, 1, 2)
 
     def apply(factor: np.ndarray, gram: np.ndarray) -> np.ndarray:
         filtered = _times_columns(gram, factor.astype(gram.dtype)).reshape(c * m, c, q)
-        across = weights.reshape(c, m, c * m).astype(gram.dtype)
-        return filtered.transpose(1, 2, 0) @ np.swapaxes(across, 1, 2)
+        across = np.swapaxes(relative.astype(gram.dtype), 1, 2)
+        return np.float64(unit) * (filtered.transpose(1, 2, 0) @ across)
 
     own = np.arange(c)
     inverse = np.linalg.inv(_own_blocks(equations, len(depthwise)))
     own_weights = weights.reshape(c, m, c, m)[own, :, own, :]
-    floor = np.trace(own_weights, axis1=1, axis2=2).max() * _JITTER * np.eye(m)
-    inverse_weights = np.linalg.inv(own_weights + floor)
+    floor = _JITTER * (np.trace(own_weights, axis1=1, axis2=2).max() or 1.0)
+    inverse_weights = np.linalg.inv(own_weights + floor * np.eye(m))
     return _conjugate_gradients(
         apply, equations, wanted, depthwise, lambda residual: inverse @ residual @ inverse_weights
     )
 
 
 def _error(target: Target, stack: Separable) -> float:
-    """`Target.error` of a stack, but for a constant, without products of A with dense kernels."""
+    """`Target.error` less that of zeros, without products of A with dense kernels."""
     kernel = stack.kernel().reshape(target.product.shape)
     return float(variances(stack, target.gram.matrix).sum() - 2 * np.vdot(kernel, target.product))
 
@@ -625,7 +674,8 @@ def _least_squares(normal: np.ndarray, wanted: np.ndarray, start: np.ndarray) ->
     step safe and, since it vanishes at ``start``, can not raise the error.
     """
     diagonal = np.diagonal(normal).copy()
-    scale = 1 / np.sqrt(np.maximum(diagonal, diagonal.max() * 1e-30 + 1e-300))
+    largest = diagonal.max()
+    scale = 1 / np.sqrt(np.maximum(diagonal, largest * 1e-30 if largest > _TINY else 1))
     scaled = normal * scale[:, None] * scale
     jitter = _JITTER
     gap = wanted - normal @ start
@@ -634,7 +684,11 @@ def _least_squares(normal: np.ndarray, wanted: np.ndarray, start: np.ndarray) ->
         try:
             factor = scipy.linalg.cho_factor(scaled, lower=True, check_finite=False)
             break
-        except np.linalg.LinAlgError:
+        except np.linalg.LinAlgError as error:
+            if jitter > len(normal):  # of a matrix with a diagonal of ones, that is enough
+                raise Error(
+                    "least squares: expected finite moments, got NaN or infinity"
+                ) from error
             jitter *= 100
     step = scipy.linalg.cho_solve(factor, gap * scale[:, None], check_finite=False)
     return start + step * scale[:, None]
@@ -656,10 +710,12 @@ def _conjugate_gradients(
     towards = precondition(residual)
     direction, size = towards, np.vdot(residual, towards)
     first = size
+    single, unit = equations.gram.single
     for _ in range(_CG_STEPS):
         if not size > 1e-5 * first:
             break
-        along = apply(direction, equations.gram.single)
+        length = _power_of_two(direction)
+        along = (unit * length) * apply(direction / length, single)
         curvature = np.vdot(direction, along)
         if not curvature > 0:
             break
@@ -724,13 +780,15 @@ def _solve_reduce(
 ) -> np.ndarray:
     (c, width), q = reduce.shape, len(depthwise)
     weights = expand @ expand.T
+    unit = _power_of_two(weights)
+    relative = weights / unit
     wanted = np.einsum("cqr,qr->cr", (equations.product @ expand.T).reshape(c, q, width), depthwise)
 
     def apply(factor: np.ndarray, gram: np.ndarray) -> np.ndarray:
         columns = _columns(factor, depthwise).reshape(c * q, width)
         filtered = gram @ columns.astype(gram.dtype)
-        mixed = (filtered @ weights.astype(gram.dtype)).reshape(c, q, width)
-        return np.einsum("cqr,qr->cr", mixed, depthwise.astype(gram.dtype))
+        mixed = (filtered @ relative.astype(gram.dtype)).reshape(c, q, width)
+        return np.float64(unit) * np.einsum("cqr,qr->cr", mixed, depthwise.astype(gram.dtype))
 
     # One (r, r) block per channel: couples the components, which overlap far more than channels.
     blocks = np.swapaxes(depthwise, 0, 1) @ _own_blocks(equations, c) @ depthwise * weights
@@ -750,8 +808,15 @@ def _solve_shared_depthwise(
     return solved.reshape(q, width)
 
 
+def _norms(columns: np.ndarray) -> np.ndarray:
+    """Of each column; 1 for one of zeros."""
+    norms = np.linalg.norm(columns, axis=0)
+    return np.where(norms > _TINY, norms, 1)
+
+
 def _block_inverse(blocks: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     """Solves with each (r, r) block of (c, r, r) for the rows of a (c, r)."""
     scale = np.trace(blocks, axis1=1, axis2=2)[:, None, None] / blocks.shape[1]
-    inverse = np.linalg.inv(blocks + (1e-8 * scale + 1e-300) * np.eye(blocks.shape[1]))
+    floor = np.where(scale > _TINY, 1e-8 * scale, 1)
+    inverse = np.linalg.inv(blocks + floor * np.eye(blocks.shape[1]))
     return lambda residual: (inverse @ residual[..., None])[..., 0]

@@ -1,12 +1,19 @@
-"""A Keras model as a flat list of calls: the only file that reads Keras' graph of nodes."""
+"""A Keras model as a flat list of calls: nested models and layers that hold layers opened."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 
+from tfdwd import opening
 from tfdwd.errors import Error
+from tfdwd.nodes import Inside, functional, is_nested, nested_inputs, nodes
+
+__all__ = [
+    "Call", "Graph", "Hidden", "at_sizes", "functional", "infer_specs", "is_nested",
+    "nested_inputs", "nodes", "own_batch", "rows_per_image", "trace",
+]  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -15,7 +22,7 @@ class Call:
 
     Attributes:
       operation: the layer (or stateless operation) that is called.
-      path: its name, after those of the nested models around it: "backbone/conv1".
+      path: its name, after those of the models and layers around it: "backbone/conv1".
       inputs, outputs: numbers of the tensors it reads and writes; a tensor of a nested model that
         is called twice has two numbers.
       fill: turns {tensor number: value} into the positional and keyword arguments.
@@ -29,71 +36,81 @@ class Call:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Hidden:
+    """A convolution inside a layer that stays closed.
+
+    Attributes:
+      layer: the convolution.
+      path: its name after those of the layers around it: "block/conv".
+      reason: why it is not among the calls.
+      place: how many calls there are before it.
+    """
+
+    layer: keras.layers.Layer
+    path: str
+    reason: str
+    place: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Graph:
-    """Calls in an order in which each can run, nested models opened up.
+    """Calls in an order in which each can run.
 
     Attributes:
       calls: the calls.
       inputs, outputs: tensor numbers, in the order of the model's own inputs and outputs.
       specs: for each tensor number the symbolic tensor (shape and dtype).
+      hidden: the convolutions that the calls do not show.
+      openings: what the layers that hold convolutions do, `tfdwd.opening.openings`.
     """
 
     calls: tuple[Call, ...]
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     specs: dict[int, keras.KerasTensor]
+    hidden: tuple[Hidden, ...]
+    openings: dict[int, opening.Opened]
 
 
-def functional(model: Any) -> keras.Function:
-    """The graph of nodes behind a Functional or built Sequential model.
+class _StepsToBatch:
+    """Makes images of a TimeDistributed's time steps: (b, t, ...) -> (b * t, ...), and (t,)."""
 
-    Raises:
-      tfdwd.Error: the model is neither; the message says what to do.
-    """
-    if isinstance(model, keras.Function):
-        return model
-    if isinstance(model, keras.Sequential):
-        if not model.built or model._functional is None:
-            raise Error(
-                f"model {model.name!r}: expected a Sequential model that knows its input's shape; "
-                "add a keras.Input as the first layer or call model.build(shape)"
-            )
-        return model._functional
-    if isinstance(model, keras.Model):
-        raise Error(
-            f"model {model.name!r}: expected a Functional or Sequential Keras model, got the "
-            f"subclass {type(model).__name__}, whose graph Keras does not record; wrap its layers "
-            "in keras.Model(inputs, outputs), or decompose the Functional parts one by one"
-        )
-    raise Error(f"expected a Keras model, got {type(model).__name__}")
+    def __init__(self, name: str, dtype: str) -> None:
+        self.name, self._dtype = name, dtype
+
+    def __call__(self, x: Any) -> Any:
+        if "float" in keras.backend.standardize_dtype(x.dtype):
+            x = keras.ops.cast(x, self._dtype)  # as Layer.__call__ does
+        batch, steps, *shape = keras.ops.shape(x)
+        return keras.ops.reshape(x, (batch * steps, *shape)), keras.ops.arange(steps)
+
+    def compute_output_spec(self, x: keras.KerasTensor) -> Any:
+        batch, steps, *shape = x.shape
+        rows = None if batch is None or steps is None else batch * steps
+        dtype = self._dtype if "float" in x.dtype else x.dtype
+        return keras.KerasTensor((rows, *shape), dtype), keras.KerasTensor((steps,), "int32")
 
 
-def is_nested(operation: Any) -> bool:
-    """Whether a called operation is itself a model whose inside is known."""
-    return isinstance(operation, keras.Function | keras.Sequential)
+class _BatchToSteps:
+    """Takes back what `_StepsToBatch` did."""
 
+    def __init__(self, name: str) -> None:
+        self.name = name
 
-def nodes(model: Any) -> Iterator[Any]:
-    """Keras' nodes of one model (nested models closed), each after those it reads from."""
-    by_depth = functional(model)._nodes_by_depth
-    for depth in sorted(by_depth, reverse=True):
-        for node in by_depth[depth]:
-            if not node.is_input:
-                yield node
+    def __call__(self, x: Any, steps: Any) -> Any:
+        (rows, *shape), (length,) = keras.ops.shape(x), keras.ops.shape(steps)
+        return keras.ops.reshape(x, (rows // length, length, *shape))
 
-
-def nested_inputs(node: Any) -> list[keras.KerasTensor]:
-    """What a node feeds the nested model that it calls, in the order of that model's inputs."""
-    args, kwargs = node.arguments.args, node.arguments.kwargs
-    given = args[0] if args else kwargs["inputs"]
-    function = functional(node.operation)
-    if isinstance(given, dict) and not isinstance(function._inputs_struct, dict):
-        given = [given[spec.name] for spec in function.inputs]  # as Functional.call does
-    return keras.tree.flatten(given)
+    def compute_output_spec(self, x: keras.KerasTensor, steps: Any) -> keras.KerasTensor:
+        (rows, *shape), (length,) = x.shape, steps.shape
+        batch = None if rows is None or length is None else rows // length
+        return keras.KerasTensor((batch, length, *shape), x.dtype)
 
 
 def trace(model: Any) -> Graph:
-    """Flattens a model, nested models included, into calls.
+    """Flattens a model into calls; nested models and layers that hold convolutions are opened.
+
+    A layer that cannot be opened is one call, and the convolutions inside it are listed.
 
     Args:
       model: a Functional or built Sequential Keras model. It is not changed.
@@ -106,42 +123,101 @@ def trace(model: Any) -> Graph:
       >>> [call.operation.name for call in trace(model).calls]  # doctest: +ELLIPSIS
       ['conv2d...']
     """
-    calls: list[Call] = []
-    specs: dict[int, keras.KerasTensor] = {}
-    resized: list[int] = []  # what a nested model is called with in another shape than its own
+    function = functional(model)
+    tracer = _Tracer(opening.openings(model))
+    inputs = tuple(tracer.number(spec) for spec in function.inputs)
+    outputs = tracer.open_up(function, inputs, "")
+    graph = Graph(
+        tuple(tracer.calls), inputs, outputs, tracer.specs, tuple(tracer.hidden), tracer.openings
+    )
+    if tracer.resized:  # the symbolic tensors inside that model have the shapes of its own inputs
+        shapes = [tracer.specs[n].shape for n in inputs]
+        graph = dataclasses.replace(graph, specs=infer_specs(graph, shapes))
+    return graph
 
-    def number(spec: keras.KerasTensor) -> int:
-        specs[len(specs)] = spec
-        return len(specs) - 1
 
-    def open_up(model: Any, inputs: tuple[int, ...], prefix: str) -> tuple[int, ...]:
-        function = functional(model)
+class _Tracer:
+    """What `trace` has found so far."""
+
+    def __init__(self, openings: dict[int, opening.Opened]) -> None:
+        self.openings = openings
+        self.calls: list[Call] = []
+        self.specs: dict[int, keras.KerasTensor] = {}
+        self.hidden: list[Hidden] = []
+        self.resized = False  # whether a model is called with another shape than its own
+
+    def number(self, spec: keras.KerasTensor) -> int:
+        self.specs[len(self.specs)] = spec
+        return len(self.specs) - 1
+
+    def open_up(
+        self, function: keras.Function | Inside, inputs: tuple[int, ...], prefix: str
+    ) -> tuple[int, ...]:
+        """Traces the calls of a model or an opened layer; returns the numbers of its outputs."""
+        names = function.names if isinstance(function, Inside) else {}
         scope = {id(spec): n for spec, n in zip(function.inputs, inputs, strict=True)}
-        resized.extend(
-            n
-            for spec, n in zip(function.inputs, inputs, strict=True)
-            if specs[n].shape != spec.shape
-        )
+        if any(
+            self.specs[n].shape != s.shape for s, n in zip(function.inputs, inputs, strict=True)
+        ):
+            self.resized = True
         for node in nodes(function):
-            path = prefix + node.operation.name
-            if is_nested(node.operation):
+            operation = node.operation
+            path = prefix + names.get(id(operation), operation.name)
+            known = self.openings.get(id(operation))
+            if is_nested(operation):
                 reads = tuple(scope[id(spec)] for spec in nested_inputs(node))
-                writes = open_up(node.operation, reads, path + "/")
+                writes = self.open_up(functional(operation), reads, path + "/")
             else:
                 reads = tuple(scope[id(spec)] for spec in node.input_tensors)
-                writes = tuple(number(spec) for spec in node.outputs)
-                calls.append(Call(node.operation, path, reads, writes, _filler(node, reads)))
+                if isinstance(known, Inside):
+                    writes = self.open_up(known, reads, path + "/")
+                    self._list_hidden(operation, path, "its layer never calls it")
+                elif isinstance(known, opening.TimeSteps):
+                    writes = (self._open_steps(operation, reads[0], path),)
+                else:
+                    if known is not None:
+                        kind = type(operation).__name__
+                        reason = f"inside the layer {path!r} ({kind}), {known}"
+                        self._list_hidden(operation, path, reason)
+                    writes = tuple(self.number(spec) for spec in node.outputs)
+                    self.calls.append(Call(operation, path, reads, writes, _filler(node, reads)))
             scope.update({id(s): n for s, n in zip(node.outputs, writes, strict=True)})
         return tuple(scope[id(spec)] for spec in function.outputs)
 
-    inputs = tuple(number(spec) for spec in functional(model).inputs)
-    outputs = open_up(model, inputs, "")
-    graph = Graph(tuple(calls), inputs, outputs, specs)
-    if resized:  # the symbolic tensors inside that model have the shapes of its own inputs
-        graph = dataclasses.replace(
-            graph, specs=infer_specs(graph, [specs[n].shape for n in inputs])
-        )
-    return graph
+    def _open_steps(self, wrapper: Any, whole: int, path: str) -> int:
+        """Traces a TimeDistributed, all of its time steps at once; returns its output."""
+        inner = wrapper.layer
+        merge = _StepsToBatch(f"{wrapper.name}_merge", wrapper.compute_dtype)
+        images, steps = self._call(merge, f"{path}/{merge.name}", whole)
+        known = self.openings.get(id(inner))
+        if is_nested(inner):
+            (out,) = self.open_up(functional(inner), (images,), path + "/")
+        elif isinstance(known, Inside):
+            (out,) = self.open_up(known, (images,), path + "/")
+        elif isinstance(known, opening.TimeSteps):
+            out = self._open_steps(inner, images, path)
+        else:
+            (out,) = self._call(inner, f"{path}/{inner.name}", images)
+        split = _BatchToSteps(f"{wrapper.name}_split")
+        return self._call(split, f"{path}/{split.name}", out, steps)[0]
+
+    def _call(self, operation: Any, path: str, *reads: int) -> tuple[int, ...]:
+        """Adds a call that Keras has no node of."""
+        specs = operation.compute_output_spec(*(self.specs[n] for n in reads))
+        writes = tuple(self.number(spec) for spec in keras.tree.flatten(specs))
+
+        def fill(values: dict[int, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            return tuple(values[n] for n in reads), {}
+
+        self.calls.append(Call(operation, path, reads, writes, fill))
+        return writes
+
+    def _list_hidden(self, layer: Any, path: str, reason: str) -> None:
+        """Lists the convolutions inside a layer that no call shows."""
+        shown = {id(call.operation) for call in self.calls} | {id(h.layer) for h in self.hidden}
+        for own, conv in opening.convolutions_in(layer):
+            if id(conv) not in shown:
+                self.hidden.append(Hidden(conv, f"{path}/{own}", reason, len(self.calls)))
 
 
 def _filler(
@@ -186,3 +262,39 @@ def at_sizes(graph: Graph, sizes: Sequence[tuple[int, ...]]) -> Graph:
     if all(graph.specs[n].shape == shape for n, shape in zip(graph.inputs, inputs, strict=True)):
         return graph
     return dataclasses.replace(graph, specs=infer_specs(graph, inputs))
+
+
+def own_batch(graph: Graph) -> int | None:
+    """How many images the network takes at once; None if any number."""
+    return next((graph.specs[n].shape[0] for n in graph.inputs if graph.specs[n].shape[0]), None)
+
+
+def rows_per_image(
+    graph: Graph, specs: dict[int, keras.KerasTensor] | None = None
+) -> dict[int, int | None]:
+    """How many rows each tensor's first axis has for one image; None where that is open.
+
+    It is 1 but where a network makes images of time steps or tiles: in a TimeDistributed, or by
+    a reshape.
+
+    Args:
+      graph: the network.
+      specs: the graph's own, or for other sizes.
+    """
+    specs = specs or graph.specs
+    if not any(_moves_batch(call.operation) for call in graph.calls):
+        return dict.fromkeys(specs, 1)
+    images = own_batch(graph) or 2
+    known = infer_specs(graph, [(images, *specs[n].shape[1:]) for n in graph.inputs])
+    rows: dict[int, int | None] = {}
+    for n, spec in known.items():
+        first = spec.shape[0] if spec.shape else images
+        rows[n] = None if first is None else max(1, first // images)
+    return rows
+
+
+def _moves_batch(operation: Any) -> bool:
+    """Whether it may change how many rows the first axis has; layers do not."""
+    return isinstance(operation, _StepsToBatch) or (
+        not isinstance(operation, keras.layers.Layer) and type(operation).__name__ == "Reshape"
+    )

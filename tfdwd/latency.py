@@ -1,7 +1,6 @@
 """Times of single layers, and of the stacks that could take their places, here or elsewhere."""
 
 import dataclasses
-import json
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -17,26 +16,30 @@ from tfdwd import (
     candidates,
     conversion,
     factorize,
+    files,
     graph,
     lite,
     logs,
     rebuild,
+    records,
     reporting,
 )
 from tfdwd.batches import first
 from tfdwd.candidates import Option
 from tfdwd.errors import Error
+from tfdwd.records import Positive, PositiveAmount
 from tfdwd.shapes import InputShape
+from tfdwd.timecache import TimeCache, Times, check_complete
 
 _ROUNDS = 9  # of timing, for each layer with its stacks
 _RANDOM_IMAGES = 8  # for the ranges of a layer that is only timed
 _NETWORK = "network.tflite"
 _MANIFEST = "manifest.json"
 # What is in a folder before its manifest: files of ours, whole or not.
-_LEFT = re.compile(r"\.?(network|\d{3}-[a-z]+(-\d+)?)(-\d+)?\.tflite|\.manifest-\d+\.json")
+_LEFT = re.compile(
+    r"\.?(network|\d{3}-[a-z]+(-\d+)?)(-\d+\.part)?\.tflite|\.manifest-\d+\.part\.json"
+)
 
-# Of one layer, {"kept": ms, "separable 1": ms, "separable 1 surely": lowest likely speed-up, ...}.
-Times = dict[str, float]
 Source = Callable[[keras.layers.Conv2D, tuple[int, ...], Sequence[Option]], Times]
 
 
@@ -47,6 +50,18 @@ def geometry(layer: keras.layers.Conv2D, shape: tuple[int, ...]) -> str:
         f"{'x'.join(map(str, size))} -> {layer.filters}, taps {layer.kernel_size}, strides "
         f"{layer.strides}, dilation {layer.dilation_rate}, {layer.padding}"
     )
+
+
+def shapes_read(
+    traced: graph.Graph, layer: keras.layers.Layer, batch: int
+) -> list[tuple[int, ...]]:
+    """(batch, h, w, c) of what a layer reads at each call, for so many images at once.
+
+    Inside of a TimeDistributed each step of each image is one of that batch.
+    """
+    rows = graph.rows_per_image(traced)
+    reads = [call.inputs[0] for call in traced.calls if call.operation is layer]
+    return [(batch * (rows[n] or 1), *traced.specs[n].shape[1:]) for n in reads]
 
 
 def _name(option: Option) -> str:
@@ -84,43 +99,31 @@ def timed(
 def measured_here(
     quantize: str, threads: int, cache: str | os.PathLike[str] | None = None
 ) -> Source:
-    """Times layers on this machine's LiteRT, once: they are kept in a file.
+    """Times layers on this machine's LiteRT, once: they are kept in a `TimeCache`.
 
     Args:
       quantize, threads: how they will run.
       cache: the .json file; ~/.cache/tfdwd/latency.json if None.
-
-    Raises:
-      tfdwd.Error: the file holds something else.
     """
-    root = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    path = root / "tfdwd" / "latency.json" if cache is None else Path(cache)
-    seen: dict[str, Times] = {}
-    if path.is_file():
-        try:
-            seen = json.loads(path.read_text())
-        except ValueError as error:
-            raise Error(
-                f"{path}: expected a cache of measured times, got no JSON; delete it"
-            ) from error
+    seen = TimeCache(cache)
     where = f"{benchmarking.device()} | LiteRT {lite.runtime_version()} | {quantize} | {threads}"
 
     def measure(
         layer: keras.layers.Conv2D, shape: tuple[int, ...], options: Sequence[Option]
     ) -> Times:
-        times = seen.setdefault(f"{where} | {geometry(layer, shape)}", {})
+        key = f"{where} | {geometry(layer, shape)}"
+        times = seen.times(key)
         missing = [option for option in options if _name(option) not in times]
         if missing:
-            files = dict(_files(layer, shape, missing, quantize))
-            report = benchmarking.benchmark(files, threads=threads, rounds=_ROUNDS)
+            models = dict(_files(layer, shape, missing, quantize))
+            report = benchmarking.benchmark(models, threads=threads, rounds=_ROUNDS)
             # The network and its layers are timed minutes apart: the low percentile is what they
             # take when nothing else runs.
             times["kept"] = report.timings[0].p10_ms
             for timing in report.timings[1:]:
                 times[timing.name] = timing.p10_ms
                 times[f"{timing.name} surely"] = timing.speed_up_low
-            path.parent.mkdir(parents=True, exist_ok=True)
-            reporting.write_whole(path, json.dumps(seen, indent=1))
+            seen.keep(key, times)
         return times
 
     return measure
@@ -156,7 +159,7 @@ def random_stack(conv: keras.layers.Conv2D, option: Option) -> rebuild.Expansion
 
 
 @dataclasses.dataclass(frozen=True)
-class LatencyTable(reporting.Saved):
+class LatencyTable(records.Record):
     """What the layers of one network, and their stacks, take on some device.
 
     Attributes:
@@ -170,9 +173,13 @@ class LatencyTable(reporting.Saved):
     device: str
     runtime: str
     quantize: str
-    threads: int
-    network_ms: float
-    layers: dict[str, dict[str, float]]
+    threads: Positive
+    network_ms: PositiveAmount
+    layers: dict[str, Times]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_complete(self.layers, "layers")
 
     def times(
         self, layer: keras.layers.Conv2D, shape: tuple[int, ...], options: Sequence[Option]
@@ -190,6 +197,21 @@ class LatencyTable(reporting.Saved):
                 "of this model and measure those"
             )
         return found
+
+
+@dataclasses.dataclass(frozen=True)
+class _Manifest(records.Record):
+    """What the micro-models are: for each file the geometry of a layer, and "kept" or a stack."""
+
+    quantize: str
+    models: dict[str, tuple[str, str]]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        kept = {key for key, name in self.models.values() if name == "kept"}
+        for file, (key, _) in self.models.items():
+            if key not in kept:
+                raise Error(f'models[{file!r}]: no model of the same layer is "kept"')
 
 
 def write_micro_models(
@@ -233,32 +255,28 @@ def write_micro_models(
     sizes = conversion.file_shapes(model, input_shape, images)
     traced = graph.at_sizes(graph.trace(model), [size[1:] for size in sizes])
     convs = {
-        id(conv.layer): conv
-        for conv in candidates.find_convolutions(traced)
-        if not candidates.why_not(conv.layer)
+        id(conv.layer): conv for conv in candidates.find_convolutions(traced) if not conv.obstacle
     }
     calls = {
-        geometry(call.operation, shape): (convs[id(call.operation)], shape)
-        for call in traced.calls
-        if id(call.operation) in convs
-        for shape in [(sizes[0][0], *traced.specs[call.inputs[0]].shape[1:])]
+        geometry(conv.layer, shape): (conv, shape)
+        for conv in convs.values()
+        for shape in shapes_read(traced, conv.layer, sizes[0][0])
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
         conversion.export(
             model, folder / _NETWORK, quantize=quantize, data=images, input_shape=input_shape
         )
-        manifest: dict[str, list[str]] = {}
+        manifest: dict[str, tuple[str, str]] = {}
         for number, (key, (conv, shape)) in enumerate(
             reporting.progress(calls.items(), "micro-models")
         ):
             options = candidates.options(conv)
             for name, content in _files(conv.layer, shape, options, quantize):
                 file = f"{number:03d}-{name.replace(' ', '-')}.tflite"
-                reporting.write_whole(folder / file, content)
-                manifest[file] = [key, name]
-        whole = json.dumps({"quantize": quantize, "models": manifest}, indent=1)
-        reporting.write_whole(folder / _MANIFEST, whole)
+                files.write_whole(folder / file, content)
+                manifest[file] = key, name
+        files.write_whole(folder / _MANIFEST, _Manifest(quantize, manifest).to_json())
     except BaseException:
         _clear(folder)
         if is_new:
@@ -299,26 +317,25 @@ def read_latency_table(
         several tools or numbers of threads.
     """
     path = Path(folder) / _MANIFEST
-    try:
-        manifest = json.loads(path.read_text())
-        files = {
-            PurePosixPath(file).stem: tuple(entry) for file, entry in manifest["models"].items()
-        }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    if not path.is_file():
         raise Error(
             f"{folder}: expected a folder that tfdwd's micro-models were written to, with its "
             f"{_MANIFEST}; there is none"
-        ) from error
+        )
+    try:
+        manifest = _Manifest.from_json(files.read_text(path))
+    except Error as error:
+        raise Error(f"{path}: {error}") from error
+    models = {PurePosixPath(file).stem: entry for file, entry in manifest.models.items()}
     found: dict[str, logs.Run] = {}
     for log in logs_:
+        files.check_input(log)
         try:
-            runs = logs.read(Path(log).read_text(errors="replace"))
-        except OSError as error:
-            raise Error(f"{log}: cannot be read: {error.strerror}") from error
+            runs = logs.read(Path(log).read_text("utf-8-sig", errors="replace"))
         except Error as error:
             raise Error(f"{log}: {error}") from error
         found.update({PurePosixPath(run.model).stem: run for run in runs})
-    names = [PurePosixPath(_NETWORK).stem, *files]
+    names = [PurePosixPath(_NETWORK).stem, *models]
     missing = [name for name in names if name not in found]
     if missing:
         raise Error(
@@ -332,14 +349,14 @@ def read_latency_table(
             + " and ".join(f"{tool} with {threads}" for tool, threads in ways)
         )
     layers: dict[str, Times] = {}
-    kept = {key: found[file] for file, (key, name) in files.items() if name == "kept"}
-    for file, (key, name) in files.items():
+    kept = {key: found[file] for file, (key, name) in models.items() if name == "kept"}
+    for file, (key, name) in models.items():
         run, times = found[file], layers.setdefault(key, {})
         times[name] = run.ms
         if name != "kept":
             times[f"{name} surely"] = _lowest_speed_up(kept[key], run)
     return LatencyTable(
-        device, ways[0][0], manifest["quantize"], ways[0][1], found[names[0]].ms, layers
+        device, ways[0][0], manifest.quantize, ways[0][1], found[names[0]].ms, layers
     )
 
 

@@ -3,10 +3,11 @@
 import dataclasses
 import re
 
-from tfdwd import benchmarking, reporting
+from tfdwd import benchmarking
 from tfdwd.errors import Error
+from tfdwd.records import Amount, Positive, PositiveAmount, Record
 
-_NUMBER = r"([0-9.]+(?:[eE][+-]?[0-9]+)?)"
+_NUMBER = r"([0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?)"
 _MODEL = re.compile(r"(?:\bGraph: \[(.+)\]|benchmark_litert_model: Model: +(.+))$")
 _THREADS = re.compile(r"(?:[Nn]um threads|#threads used for CPU inference): +\[?(\d+)")
 # What benchmark_model prints, in microseconds, and what the rest of its lines means here.
@@ -22,7 +23,7 @@ _90_PERCENT = 3.29  # standard deviations between the 5th and the 95th percentil
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class Run(Record):
     """What a tool found for one file.
 
     Attributes:
@@ -37,12 +38,12 @@ class Run:
 
     tool: str
     model: str
-    ms: float
-    error_ms: float
-    threads: int
-    load_ms: float | None = None
-    first_ms: float | None = None
-    peak_kib: float | None = None
+    ms: PositiveAmount
+    error_ms: Amount
+    threads: Positive
+    load_ms: Amount | None = None
+    first_ms: Amount | None = None
+    peak_kib: Amount | None = None
 
 
 def read(text: str) -> list[Run]:
@@ -85,11 +86,24 @@ def read(text: str) -> list[Run]:
             "expected the output of benchmark_model or litert-benchmark, or the JSON of "
             f"tfdwd-benchmark, got {text.strip()[-200:]!r}"
         )
-    return [_run(hit[1] or hit[2], lines) for hit, lines in named]
+    found = []
+    for hit, lines in named:
+        model = hit[1] or hit[2]
+        try:
+            run = _run(model, lines)
+        except Error as error:
+            raise Error(f"the log's result for {model} makes no sense: {error}") from error
+        if run is None:
+            last = next((line.strip() for line in reversed(lines) if line.strip()), "nothing")
+            raise Error(f"the log has no result for {model}; the tool's last words: {last[:200]}")
+        found.append(run)
+    return found
 
 
 def _own(text: str) -> list[Run]:
-    report = reporting.from_json(benchmarking.BenchmarkReport, text)
+    report = benchmarking.BenchmarkReport.from_json(text)
+    if not report.timings:
+        raise Error("expected the JSON of a BenchmarkReport with timings, got one without")
     return [
         Run(
             "tfdwd",
@@ -106,7 +120,8 @@ def _own(text: str) -> list[Run]:
     ]
 
 
-def _run(model: str, lines: list[str]) -> Run:
+def _run(model: str, lines: list[str]) -> Run | None:
+    """The result in the lines of one run; None if it has not come to its end."""
     threads = [int(found[1]) for found in map(_THREADS.search, lines) if found]
     summary = next(filter(None, map(_SUMMARY.search, lines)), None)
     results = {found[1]: found for found in map(_RESULT.search, lines) if found}
@@ -114,12 +129,14 @@ def _run(model: str, lines: list[str]) -> Run:
     counts = [dict(_COUNT.findall(line)) for line in lines if " curr=" in line]
     if summary and counts:
         found = {name: float(value) / 1000 for name, value in counts[-1].items()}
+        # Of a single run there is no average.
+        ms = [found[name] for name in ("median", "avg", "curr") if name in found]
         memory = [float(hit[1]) for hit in map(_MEMORY.search, lines) if hit]
         return Run(
             "benchmark_model",
             model,
-            found.get("median", found.get("avg", found["curr"])),  # of a single run no average
-            _spread(found) / int(counts[-1].get("count", 1)) ** 0.5,
+            ms[0] if ms else 0.0,
+            _spread(found) / _root(counts[-1].get("count")),
             threads[-1] if threads else 1,
             float(summary[1]) / 1000,
             float(summary[2]) / 1000,
@@ -127,17 +144,24 @@ def _run(model: str, lines: list[str]) -> Run:
         )
     if "median" in results:
         found = {name: float(hit[2]) for name, hit in results.items()}
+        runs = results["avg"][3] if "avg" in results else None
         return Run(
             "litert-benchmark",
             model,
             max(found["median"], _RESOLUTION_MS),  # it prints 0.00 for the smallest
-            max(_spread(found) / int(results["avg"][3] or 1) ** 0.5, _RESOLUTION_MS),
+            max(_spread(found) / _root(runs), _RESOLUTION_MS),
             threads[-1] if threads else 1,
             found.get("initialization"),
             found.get("first"),
         )
-    last = next((line.strip() for line in reversed(lines) if line.strip()), "nothing")
-    raise Error(f"the log has no result for {model}; the tool's last words: {last[:200]}")
+    return None
+
+
+def _root(count: str | None) -> float:
+    """The square root of how many runs there were; of one where it is not said."""
+    if count is not None and float(count) < 1:
+        raise Error(f"expected a count of runs of at least 1, got {count}")
+    return float(count or 1) ** 0.5
 
 
 def _spread(found: dict[str, float]) -> float:

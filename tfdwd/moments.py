@@ -41,9 +41,13 @@ class Moments:
         self.count += len(x)
         self.sum_x += x.sum(axis=0, dtype=np.float64)
         self.sum_y += y.sum(axis=0, dtype=np.float64)
-        self.sum_xx += x.T @ x  # numpy calls the symmetric product, half the work
+        xx, yy = x.T @ x, y.T @ y  # numpy calls the symmetric product, half the work
+        if not (_in_float32(xx) and _in_float32(yy)):
+            x, y = x.astype(np.float64), y.astype(np.float64)
+            xx, yy = x.T @ x, y.T @ y
+        self.sum_xx += xx
         self.sum_xy += x.T @ y
-        self.sum_yy += y.T @ y
+        self.sum_yy += yy
 
     def with_responses_changed(
         self, rows: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]
@@ -54,7 +58,10 @@ class Moments:
           rows: (x, y, change) of these rows, in pieces.
         """
         total, sum_xy, sum_yy = np.zeros(len(self.sum_y)), self.sum_xy.copy(), self.sum_yy.copy()
+        narrow = _in_float32(self.sum_xx) and _in_float32(self.sum_yy)
         for x, y, change in rows:
+            if not narrow:
+                x, y, change = (array.astype(np.float64) for array in (x, y, change))
             cross = change.T @ (y - self.shift_y.astype(y.dtype))
             total += change.sum(axis=0, dtype=np.float64)
             # Without a shifted copy of x: it is large, and unlike in a covariance nothing cancels.
@@ -116,3 +123,8 @@ class Moments:
         """Covariance of y, (n, n)."""
         mean = self.sum_y / self.count
         return self.sum_yy / self.count - np.outer(mean, mean)
+
+
+def _in_float32(squares: np.ndarray) -> bool:
+    """Whether float32 holds sums of squares, the diagonal, without over- or underflow."""
+    return bool(2.0**-80 < np.max(np.diagonal(squares), initial=0.0) < 2.0**110)

@@ -24,11 +24,18 @@ from tfdwd import (
     rebuild,
     reporting,
 )
-from tfdwd.batches import batches, peek
+from tfdwd.batches import calibration_batches, peek
 from tfdwd.candidates import Conv, Option
 from tfdwd.errors import Error
-from tfdwd.fisher import with_identity
-from tfdwd.latency import LatencyTable, Source, measured_here, random_stack, timed
+from tfdwd.fisher import loss_metric, with_identity
+from tfdwd.latency import (
+    LatencyTable,
+    Source,
+    measured_here,
+    random_stack,
+    shapes_read,
+    timed,
+)
 from tfdwd.plans import LayerPlan, Plan
 from tfdwd.shapes import InputShape, images_at_once
 
@@ -93,6 +100,7 @@ def plan(
     cache: str | os.PathLike[str] | None = None,
     latency_table: LatencyTable | None = None,
     input_shape: InputShape | None = None,
+    images: int | None = None,
     seed: int = 0,
 ) -> Plan:
     """Chooses for each convolution whether and by what to replace it, within one budget.
@@ -119,6 +127,7 @@ def plan(
       latency_table: times from another device, as `tfdwd.read_latency_table` gives them; then
         nothing is timed here.
       input_shape: the size that is expected of the data, as for `tfdwd.export`; only checked.
+      images: how many of the first images of ``data`` to use, as for `tfdwd.decompose`.
       seed: of the sampled positions.
 
     Returns:
@@ -150,23 +159,25 @@ def plan(
         )
     conversion.check_backend()
     model = bridge.to_keras3(model)
+    rebuild.rebuild(model, {})  # refuses what cannot be copied before there is work to lose
     conversion.check_convertible(model)
-    inputs = (arrays for arrays, _ in batches(data, model, images_at_once(model)))
-    images, stream = peek(inputs, conversion.RANGE_IMAGES)
-    sizes = conversion.file_shapes(model, input_shape, images)
+    read = calibration_batches(data, model, images_at_once(model), images)
+    few, stream = peek((arrays for arrays, _ in read), conversion.RANGE_IMAGES)
+    sizes = conversion.file_shapes(model, input_shape, few)
     traced = graph.at_sizes(graph.trace(model), [size[1:] for size in sizes])
     convs = candidates.find_convolutions(traced)
     reasons = _reasons(convs, include, exclude)
     options = {id(conv.layer): candidates.options(conv) for conv in convs if not reasons[conv.path]}
     original = None
     if table is None:
-        conversion.check_enough(images, quantize)
-        content = conversion.checked(model, sizes, quantize, images)
-        original = _Original(model, content, sizes, images, quantize, threads)
+        conversion.check_enough(few, quantize)
+        content = conversion.checked(model, sizes, quantize, few)
+        original = _Original(model, content, sizes, few, quantize, threads)
         network, source = _timed_here(original), measured_here(quantize, threads, cache)
     else:
         network, source = _Network(table.network_ms, table.device, table.runtime), table.times
-    errors = _errors(traced, stream, [c for c in convs if id(c.layer) in options], options, seed)
+    replaceable = [conv for conv in convs if id(conv.layer) in options]
+    errors = _errors(traced, stream, replaceable, options, seed) if replaceable else {}
     whole = costs.count(model, [size[1:] for size in sizes])
     totals = {
         "latency": network.ms,
@@ -177,7 +188,7 @@ def plan(
     choices = []
     for conv in reporting.progress(convs, "timing layers"):
         own = options.get(id(conv.layer), [])
-        shapes = [(sizes[0][0], *shape) for shape in _shapes_read(traced, conv)] if own else []
+        shapes = shapes_read(traced, conv.layer, sizes[0][0]) if own else []
         choice, reason = _choice(conv, own, errors, shapes, source)
         choices.append(choice)
         reasons[conv.path] = reasons[conv.path] or reason
@@ -208,12 +219,6 @@ def _timed_here(original: _Original) -> _Network:
             "the machine was noisy while the network was timed; plan again on a quiet one"
         )
     return _Network(report.timings[0].p10_ms, report.device, report.runtime)
-
-
-def _shapes_read(traced: graph.Graph, conv: Conv) -> list[tuple[int, ...]]:
-    """(h, w, c) of what a convolution reads at each of its calls."""
-    calls = [call for call in traced.calls if call.operation is conv.layer]
-    return [traced.specs[call.inputs[0]].shape[1:] for call in calls]
 
 
 def _choice(
@@ -272,7 +277,7 @@ def _reasons(convs: Sequence[Conv], include: Any, exclude: Any) -> dict[str, str
     excluded = candidates.matching(convs, "exclude", exclude)
     reasons = {}
     for conv in convs:
-        reason = candidates.why_not(conv.layer)
+        reason = conv.obstacle
         if not reason and conv.path in excluded:
             reason = "excluded"
         if not reason and include is not None and conv.path not in included:
@@ -310,8 +315,8 @@ def _errors(
         layer: keras.layers.Conv2D, collected: calibration.Collected
     ) -> tuple[factorize.Stack, np.ndarray | None]:
         kernel, moments = rebuild.kernel_of(layer), collected.moments
-        fisher = collected.fisher
-        assert fisher is not None
+        assert collected.fisher is not None
+        fisher = loss_metric(collected.fisher, moments.yy)
         with blas.threads(len(moments.sum_x)):
             target = factorize.target(factorize.gram(moments.xx), moments.xy, kernel)
         metric = with_identity(fisher)
@@ -421,7 +426,7 @@ def _choose(
 
     def amounts(of: str) -> np.ndarray:
         """What each candidate adds to what keeping everything costs."""
-        value = {
+        value: Callable[[_Candidate, _Candidate], float] = {
             "latency": lambda c, kept: _saved(kept, c),
             "macs": lambda c, kept: c.macs - kept.macs,
             "params": lambda c, kept: c.parameters - kept.parameters,

@@ -4,10 +4,11 @@ import dataclasses
 
 from tfdwd import reporting
 from tfdwd.errors import Error
+from tfdwd.records import Amount, Count, Positive, Record
 
 
 @dataclasses.dataclass(frozen=True)
-class LayerPlan:
+class LayerPlan(Record):
     """What is to become of one convolution. To be edited by hand where that is wanted.
 
     Attributes:
@@ -28,17 +29,18 @@ class LayerPlan:
     replaced: bool
     reason: str
     stack: str
-    rank: int
-    width: int
-    macs_before: int
-    macs_after: int
-    parameters_before: int
-    parameters_after: int
+    rank: Count
+    width: Count
+    macs_before: Count
+    macs_after: Count
+    parameters_before: Count
+    parameters_after: Count
     error: float = 0.0
-    ms_before: float | None = None
-    ms_after: float | None = None
+    ms_before: Amount | None = None
+    ms_after: Amount | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         sizes = {"separable": (self.rank, self.width), "bottleneck": (self.width, self.rank)}
         if not self.replaced and (self.stack or not self.reason):
             raise Error(f"layer {self.name!r}: a kept layer has a reason and no stack")
@@ -72,13 +74,20 @@ class Plan(reporting.Report):
 
     layers: tuple[LayerPlan, ...]
     budget: str
-    ms_before: float
-    ms_after: float
+    ms_before: Amount
+    ms_after: Amount
     error: float
     quantize: str
-    threads: int
+    threads: Positive
     device: str
     runtime: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        names = [layer.name for layer in self.layers]
+        for number, name in enumerate(names):
+            if name in names[:number]:
+                raise Error(f"layers[{number}].name: expected each layer once, got {name!r} twice")
 
     def layer(self, name: str) -> LayerPlan:
         """The record of one convolution."""

@@ -3,20 +3,22 @@
 import collections
 import dataclasses
 import functools
-import itertools
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 import tensorflow_model_optimization as tfmot
 import tf_keras
 from absl import logging
 
-from tfdwd import bridge, graph, rebuild
+from tfdwd import bridge, graph, probe, rebuild, to_keras2
 from tfdwd.errors import Error
 
 _EMA = 0.99  # how much of a range is kept at each training step
+_ROUNDING = 1e-3  # of a whole model: what float32 may add up to
 _LEVELS = 127  # of a weight on either side of zero: LiteRT's int8 weights leave out -128
 
 # Attribute and axes of the kernel along which LiteRT has one scale for each channel.
@@ -28,18 +30,22 @@ _KERNELS = {
 }
 # LiteRT folds a batch norm after these into them, and a ReLU after these and Add.
 _FOLDING = (*_KERNELS, "Add", "BatchNormalization")
-# Their outputs have the ranges of their inputs.
+# Their outputs have the ranges of their inputs. Layers, then operations.
 _SAME_RANGE = {
-    "AveragePooling2D", "Cropping2D", "Dropout", "Flatten", "GetItem", "GlobalMaxPooling2D",
-    "Identity", "MaxPooling2D", "Permute", "Reshape", "SpatialDropout2D", "ZeroPadding2D",
+    "AveragePooling2D", "Cropping2D", "Dropout", "Flatten", "GlobalMaxPooling2D", "Identity",
+    "MaxPooling2D", "Permute", "Reshape", "Resizing", "SpatialDropout2D", "UpSampling2D",
+    "ZeroPadding2D",
+    "DepthToSpace", "ExpandDims", "GetItem", "Max", "MaxPool", "Pad", "Resize", "SpaceToDepth",
+    "Split", "Squeeze", "Transpose",
 }  # fmt: skip
 # LiteRT computes these in one operator whose output has a range of its own.
 _OWN_RANGE = {
-    "Add", "Concatenate", "GlobalAveragePooling2D", "LeakyReLU", "Multiply", "ReLU", "Rescaling",
-    "Subtract",
+    "Add", "Concatenate", "GlobalAveragePooling2D", "LeakyReLU", "Mean", "Multiply", "PReLU",
+    "ReLU", "Relu", "Relu6", "Rescaling", "Subtract",
 }  # fmt: skip
 _FIXED_RANGE = {"sigmoid", "softmax", "tanh"}  # the converter knows the ranges of these outputs
-_ACTIVATIONS = {"hard_swish", "leaky_relu", "relu", "relu6", "silu", "swish"}
+_FUNCTIONS = {"HardSilu": "hard_silu", "LeakyRelu": "leaky_relu"}  # of operations
+_ACTIVATIONS = {"hard_silu", "leaky_relu", "relu", "relu6", "silu"}
 
 
 class ChannelWeights(tfmot.quantization.keras.quantizers.Quantizer):
@@ -158,7 +164,8 @@ def quantize_aware(model: keras.Model) -> tf_keras.Model:
       load from .keras files.
 
     Raises:
-      tfdwd.Error: a layer that tf_keras does not have; the message names it.
+      tfdwd.Error: a layer that cannot be copied, that Keras has quantised or that computes
+        something else in tf_keras; the message names it.
 
     Example:
       >>> student = quantize_aware(keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]))
@@ -168,8 +175,19 @@ def quantize_aware(model: keras.Model) -> tf_keras.Model:
     Source: Jacob et al., "Quantization and Training of Neural Networks for Efficient
     Integer-Arithmetic-Only Inference", arXiv 1712.05877, section 3.
     """
-    model = rebuild.with_global_pools(rebuild.flatten(bridge.to_keras3(model)))
-    steps, traced = _steps(model)
+    flat = rebuild.flatten(bridge.to_keras3(model))
+    for layer in flat._flatten_layers():
+        if layer.dtype_policy.quantization_mode is not None:
+            raise Error(
+                f"layer {layer.name!r}: expected weights in floating point, got a layer that Keras "
+                f"has quantised ({layer.dtype_policy.name}); pass the model as it was before"
+            )
+    to_keras2.in_float32(flat)
+    model = to_keras2.split(rebuild.with_global_pools(flat))
+    _check_split(flat, model)
+    traced = graph.trace(model)
+    steps = _steps(traced)
+    _check_steps(traced, steps)
     readers = collections.Counter(number for step in steps for number in set(step.reads))
     readers.update(traced.outputs)
     reader_of = {number: step for step in steps for number in step.reads if readers[number] == 1}
@@ -179,27 +197,24 @@ def quantize_aware(model: keras.Model) -> tf_keras.Model:
     values: dict[int, Any] = {}
     for number in traced.inputs:
         spec = traced.specs[number]
-        values[number] = tf_keras.Input(spec.shape[1:], dtype=spec.dtype, name=spec.name)
+        values[number] = tf_keras.Input(spec.shape[1:], spec.shape[0], spec.name, spec.dtype)
     inputs = [values[number] for number in traced.inputs]
     for number, tensor in list(values.items()):
         if tensor.dtype.is_floating:
             layer = tf_keras.layers.Activation("linear", name=f"{traced.specs[number].name}_range")
             values[number] = _wrapped(layer, "Activation", True)(tensor)
     left: list[str] = []
-    layers: dict[int, Any] = {}  # a shared layer stays shared
+    wrapped: dict[int, Any] = {}  # a shared layer stays shared
     for step in steps:
         known = _known(step)
         if step.kind == "BatchNormalization":  # alone it is a product and a sum
             known = step.reads[0] in convolved
-        if id(step.layer) not in layers:
+        if id(step.layer) not in wrapped:
             held = known and _held(step, reader_of.get(step.writes[0]))
-            layers[id(step.layer)] = _wrapped(step.layer, step.kind, held)
+            wrapped[id(step.layer)] = _wrapped(step.layer, step.kind, held)
             if not known:
                 left.append(step.layer.name)
-        args, kwargs = step.fill(values)
-        kwargs = {name: value for name, value in kwargs.items() if value is not None}
-        results = tf.nest.flatten(layers[id(step.layer)](*args, **kwargs))
-        values.update(zip(step.writes, results, strict=True))
+        values.update(step.run(wrapped[id(step.layer)], values))
     if left:
         logging.warning(
             "model %r: these layers are not trained for int8 and stay in float32, here and in the "
@@ -239,77 +254,145 @@ def check_trained(model: tf_keras.Model) -> None:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Step:
-    """One call of a tf_keras layer, or of a function.
+    """One call of a tf_keras layer.
 
-    `reads`, `writes` and `fill` are as in `graph.Call`; `kind` is the class of the layer.
+    Attributes:
+      layer: tf_keras' own, which reads one tensor, or a `to_keras2.Carried`, which reads a list.
+      operation: the Keras 3 layer or operation that it does the work of.
+      reads, writes: as in `graph.Call`.
+      training: whether the graph says that it trains, or does not; None if it does not say.
     """
 
     layer: Any
-    kind: str
+    operation: Any
     reads: tuple[int, ...]
     writes: tuple[int, ...]
-    fill: Callable[[dict[int, Any]], tuple[tuple[Any, ...], dict[str, Any]]]
+    training: bool | None
+
+    @property
+    def kind(self) -> str:
+        """The class of the operation, by which its ranges are known; empty if they are not."""
+        kind = type(self.operation).__name__
+        if kind in to_keras2.NATIVE and isinstance(self.layer, to_keras2.Carried):
+            return ""  # a user's class of that name
+        return "Add" if kind == "Rescaling" and np.all(self.operation.scale == 1) else kind
+
+    @property
+    def function(self) -> str:
+        """The name of an activation layer's function, else of its class."""
+        if self.kind == "Activation":
+            return getattr(self.operation.activation, "__name__", "")
+        return _FUNCTIONS.get(self.kind, self.kind.lower())
+
+    def run(self, layer: Any, values: dict[int, Any], **options: Any) -> dict[int, Any]:
+        """What the layer, or what wraps it, writes: {tensor number: value}."""
+        tensors = [values[number] for number in self.reads]
+        if self.training is not None:
+            options.setdefault("training", self.training)
+        carried = isinstance(self.layer, to_keras2.Carried)
+        results = layer(tensors, **options) if carried else layer(tensors[0], **options)
+        return dict(zip(self.writes, tf.nest.flatten(results), strict=True))
 
 
-def _steps(model: keras.Model) -> tuple[list[_Step], graph.Graph]:
-    """The model's calls in tf_keras; what LiteRT computes in two operators, in two steps."""
-    traced = graph.trace(model)
-    fresh = itertools.count(len(traced.specs))
-    names = {layer.name for layer in model.layers}
-    parts: dict[int, list[Any]] = {}
+def _steps(traced: graph.Graph) -> list[_Step]:
+    """The calls of a Keras 3 model as calls of tf_keras layers."""
+    names: set[str] = set()
+    made: dict[int, Any] = {}
     steps = []
     for call in traced.calls:
-        operation, reads, fill = call.operation, call.inputs, call.fill
-        if id(operation) not in parts:
-            shapes = [traced.specs[number].shape for number in reads]
-            parts[id(operation)] = bridge.tf_keras_parts(operation, shapes, names)
-        if bridge.is_merge(operation):
-            fill = functools.partial(_fill_list, reads)
-        *first, last = parts[id(operation)]
-        for layer in first:
-            steps.append(_Step(layer, type(layer).__name__, reads, (next(fresh),), fill))
-            reads = steps[-1].writes
-            fill = functools.partial(_fill_one, reads)
-        kind = type(last if isinstance(last, tf_keras.layers.Layer) else operation).__name__
-        steps.append(_Step(last, kind, reads, call.outputs, fill))
-    return steps, traced
+        operation, training = call.operation, None
+        native = to_keras2.is_native(operation)
+        try:
+            if native:
+                _, kwargs = call.fill(traced.specs)
+                training = kwargs.get("training")
+            if not native or id(operation) not in made:
+                name = _free_name(call, names)
+                if native:
+                    shape = traced.specs[call.inputs[0]].shape
+                    made[id(operation)] = to_keras2.native(operation, shape, name)
+                else:
+                    fill = functools.partial(_fill, call)
+                    made[id(operation)] = to_keras2.Carried(operation, fill, name)
+        except Exception as error:  # tf_keras raises whatever a configuration makes it stumble on
+            raise _differs(operation, " ".join(str(error).split())) from error
+        steps.append(_Step(made[id(operation)], operation, call.inputs, call.outputs, training))
+    return steps
 
 
-def _fill_one(
-    numbers: tuple[int, ...], values: dict[int, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    return (values[numbers[0]],), {}
+def _free_name(call: graph.Call, names: set[str]) -> str:
+    """A name that is not taken, which TensorFlow takes for a scope; added to the taken ones."""
+    name = call.operation.name if call.operation.name not in names else call.path
+    name = re.sub(r"[^A-Za-z0-9_.-]", "_", name)
+    name = name if name[0].isalnum() else f"layer{name}"
+    while name in names:
+        name += "_"
+    names.add(name)
+    return name
 
 
-def _fill_list(
-    numbers: tuple[int, ...], values: dict[int, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    return ([values[number] for number in numbers],), {}
+def _fill(call: graph.Call, tensors: list[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return call.fill(dict(zip(call.inputs, tensors, strict=True)))
 
 
-def _function(step: _Step) -> str:
-    """The name of an activation layer's function, else of its class."""
-    return step.layer.activation.__name__ if step.kind == "Activation" else step.kind.lower()
+def _differs(operation: Any, reason: str) -> Error:
+    return Error(
+        f"layer {operation.name!r} ({type(operation).__name__}): expected one that computes the "
+        f"same in tf_keras, which failed: {reason}; replace it by layers that both have"
+    )
+
+
+def _check_split(model: keras.Model, made: keras.Model) -> None:
+    """Compares all outputs on a random input."""
+    traced = graph.trace(model)
+    if not (tensors := probe.example(traced)):
+        return
+    expected = probe.outputs(traced, tensors)
+    worst = probe.difference(probe.outputs(graph.trace(made), tensors), expected)
+    if worst > _ROUNDING:
+        raise Error(
+            f"model {model.name!r}: expected equal outputs when activations are layers of their "
+            f"own, got a difference of {worst:.1e} of their scale"
+        )
+
+
+def _check_steps(traced: graph.Graph, steps: Sequence[_Step]) -> None:
+    """Compares each layer, not rounded, with its original on what that read."""
+    tensors = probe.example(traced)
+    runs = zip(steps, probe.walk(traced, tensors), strict=True) if tensors else ()
+    for step, (_, reads, writes) in runs:
+        try:
+            options = {"training": False} if step.layer._call_spec.expects_training_arg else {}
+            found = step.run(step.layer, reads, **options)
+        except Exception as error:
+            raise _differs(step.operation, " ".join(str(error).split())) from error
+        if isinstance(step.layer, to_keras2.Carried):  # it is the original that runs
+            continue
+        if not probe.equal(found, writes):
+            worst = probe.difference(found, writes)
+            raise _differs(step.operation, f"they differ by {worst:.1e} of the output's scale")
 
 
 def _known(step: _Step) -> bool:
     """Whether the output of the step is as in LiteRT once its range is known, or has no own."""
-    if step.kind in ("Activation", "Softmax"):
-        return _function(step) in _FIXED_RANGE | _ACTIVATIONS | {"linear"}
+    if step.function in _FIXED_RANGE | _ACTIVATIONS | {"linear"}:
+        return True
+    if step.kind in ("Divide", "TrueDivide"):  # by a constant it is a product
+        return len(step.reads) == 1
     return step.kind in _SAME_RANGE | _OWN_RANGE | _KERNELS.keys() | {"BatchNormalization"}
 
 
 def _rectifies(step: _Step) -> bool:
     """Whether LiteRT folds the step into the one before it."""
     if step.kind != "ReLU":
-        return step.kind == "Activation" and _function(step) in ("relu", "relu6")
-    layer = step.layer
+        return step.function in ("relu", "relu6")
+    layer = step.operation
     return not layer.negative_slope and not layer.threshold and layer.max_value in (None, 6)
 
 
 def _held(step: _Step, reader: _Step | None) -> bool:
     """Whether LiteRT holds the step's output in a range of its own; `reader` is its only one."""
-    if step.kind in _SAME_RANGE or _function(step) in _FIXED_RANGE | {"linear"}:
+    if step.kind in _SAME_RANGE or step.function in _FIXED_RANGE | {"linear"}:
         return False
     if reader is None:
         return True

@@ -1,13 +1,18 @@
 """Graph surgery: the same network with some convolutions expanded into stacks of layers."""
 
 import dataclasses
+import functools
+import tempfile
+import types
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import keras
 import numpy as np
+from absl import logging
 
-from tfdwd import graph
+from tfdwd import graph, nodes, opening, probe
 from tfdwd.errors import Error
 from tfdwd.factorize import Bottleneck, Channel, Separable, Stack
 
@@ -60,6 +65,8 @@ def expand(conv: keras.layers.Conv2D, stack: Stack, bias: np.ndarray | None) -> 
     The regulariser of the kernel goes to every factor; a constraint on the kernel is dropped,
     since it says nothing of the factors.
 
+    A LoRA is merged. An activation with weights (PReLU) is copied with them.
+
     Args:
       conv: the convolution; stays as it is.
       stack: its factors.
@@ -68,16 +75,17 @@ def expand(conv: keras.layers.Conv2D, stack: Stack, bias: np.ndarray | None) -> 
     Returns:
       Built layers with weights.
     """
-    config = conv.get_config()
+    config = _config(conv)
     height, width = conv.kernel_size
     common = {key: config[key] for key in ("trainable", "dtype", "data_format")}
+    regularizer = conv.kernel_regularizer
     spatial = {key: config[key] for key in ("strides", "padding", "dilation_rate")}
     channels = conv.kernel.shape[2]
 
     def conv2d(name: str, kernel: np.ndarray, groups: int = 1, **options: Any) -> Any:
         layer = keras.layers.Conv2D(
             kernel.shape[3], kernel.shape[:2], name=name, use_bias=False, groups=groups,
-            kernel_regularizer=config["kernel_regularizer"], **common, **options,
+            kernel_regularizer=regularizer, **common, **options,
         )  # fmt: skip
         return _with_weights(layer, groups * kernel.shape[2], kernel)
 
@@ -87,18 +95,22 @@ def expand(conv: keras.layers.Conv2D, stack: Stack, bias: np.ndarray | None) -> 
             return conv2d(name, kernel.swapaxes(2, 3), groups=taps.shape[1], **spatial)
         layer = keras.layers.DepthwiseConv2D(
             (height, width), name=name, use_bias=False,
-            depthwise_regularizer=config["kernel_regularizer"], **common, **spatial,
+            depthwise_regularizer=regularizer, **common, **spatial,
         )  # fmt: skip
         return _with_weights(layer, taps.shape[1], kernel)
 
     def last(kernel: np.ndarray) -> keras.layers.Layer:  # kernel (inputs, n)
-        options = config | {
-            "kernel_size": (1, 1), "strides": (1, 1), "dilation_rate": (1, 1), "padding": "valid",
-            "kernel_constraint": None, "use_bias": bias is not None,
-        }  # fmt: skip
-        layer = keras.layers.Conv2D.from_config(options)
-        weights = [kernel[None, None]] + ([] if bias is None else [bias])
-        return _with_weights(layer, len(kernel), *weights)
+        layer = remade(
+            conv, kernel_size=(1, 1), strides=(1, 1), dilation_rate=(1, 1), padding="valid",
+            kernel_constraint=None, use_bias=bias is not None, lora_rank=None, lora_alpha=None,
+        )  # fmt: skip
+        layer.build((None, None, None, len(kernel)))
+        layer.kernel.assign(kernel[None, None])
+        if bias is not None:
+            layer.bias.assign(bias)
+        for old_part, part in _parts(conv, layer)[1:]:  # the activation, where it is a layer
+            copy_state(old_part, part)
+        return layer
 
     match stack:
         case Separable(taps, pointwise):
@@ -146,6 +158,10 @@ def rebuild(model: keras.Model, expansions: Mapping[int, Expansion]) -> keras.Mo
     Returns:
       A new Functional model with the original's inputs, outputs, names, weights and
       ``trainable`` flags. A shared layer stays shared. It is not compiled.
+
+    Raises:
+      tfdwd.Error: a layer whose copy fails or computes something else; the message names it.
+        ``rebuild(model, {})`` finds that out before any work is done.
     """
     return _Copier(expansions).copy_whole(model)
 
@@ -161,6 +177,9 @@ def flatten(model: keras.Model) -> keras.Model:
 
     Returns:
       A new Functional model with the same outputs.
+
+    Raises:
+      tfdwd.Error: a layer whose copy fails or computes something else; the message names it.
 
     Example:
       >>> inner = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="a")], name="b")
@@ -208,25 +227,57 @@ class _Copier:
     def __init__(self, expansions: Mapping[int, Expansion], flat: bool = False):
         self.expansions = expansions
         self.flat = flat
+        self.openings: Mapping[int, opening.Opened] = {}  # of layers that hold convolutions
         self.pairs: dict[int, tuple[Any, Any]] = {}  # id(original): (original, copy)
+        self.renamed: dict[int, str] = {}  # id(original): name of its copy, if another
         self.names: set[str] = set()  # taken ones
 
     def copy_whole(self, model: Any) -> keras.Model:
+        traced = graph.trace(model)
+        self.openings = traced.openings
+        tensors = probe.example(traced)  # first of all: what is built when it runs is built now
+        if not tensors:
+            logging.warning(
+                "model %r runs on none of the random inputs that were tried: its copy is not "
+                "compared with it",
+                model.name,
+            )
         self.names = {operation.name for operation in graph.functional(model).operations}
         if not self.flat:  # then a name may come again in each nested model
-            self.names.update(call.operation.name for call in graph.trace(model).calls)
+            self.names.update(call.operation.name for call in traced.calls)
         copy = self.copy_model(model)
         copy.trainable = model.trainable
         # Setting a flag sets those of all layers inside, so what is outside goes first.
         for original, new in reversed(self.pairs.values()):
             if isinstance(new, Expansion):
                 for layer in new.layers:
-                    layer.trainable = original.trainable
-            elif graph.is_nested(original):
+                    layer.trainable = getattr(original, "trainable", True)
+            elif graph.is_nested(original) or self.is_opened(original):
                 new.trainable = original.trainable
             elif isinstance(new, keras.layers.Layer):
-                _copy_state(original, new)
+                copy_state(original, new)
+        with probe.unchanged(copy):
+            for call, reads, writes in probe.walk(traced, tensors) if tensors else ():
+                self.verify(call, reads, [*writes.values()])
         return copy
+
+    def verify(self, call: graph.Call, reads: dict[int, Any], expected: list[Any]) -> None:
+        """Runs a layer's copy on what the layer read."""
+        if id(call.operation) not in self.pairs:  # inside a layer that is copied as a whole
+            return
+        args, kwargs = call.fill(reads)
+        original, copy = self.pairs[id(call.operation)]
+        try:
+            found = probe.run(copy, args, kwargs)
+        except Exception as error:
+            raise _uncopied(original, str(error)) from error
+        if isinstance(copy, Expansion):
+            same = [y.shape for y in found] == [y.shape for y in expected]
+        else:
+            same = probe.equal(found, expected)
+        # A layer that is random at inference differs from itself.
+        if not same and probe.equal(probe.run(original, args, kwargs), expected):
+            raise _uncopied(original, "the copy computes something else; is its config complete?")
 
     def copy_model(self, model: Any) -> keras.Model:
         function = graph.functional(model)
@@ -237,7 +288,7 @@ class _Copier:
 
     def replay(
         self,
-        function: keras.Function,
+        function: keras.Function | nodes.Inside,
         inputs: list[Any],
         path: tuple[str, ...],
         context: Mapping[str, Any],
@@ -251,6 +302,10 @@ class _Copier:
         for node in graph.nodes(function):
             operation = node.operation
             args, kwargs = node.arguments.fill_in(values)
+            if self.is_opened(operation) and isinstance(self.openings[id(operation)], nodes.Inside):
+                given = [values[id(spec)] for spec in node.input_tensors]
+                args = (given if len(given) > 1 else given[0],)
+                kwargs = {key: kwargs[key] for key in ("training",) if key in kwargs}
             reach = getattr(operation, "_call_context_args", ())
             kwargs = kwargs | {name: value for name, value in context.items() if name in reach}
             if self.flat and graph.is_nested(operation):
@@ -270,27 +325,52 @@ class _Copier:
             copy: Any
             if id(operation) in self.expansions:
                 copy = self.expansions[id(operation)]
-                for layer in copy.layers[:-1]:  # the last has the convolution's own name
-                    layer.name = self.free_name(layer.name)
+                name = self.renamed.get(id(operation), operation.name)
+                for layer in copy.layers[:-1]:
+                    layer.name = self.free_name(name + layer.name.removeprefix(operation.name))
+                copy.layers[-1].name = name
             elif graph.is_nested(operation):
                 copy = self.copy_model(operation)
+            elif self.is_opened(operation):
+                copy = self.copy_opened(operation)
             else:
                 copy = self.copy_layer(operation, path)
             self.pairs[id(operation)] = operation, copy
         return self.pairs[id(operation)][1]
 
+    def is_opened(self, operation: Any) -> bool:
+        """Whether a model takes a layer's place, since something inside the layer is replaced."""
+        return not isinstance(self.openings.get(id(operation), ""), str) and any(
+            id(part) in self.expansions for part in operation._flatten_layers()
+        )
+
+    def copy_opened(self, layer: keras.layers.Layer) -> keras.layers.Layer:
+        """A model of what a layer calls; of a TimeDistributed one around such a model."""
+        inside = self.openings[id(layer)]
+        if isinstance(inside, opening.TimeSteps):
+            copy = self.copy_of(inside.layer, ())
+            if isinstance(copy, Expansion):
+                x = keras.Input(inside.spec.shape[1:], dtype=inside.spec.dtype)
+                copy = keras.Model(x, copy(x), name=inside.layer.name)
+            config = {key: v for key, v in layer.get_config().items() if key != "layer"}
+            return type(layer)(copy, **config)
+        assert isinstance(inside, nodes.Inside)
+        self.renamed.update(inside.names)
+        inputs = [keras.Input(batch_shape=x.shape, dtype=x.dtype) for x in inside.inputs]
+        outputs = self.replay(inside, inputs, (), {})
+        # One alone and no list of one: TimeDistributed takes the output's shape as it comes.
+        given, found = (x[0] if len(x) == 1 else x for x in (inputs, outputs))
+        return keras.Model(given, found, name=layer.name)
+
     def copy_layer(self, operation: Any, path: tuple[str, ...]) -> Any:
-        name = operation.name
+        name = self.renamed.get(id(operation), operation.name)
         if path:
             name = self.free_name("_".join((*path, name)) if name in self.names else name)
             self.names.add(name)
         try:
-            copy = type(operation).from_config(operation.get_config())
+            copy = remade(operation)
         except Exception as error:
-            raise Error(
-                f"layer {operation.name!r} ({type(operation).__name__}): expected one that can be "
-                f"copied through get_config and from_config, which failed: {error}"
-            ) from error
+            raise _uncopied(operation, str(error)) from error
         copy.name = name  # the configs of many users' own layers lack it
         return copy
 
@@ -307,10 +387,93 @@ def _copy_input(spec: keras.KerasTensor) -> keras.KerasTensor:
     return copy
 
 
-def _copy_state(original: keras.layers.Layer, new: keras.layers.Layer) -> None:
-    """Copies weights, and the ``trainable`` flags of a layer and of those inside it."""
-    new.set_weights(original.get_weights())
-    for old_part, part in zip(original._flatten_layers(), new._flatten_layers(), strict=True):
-        part.trainable = old_part.trainable
-        if isinstance(part, keras.layers.Normalization):
-            part.finalize_state()  # what it computes with is derived from its weights
+def _uncopied(operation: Any, reason: str) -> Error:
+    return Error(
+        f"layer {operation.name!r} ({type(operation).__name__}): expected one that can be copied "
+        f"through get_config and from_config, which failed: {' '.join(reason.split())}"
+    )
+
+
+def remade(operation: Any, **changes: Any) -> Any:
+    """A new layer of the same configuration.
+
+    What has no weights (functions, regularisers, constraints, initialisers) is handed over as it
+    is, so that it need not be registered, and a lambda keeps the names that it uses.
+
+    Args:
+      operation: a layer or operation.
+      changes: to its configuration.
+    """
+    if isinstance(operation, keras.layers.Lambda):  # its own from_config takes no functions
+        return type(operation)(
+            operation.function, operation._output_shape, operation.mask, operation.arguments,
+            dtype=operation.dtype_policy, trainable=operation.trainable, name=operation.name,
+        )  # fmt: skip
+    config = _config(operation) | changes
+    if isinstance(operation, keras.layers.Wrapper):
+        return type(operation)(**config | {"layer": remade(operation.layer)})
+    for key, value in config.items():
+        if isinstance(value, dict) and isinstance(held := getattr(operation, key, None), _SHARED):
+            config[key] = held
+    with keras.saving.custom_object_scope(_names_used(operation)):
+        return type(operation).from_config(config)
+
+
+def _config(operation: Any) -> dict[str, Any]:
+    with warnings.catch_warnings():  # lambdas are not taken from the configuration
+        warnings.filterwarnings("ignore", ".*includes a `lambda`", UserWarning)
+        return operation.get_config()
+
+
+_SHARED = (
+    types.FunctionType,
+    types.BuiltinFunctionType,
+    functools.partial,
+    keras.initializers.Initializer,
+    keras.regularizers.Regularizer,
+    keras.constraints.Constraint,
+)
+
+
+def _names_used(operation: Any) -> dict[str, Any]:
+    """Classes and functions of a layer and of those inside it, by the names that configs use."""
+    if not isinstance(operation, keras.Layer):
+        return {}
+    found: dict[str, Any] = {}
+    for layer in operation._flatten_layers():
+        for value in (layer, *vars(layer).values()):
+            if isinstance(value, types.FunctionType):
+                found[value.__name__] = value
+            elif isinstance(value, (keras.Layer, *_SHARED[3:])):
+                found[type(value).__name__] = type(value)
+    return found
+
+
+def _parts(
+    original: keras.layers.Layer, new: keras.layers.Layer
+) -> list[tuple[keras.layers.Layer, keras.layers.Layer]]:
+    """The two layers, then those inside them, in pairs."""
+    return list(zip(original._flatten_layers(), new._flatten_layers(), strict=True))
+
+
+def copy_state(original: keras.layers.Layer, new: keras.layers.Layer) -> None:
+    """Copies all that Keras would save of a layer, and the flags that it would not."""
+    try:
+        pairs = _parts(original, new)
+        for old_part, part in pairs:
+            if old_part.built and not part.built:  # an activation that has run
+                part.build_from_config(old_part.get_build_config())
+        new.set_weights(original.get_weights())
+        for old_part, part in pairs:
+            part.trainable = old_part.trainable
+            part.autocast = old_part.autocast
+            if hasattr(part, "lora_alpha"):  # the configuration of a Dense lacks it
+                part.lora_alpha = old_part.lora_alpha
+            if hasattr(old_part, "save_assets"):  # vocabularies
+                with tempfile.TemporaryDirectory() as folder:
+                    old_part.save_assets(folder)
+                    part.load_assets(folder)
+            if isinstance(part, keras.layers.Normalization):
+                part.finalize_state()  # what it computes with is derived from its weights
+    except Exception as error:  # of whatever a user's layer stumbles on
+        raise _uncopied(original, str(error)) from error

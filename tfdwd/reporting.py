@@ -1,52 +1,26 @@
-"""Text tables, JSON, files that are written whole or not at all, and progress bars.
+"""What people see: text and HTML tables, plots, progress bars.
 
 Imports nothing heavy, so that `benchmarking` runs on a board without TensorFlow.
 """
 
-import contextlib
-import dataclasses
 import html
-import json
-import os
-import types
-import typing
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from tfdwd.errors import Error
+from tfdwd.records import Record
 
 if TYPE_CHECKING:
-    import keras
     import matplotlib.figure
-
-Record = TypeVar("Record")
 
 # What a report shows: lines of text, and tables as (headers, rows).
 Parts = Sequence[str | tuple[Sequence[str], Sequence[Sequence[object]]]]
 
 
-class Saved:
-    """A dataclass that goes to JSON and back."""
-
-    def to_json(self) -> str:
-        """The record as JSON; `from_json` reads it back."""
-        return to_json(self)
-
-    @classmethod
-    def from_json(cls: type[Record], text: str) -> Record:
-        """Reads what `to_json` wrote.
-
-        Raises:
-          tfdwd.Error: the text is something else.
-        """
-        return from_json(cls, text)
-
-
-class Report(Saved):
-    """A dataclass that shows itself, as text where it is printed and as HTML in notebooks."""
+class Report(Record):
+    """A record that shows itself, as text where it is printed and as HTML in notebooks."""
 
     def _parts(self) -> Parts:
         raise NotImplementedError
@@ -63,7 +37,7 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
     Args:
       headers: one per column.
-      rows: cells, written with `str`; as many in each row as there are headers.
+      rows: cells, written with `str` and `printable`; as many in each row as there are headers.
 
     Returns:
       The lines of the table, without a newline at the end.
@@ -78,7 +52,7 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
       conv   1200
       dense    64
     """
-    lines = [list(headers), *([str(cell) for cell in row] for row in rows)]
+    lines = [list(headers), *([printable(str(cell)) for cell in row] for row in rows)]
     for line in lines:
         if len(line) != len(headers):
             raise Error(f"a table of {len(headers)} columns got a row of {len(line)} cells: {line}")
@@ -103,7 +77,20 @@ def as_text(parts: Parts) -> str:
       conv   1200
       1 layer
     """
-    return "\n".join(part if isinstance(part, str) else table(*part) for part in parts)
+    return "\n".join(
+        "\n".join(map(printable, part.split("\n"))) if isinstance(part, str) else table(*part)
+        for part in parts
+    )
+
+
+def printable(text: str) -> str:
+    """Escapes what would command a terminal, such as control characters in a layer's name.
+
+    Example:
+      >>> print(printable("conv \x1b[2J é"))
+      conv \\x1b[2J é
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def as_html(parts: Parts) -> str:
@@ -166,121 +153,6 @@ def layer_cells(layer: Any) -> tuple[str, str, str, str]:
     """Name, stack, MACs before and after of a convolution's record, for a table."""
     stack = f"{layer.stack} {layer.rank or layer.width}" if layer.replaced else "kept"
     return layer.name, stack, f"{layer.macs_before:,}", f"{layer.macs_after:,}"
-
-
-def to_json(record: Any) -> str:
-    """Writes a dataclass as JSON, dataclasses inside it included.
-
-    Args:
-      record: a dataclass whose fields are numbers, strings, booleans, None, and tuples, dicts and
-        dataclasses of those.
-
-    Returns:
-      Indented JSON with a newline at the end; `from_json` reads it back.
-
-    Example:
-      >>> to_json(dataclasses.make_dataclass("Size", ["kib"])(3))
-      '{\\n  "kib": 3\\n}\\n'
-    """
-    return json.dumps(dataclasses.asdict(record), indent=2) + "\n"
-
-
-def from_json(kind: type[Record], text: str) -> Record:
-    """Reads back what `to_json` wrote.
-
-    Args:
-      kind: the dataclass to make.
-      text: JSON.
-
-    Returns:
-      A `kind`, equal to the one written.
-
-    Raises:
-      tfdwd.Error: the text is no JSON, or its fields are not those of `kind`.
-
-    Example:
-      >>> Size = dataclasses.make_dataclass("Size", [("kib", int)])
-      >>> from_json(Size, to_json(Size(3)))
-      Size(kib=3)
-    """
-    try:
-        return _read(kind, json.loads(text))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise Error(
-            f"expected the JSON of a {kind.__name__}, got something else: {error}"
-        ) from error
-
-
-def _read(kind: Any, value: Any) -> Any:
-    """The inverse of `dataclasses.asdict` and JSON: `value` as the type `kind`."""
-    arguments = typing.get_args(kind)
-    if dataclasses.is_dataclass(kind):
-        hints = typing.get_type_hints(kind)
-        return kind(**{name: _read(hints[name], item) for name, item in value.items()})  # type: ignore[operator]
-    if isinstance(kind, types.UnionType) and value is not None:
-        return _read(next(option for option in arguments if option is not type(None)), value)
-    if typing.get_origin(kind) is tuple:
-        each = arguments[:1] * len(value) if arguments[1:] == (...,) else arguments
-        return tuple(_read(item_kind, item) for item_kind, item in zip(each, value, strict=True))
-    if typing.get_origin(kind) is dict:
-        return {key: _read(arguments[1], item) for key, item in value.items()}
-    return value
-
-
-def write_whole(path: str | os.PathLike[str], content: bytes | str) -> None:
-    """Writes a file whole or not at all: readers see the old file or the new one.
-
-    Args:
-      path: the file, in a folder that exists; replaced if it is there.
-      content: text is written as UTF-8.
-
-    Raises:
-      tfdwd.Error: the folder does not exist, or the file cannot be written.
-
-    Example:
-      >>> write_whole("/tmp/table.txt", "layer  MACs")
-    """
-    with _put_in_place(Path(path)) as temporary:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-
-
-def save_model(model: "keras.Model", path: str | os.PathLike[str]) -> None:
-    """Saves a Keras model as a .keras file, whole or not at all.
-
-    Args:
-      model: any Keras 3 model.
-      path: the file, ending in .keras, in a folder that exists; replaced if it is there.
-
-    Raises:
-      tfdwd.Error: another ending, the folder does not exist, or the file cannot be written.
-
-    Example:
-      >>> import keras
-      >>> model = keras.Sequential([keras.Input((4,)), keras.layers.ReLU()])
-      >>> save_model(model, "/tmp/model.keras")
-    """
-    path = Path(path)
-    if path.suffix != ".keras":
-        raise Error(f"expected a path that ends in .keras, got {path}")
-    with _put_in_place(path) as temporary:
-        model.save(temporary)
-
-
-@contextlib.contextmanager
-def _put_in_place(path: Path) -> Iterator[Path]:
-    """Gives a temporary path beside `path`, renamed to it at the end, removed on any failure."""
-    if not path.parent.is_dir():
-        raise Error(f"cannot write {path}: its folder does not exist; create it first")
-    if path.is_dir():
-        raise Error(f"cannot write {path}: it is a folder; name a file")
-    temporary = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    except OSError as error:
-        raise Error(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def progress(work: Iterable[Any] | int, description: str) -> tqdm:

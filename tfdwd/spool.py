@@ -2,13 +2,18 @@
 
 import contextlib
 import math
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from tfdwd.errors import Error
+
 _IN_MEMORY = 256 * 2**20  # bytes of one spool that stay in memory
+_LEFT = 2**30  # bytes of the disk that are left to others;
+_LEFT_PART = 0.05  # on a small disk this part of it
 
 
 class Spool:
@@ -24,15 +29,35 @@ class Spool:
         return len(self._batches)
 
     def append(self, arrays: Sequence[np.ndarray]) -> None:
-        self._bytes += sum(array.nbytes for array in arrays)
+        """Adds a list of arrays.
+
+        Raises:
+          tfdwd.Error: it does not fit on the disk for temporary files, or would all but fill it.
+        """
+        size = sum(array.nbytes for array in arrays)
+        self._bytes += size
         if self._bytes <= _IN_MEMORY:
             self._batches.append(list(arrays))
             return
+        try:
+            self._write(arrays, size)
+        except OSError as error:
+            raise Error(
+                f"calibration: expected room for {self._bytes / 2**30:.1f} GiB of temporary files "
+                f"in {tempfile.tempdir}, got {error}; use fewer images (images=), or name a "
+                "larger disk in the environment variable TMPDIR"
+            ) from error
+
+    def _write(self, arrays: Sequence[np.ndarray], size: int) -> None:
+        disk = shutil.disk_usage(tempfile.gettempdir())
+        if disk.free - size < min(_LEFT, _LEFT_PART * disk.total):
+            raise OSError(f"{disk.free / 2**30:.1f} GiB free")
         if self._file is None:
             self._file = self._stack.enter_context(tempfile.TemporaryFile())
-        self._batches.append([(array.shape, array.dtype) for array in arrays])
         for array in arrays:
             self._file.write(np.ascontiguousarray(array).data.cast("B"))
+        self._file.flush()  # so that a full disk shows here
+        self._batches.append([(array.shape, array.dtype) for array in arrays])
 
     def __iter__(self) -> Iterator[list[np.ndarray]]:
         if self._file is not None:

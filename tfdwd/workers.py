@@ -118,6 +118,15 @@ def of_first(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
     return add_up([array if index() == 0 else np.zeros_like(array) for array in arrays])
 
 
+def wait() -> None:
+    """Returns once all workers have called it.
+
+    Raises:
+      tfdwd.Error: a worker was lost.
+    """
+    add_up([np.zeros(1)])
+
+
 def check_same(what: str, number: int) -> None:
     """Refuses a number that is not the same on all workers.
 

@@ -4,8 +4,8 @@
 
 Needs Debian 12 on x86 with its apt-get and dpkg, but no root: Debian's packages for arm64 (Python
 and the C library) and qemu are downloaded and unpacked into a folder, and the aarch64 wheels of
-NumPy, LiteRT, absl-py and OpenCV, of the versions in constraints.txt, beside them. The commands
-left there are used like any other Python:
+NumPy, LiteRT, absl-py, msgspec and OpenCV, of the versions in constraints.txt, beside them. The
+commands left there are used like any other Python:
 
     build/arm64/cortex-a76 -m tfdwd.scripts.benchmark --help
 
@@ -23,7 +23,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "build" / "arm64"
 
 _DEBIAN = ["python3-minimal", "libpython3-stdlib", "libstdc++6", "qemu-user-static:amd64"]
-_WHEELS = ["numpy", "ai-edge-litert", "absl-py", "opencv-python-headless"]
+_WHEELS = ["numpy", "ai-edge-litert", "absl-py", "msgspec", "opencv-python-headless"]
 _PLATFORMS = ["manylinux_2_28_aarch64", "manylinux_2_27_aarch64", "manylinux2014_aarch64"]
 
 

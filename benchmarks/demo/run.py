@@ -22,7 +22,7 @@ import numpy as np
 from absl import app, flags, logging
 
 import tfdwd
-from tfdwd import reporting
+from tfdwd import files, reporting
 
 IMAGES = 512
 HERE = pathlib.Path(__file__).parent
@@ -55,10 +55,10 @@ def main(argv: list[str]) -> None:
         networks[name] = tfdwd.decompose(model, **{"data": images, **options})
     print("planning, which times every layer and its stacks ...", flush=True)
     plan = tfdwd.plan(model, images, latency=0.5, cache=folder / "latency.json")
-    reporting.write_whole(folder / "plan.json", plan.to_json())
+    files.write_whole(folder / "plan.json", plan.to_json())
     networks["planned, half the time"] = tfdwd.decompose(model, images, rank=plan)
 
-    files, facts = {}, {}
+    paths, facts = {}, {}
     exports = [(name, network, "none") for name, network in networks.items()]
     for name in ("original", "planned, half the time"):
         exports.append((f"{name}, int8", networks[name], "int8"))
@@ -66,14 +66,14 @@ def main(argv: list[str]) -> None:
     for name, network, quantize in exports:
         stem = folder / name.replace(", ", "_").replace(" ", "_")
         if quantize == "none":
-            reporting.save_model(network, stem.with_suffix(".keras"))
-        files[name] = stem.with_suffix(".tflite")
-        exported = tfdwd.export(network, files[name], quantize=quantize, data=images[:256])
-        accuracy = tfdwd.evaluate(files[name], (data["x_test"], data["y_test"]))
+            files.save_model(network, stem.with_suffix(".keras"))
+        paths[name] = stem.with_suffix(".tflite")
+        exported = tfdwd.export(network, paths[name], quantize=quantize, data=images[:256])
+        accuracy = tfdwd.evaluate(paths[name], (data["x_test"], data["y_test"]))
         cost = tfdwd.costs.count(network)
         facts[name] = accuracy.top1, cost.macs, cost.parameters, exported.bytes
     print("timing ...", flush=True)
-    timings = tfdwd.benchmark(files)
+    timings = tfdwd.benchmark(paths)
 
     rows = [
         (
@@ -91,8 +91,8 @@ def main(argv: list[str]) -> None:
     )
     sheet = io.StringIO()
     csv.writer(sheet, lineterminator="\n").writerows([headers, *rows])
-    reporting.write_whole(folder / "table.txt", text)
-    reporting.write_whole(folder / "table.csv", sheet.getvalue())
+    files.write_whole(folder / "table.txt", text)
+    files.write_whole(folder / "table.csv", sheet.getvalue())
     print(f"\n{plan}\n\n{text}\nfiles are in {folder}/")
 
 

@@ -49,7 +49,7 @@ import numpy as np
 from absl import app, flags
 
 import tfdwd
-from tfdwd import data, models, reporting
+from tfdwd import data, files, models, reporting
 
 DATA = pathlib.Path(os.environ.get("TFDWD_DATA", "../shared/data"))
 HERE = pathlib.Path(__file__).parent
@@ -143,7 +143,7 @@ class Experiment:
         folder = self.folder / name.replace(", ", "-").replace(" ", "-")
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "before.keras").exists():
-            reporting.save_model(make(), folder / "before.keras")
+            files.save_model(make(), folder / "before.keras")
         before = keras.models.load_model(folder / "before.keras", compile=False)
         if (folder / "after.keras").exists():
             return before, keras.models.load_model(folder / "after.keras", compile=False)
@@ -158,7 +158,7 @@ class Experiment:
             resume=True,
             seed=self.seed,
         )
-        reporting.save_model(model, folder / "after.keras")
+        files.save_model(model, folder / "after.keras")
         return before, model
 
     def network(self, name: str) -> tuple[int, keras.Model | None, keras.Model]:

@@ -36,7 +36,7 @@ import numpy as np
 from absl import flags
 
 import tfdwd
-from tfdwd import data, models, reporting, workers
+from tfdwd import data, files, models, workers
 from tfdwd.scripts import common
 
 STUDENTS = {
@@ -62,6 +62,7 @@ _FOLDER = flags.DEFINE_string(
 _FIRST_LABEL = flags.DEFINE_integer("first_label", 1, "number of class 0", flag_values=FLAGS)
 _CLASSES = flags.DEFINE_integer("classes", 1000, "how many", flag_values=FLAGS)
 _WIDTH = flags.DEFINE_float("width", 1.0, "of ShuffleNet V2", flag_values=FLAGS)
+_REPEATS = flags.DEFINE_list("repeats", ["4", "8", "4"], "units of its stages", flag_values=FLAGS)
 _PIXELS = flags.DEFINE_integer("pixels", 224, "on a side", flag_values=FLAGS)
 _BATCH = flags.DEFINE_integer("batch_size", 1024, "of all workers together", flag_values=FLAGS)
 _EPOCHS = flags.DEFINE_integer("epochs", 240, "in all", flag_values=FLAGS)
@@ -79,8 +80,8 @@ def trained(
         model = make()
         if not workers.index():
             folder.mkdir(parents=True, exist_ok=True)
-            reporting.save_model(model, folder / "before.keras")
-    workers.check_same("network", 0)  # all wait until the first has written it
+            files.save_model(model, folder / "before.keras")
+    workers.wait()  # until the first has written it
     before, model = (
         keras.models.load_model(folder / "before.keras", compile=False) for _ in range(2)
     )
@@ -116,8 +117,9 @@ def networks(source: data.Source) -> Iterator[tuple[str, int, keras.Model | None
         keras.utils.set_random_seed(0)
         shape = (_PIXELS.value, _PIXELS.value, 3)
         return models.ShuffleNetV2(
-            _WIDTH.value, conv=conv, input_shape=shape, classes=_CLASSES.value
-        )
+            _WIDTH.value, conv=conv, input_shape=shape, classes=_CLASSES.value,
+            repeats=[int(count) for count in _REPEATS.value],
+        )  # fmt: skip
 
     yield (
         "separable",

@@ -26,7 +26,7 @@ from tasks import TASKS, Task
 from train import BUILD, train
 
 import tfdwd
-from tfdwd import reporting
+from tfdwd import files, reporting
 
 HERE = pathlib.Path(__file__).resolve().parent
 PAGE = HERE.parent.parent / "docs" / "tasks.md"
@@ -67,7 +67,7 @@ def rows_of(task: Task, choose: bool) -> Iterator[list[object]]:
             student, unlabelled(images), epochs=EPOCHS, teacher=model, learning_rate=RATE,
             steps_per_epoch=len(images) // BATCH,
         )  # fmt: skip
-        reporting.save_model(student, BUILD / f"{task.name}-{precision}.keras")
+        files.save_model(student, BUILD / f"{task.name}-{precision}.keras")
         with tempfile.TemporaryDirectory() as folder:
             paths = {name: f"{folder}/{name}.tflite" for name in ("original", "student")}
             for network, path in ((model, paths["original"]), (student, paths["student"])):

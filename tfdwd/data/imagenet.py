@@ -1,20 +1,26 @@
-"""ImageNet, or any data set in one of its layouts: TFRecord shards, TFDS, a folder of classes."""
+"""ImageNet, or any data set in one of its layouts: TFRecord shards, TFDS, a folder of classes.
+
+No image is lost without a word. One that does not decode is left out, logged with its name and
+counted; more than `max_damaged` of an epoch end it, as does a record whose checksum is wrong.
+"""
 
 import dataclasses
 import math
 import os
 import re
+import stat
 import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
+from absl import logging
 
 from tfdwd import reporting
 from tfdwd.errors import Error
 
-_SHARD = re.compile(r"-(\d{5})-of-(\d{5})$")
 _ENDINGS = (".jpeg", ".jpg", ".png", ".bmp", ".gif")
 _SHUFFLED = 10_000  # examples among which the next one is drawn
 _READ_AT_ONCE = 8  # shards
@@ -24,7 +30,10 @@ _AREA = (0.08, 1.0)
 _ASPECT = (3 / 4, 4 / 3)
 _JITTER = 0.4  # of brightness, contrast and saturation, either way
 _GREY = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601)
-_ENOUGH = 100  # examples before their damaged share means something
+
+
+def _as_they_are(example: Any) -> Any:
+    return example
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,13 +42,17 @@ class Source:
 
     Attributes:
       count: how many.
-      examples: a function of (worker, workers, seed) that gives a worker's part as a dataset of
-        (encoded image, label), in an order that the seed decides; in the order of the files if it
-        is None.
+      examples: a function of (worker, workers, seed) that gives a worker's part as a dataset, in an
+        order that the seed decides; in the order of the files if it is None. Its elements are
+        (example, name, number): the name is that of the file, the number that of the record in it
+        (-1 if the file is the image), and an example that begins with an empty string says that the
+        file cannot be read from there on. Or they are pairs (encoded image, label).
+      parsed: makes (encoded image, label) of an example. What fails here costs one image.
     """
 
     count: int
     examples: Callable[[int, int, int | None], tf.data.Dataset]
+    parsed: Callable[[Any], tuple[Any, Any]] = _as_they_are
 
 
 def tfrecords(folder: str | os.PathLike[str], split: str, *, first_label: int = 0) -> Source:
@@ -53,105 +66,215 @@ def tfrecords(folder: str | os.PathLike[str], split: str, *, first_label: int = 
         is the background.
 
     Returns:
-      The source, with labels from 0. Every shard was gone through once, without reading the images.
+      The source, with labels from 0. The length of each record was checked, without reading the
+      images.
 
     Raises:
-      tfdwd.Error: no shard, a missing or a truncated one; the message names it.
+      tfdwd.Error: no shard, a missing, truncated or damaged one; the message names it.
 
     Example:
       >>> tfrecords("../shared/data/cifar10", "validation").count  # doctest: +SKIP
       10000
     """
-    paths = sorted(Path(folder).glob(f"{split}-*-of-*"))
-    found = [match for path in paths if (match := _SHARD.search(path.name))]
-    if not found:
-        raise Error(f"{folder}: expected shards such as {split}-00000-of-00008, got none")
-    totals = {int(match[2]) for match in found}
-    missing = sorted(set(range(max(totals))) - {int(match[1]) for match in found})
-    if len(totals) > 1 or missing:
-        raise Error(
-            f"{folder}: expected {max(totals)} shards, but {split}-{missing[0]:05}-of-"
-            f"{max(totals):05} is missing"
-            if missing
-            else f"{folder}: expected one set of shards, got some of {sorted(totals)}"
-        )
-    count = sum(map(_records_in, reporting.progress(paths, "checking shards")))
-    names = [os.fspath(path) for path in paths]
+    paths = _shards(folder, split)
+    counts = [_records_in(path) for path in reporting.progress(paths, "checking shards")]
+    if not sum(counts):
+        raise Error(f"{folder}: expected records in the shards of {split!r}, got none")
+    names = [os.fsencode(path) for path in paths]
+
+    def records_of(name: Any, count: Any) -> tf.data.Dataset:
+        records = _whole(tf.data.TFRecordDataset(name), count, b"")
+        one_name = tf.data.Dataset.from_tensors(name).repeat()
+        return tf.data.Dataset.zip((records, one_name, tf.data.Dataset.range(count)))
 
     def examples(worker: int, workers: int, seed: int | None) -> tf.data.Dataset:
-        files = tf.data.Dataset.from_tensor_slices(names)
+        files = tf.data.Dataset.from_tensor_slices((names, tf.constant(counts, tf.int64)))
         whole = len(names) % workers == 0  # each worker reads its own shards
         if whole:
             files = files.shard(workers, worker)
         if seed is not None:
             files = files.shuffle(len(names), seed=seed)
-        records = files.interleave(tf.data.TFRecordDataset, cycle_length=_READ_AT_ONCE)
+        records = files.interleave(records_of, cycle_length=_READ_AT_ONCE)
         if not whole:
             records = records.shard(workers, worker)
-        if seed is not None:
-            records = records.shuffle(_SHUFFLED, seed=seed)
-        return records.map(parsed)
+        return records if seed is None else records.shuffle(_SHUFFLED, seed=seed)
 
-    def parsed(record: Any) -> tuple[Any, Any]:
+    def parsed(numbered: Any) -> tuple[Any, Any]:
         features = {
             "image/encoded": tf.io.FixedLenFeature([], tf.string),
             "image/class/label": tf.io.FixedLenFeature([], tf.int64),
         }
-        example = tf.io.parse_single_example(record, features)
+        example = tf.io.parse_single_example(numbered[0], features)
         return example["image/encoded"], example["image/class/label"] - first_label
 
-    return Source(count, examples)
+    return Source(sum(counts), examples, parsed)
+
+
+def _whole(records: tf.data.Dataset, count: Any, lost: Any) -> tf.data.Dataset:
+    """So many (record, number); where they end early or cannot be read, ``lost`` is the last.
+
+    TFRecordDataset ends a file at a wrong checksum, and never gets over a missing one: the numbers
+    beside bound how often an error is ignored.
+    """
+    found = tf.data.Dataset.zip((records, tf.data.Dataset.range(count))).ignore_errors()
+    end = tf.data.Dataset.from_tensors((lost, tf.constant(-1, tf.int64)))
+    return found.concatenate(end).take(count)
+
+
+def _shards(folder: str | os.PathLike[str], split: str) -> list[Path]:
+    """Paths of all shards of a split, in order."""
+    if not isinstance(split, str) or not re.fullmatch(r"\w[\w.+-]*", split):
+        raise Error(f"split: expected a name such as 'train', got {split!r}")
+    names = sorted(entry.name for entry in _entries(folder))
+    found = [
+        match
+        for name in names
+        if (match := re.fullmatch(rf"{re.escape(split)}-(\d{{5,}})-of-(\d{{5,}})", name))
+    ]
+    if not found:
+        raise Error(f"{folder}: expected shards such as {split}-00000-of-00008, got none")
+    totals = {int(match[2]) for match in found}
+    if len(totals) > 1:
+        raise Error(f"{folder}: expected one set of shards, got some of {sorted(totals)}")
+    [total] = totals
+    numbers = [int(match[1]) for match in found]
+    missing = sorted(set(range(total)) - set(numbers))
+    if missing:
+        raise Error(
+            f"{folder}: expected {total} shards, but {split}-{missing[0]:05}-of-{total:05} is "
+            "missing"
+        )
+    if sorted(numbers) != list(range(total)):
+        raise Error(
+            f"{folder}: expected the shards 0..{total - 1} of {total}, each once; got "
+            f"{', '.join(match[0] for match in found if int(match[1]) >= total) or numbers}"
+        )
+    return [Path(folder) / match[0] for match in found]
+
+
+def _entries(folder: str | os.PathLike[str]) -> list["os.DirEntry[str]"]:
+    """What is in a folder, in the order of the names."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
+        raise Error(f"{folder}: expected a folder that can be read, got {error}") from error
 
 
 def _records_in(path: Path) -> int:
-    """Counts the records of a shard by their lengths, and finds a cut one."""
-    size, place, count = path.stat().st_size, 0, 0
-    with open(path, "rb") as file:
-        while place < size:
-            file.seek(place)
-            header = file.read(12)  # length, and its checksum; after the data another one
-            place += 12 + (struct.unpack("<Q", header[:8])[0] if len(header) == 12 else size) + 4
-            count += 1
+    """Counts the records of a shard by their lengths, and finds one that is cut or damaged."""
+    place, count = 0, 0
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise Error(f"{path}: expected a file, got something else (a folder, pipe or device)")
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            while place < size:
+                file.seek(place)
+                header = file.read(12)  # length, and its checksum; after the data another one
+                if len(header) == 12 and _checksum(header[:8]) != header[8:]:
+                    raise Error(
+                        f"{path}: record {count} is damaged, or the file is compressed or holds no "
+                        "TFRecords: its length does not fit its checksum; get the file anew"
+                    )
+                length = struct.unpack("<Q", header[:8])[0] if len(header) == 12 else size
+                place += 12 + length + 4
+                count += 1
+    except OSError as error:
+        raise Error(f"{path}: expected a file that can be read, got {error}") from error
     if place != size:
-        raise Error(f"{path}: expected whole records, but record {count} is cut: get the file anew")
+        raise Error(
+            f"{path}: expected whole records, but record {count - 1} is cut: get the file anew"
+        )
     return count
+
+
+def _crc_table() -> list[int]:
+    table = []
+    for value in range(256):
+        for _ in range(8):
+            value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)
+        table.append(value)
+    return table
+
+
+_CRC_TABLE = _crc_table()
+
+
+def _checksum(content: bytes) -> bytes:
+    """The masked CRC-32C of TFRecords.
+
+    Source: tensorflow/core/lib/hash/crc32c.h.
+    """
+    crc = 0xFFFFFFFF
+    for byte in content:
+        crc = crc >> 8 ^ _CRC_TABLE[(crc ^ byte) & 0xFF]
+    crc ^= 0xFFFFFFFF
+    return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
 
 
 def image_folder(folder: str | os.PathLike[str]) -> Source:
     """A folder of folders of images: one for each class, whose sorted names count from 0.
 
+    Folders and files whose names begin with a dot do not count.
+
     Args:
       folder: such as imagenet/train.
 
     Raises:
-      tfdwd.Error: no such images.
+      tfdwd.Error: no such images; a class without any; something by the name of an image that is no
+        file, such as a broken link or a pipe.
 
     Example:
       >>> image_folder("imagenet/val").count  # doctest: +SKIP
       50000
     """
-    classes = sorted(path for path in Path(folder).glob("*") if path.is_dir())
-    files = [
-        (os.fspath(path), label)
-        for label, inside in enumerate(classes)
-        for path in sorted(inside.iterdir())
-        if path.suffix.lower() in _ENDINGS
+    folders = [
+        entry.path
+        for entry in _entries(folder)
+        if os.path.isdir(entry.path) and not entry.name.startswith(".")
     ]
-    if not files:
+    classes = [_images_in(path) for path in folders]
+    if not any(classes):
         raise Error(
             f"{folder}: expected a folder for each class with images ({', '.join(_ENDINGS)}), got "
             f"{len(classes)} folders without any"
         )
-    names, labels = zip(*files, strict=True)
+    for path, images in zip(folders, classes, strict=True):
+        if not images:
+            raise Error(
+                f"{path}: expected images of one class, got none; fill or remove the folder"
+            )
+    names = [name for images in classes for name in images]
+    labels = np.repeat(np.arange(len(classes)), [len(images) for images in classes])
 
     def examples(worker: int, workers: int, seed: int | None) -> tf.data.Dataset:
-        pairs = tf.data.Dataset.from_tensor_slices((list(names), tf.constant(labels, tf.int64)))
+        found = tf.data.Dataset.from_tensor_slices(
+            ((names, labels.astype(np.int64)), names, np.full(len(names), -1))
+        )
         if seed is not None:
-            pairs = pairs.shuffle(len(names), seed=seed)
-        pairs = pairs.shard(workers, worker)
-        return pairs.map(lambda name, label: (tf.io.read_file(name), label))
+            found = found.shuffle(len(names), seed=seed)
+        return found.shard(workers, worker)
 
-    return Source(len(names), examples)
+    def parsed(example: Any) -> tuple[Any, Any]:
+        name, label = example
+        return tf.io.read_file(name), label
+
+    return Source(len(names), examples, parsed)
+
+
+def _images_in(folder: str) -> list[bytes]:
+    """Paths of the images in a folder."""
+    images = [
+        entry
+        for entry in _entries(folder)
+        if entry.name.lower().endswith(_ENDINGS) and not entry.name.startswith(".")
+    ]
+    for entry in images:
+        # To read from a pipe would wait for ever; `DirEntry.is_file` raises at a loop of links.
+        if not entry.is_file(follow_symlinks=False) and not os.path.isfile(entry.path):
+            raise Error(f"{entry.path}: expected a file, got a folder, pipe, device or broken link")
+    return [os.fsencode(entry.path) for entry in images]
 
 
 def tfds(name: str = "imagenet2012", split: str = "train", *, folder: Any = None) -> Source:
@@ -192,9 +315,11 @@ def tfds(name: str = "imagenet2012", split: str = "train", *, folder: Any = None
     if not {"image", "label"} <= set(builder.info.features or {}):
         raise Error(f"{name}: expected images with labels, got {builder.info.features}")
 
+    count = builder.info.splits[split].num_examples
+
     def examples(worker: int, workers: int, seed: int | None) -> tf.data.Dataset:
         reading = tensorflow_datasets.ReadConfig(
-            shuffle_seed=seed, interleave_cycle_length=_READ_AT_ONCE
+            shuffle_seed=seed, interleave_cycle_length=_READ_AT_ONCE, add_tfds_id=True
         )
         found = builder.as_dataset(
             split=split,
@@ -202,12 +327,18 @@ def tfds(name: str = "imagenet2012", split: str = "train", *, folder: Any = None
             decoders={"image": tensorflow_datasets.decode.SkipDecoding()},
             read_config=reading,
         )
-        found = found.shard(workers, worker)
-        if seed is not None:
-            found = found.shuffle(_SHUFFLED, seed=seed)
-        return found.map(lambda example: (example["image"], tf.cast(example["label"], tf.int64)))
+        found = _whole(found.map(pair).shard(workers, worker), len(range(worker, count, workers)),
+                       ((b"", tf.constant(0, tf.int64)), f"{name}, {split}"))  # fmt: skip
+        found = found.map(named)
+        return found if seed is None else found.shuffle(_SHUFFLED, seed=seed)
 
-    return Source(builder.info.splits[split].num_examples, examples)
+    def pair(example: Any) -> Any:
+        return (example["image"], tf.cast(example["label"], tf.int64)), example["tfds_id"]
+
+    def named(numbered: Any, _: Any) -> Any:
+        return *numbered, tf.constant(-1, tf.int64)
+
+    return Source(count, examples)
 
 
 def training(
@@ -232,20 +363,23 @@ def training(
       size: pixels on a side.
       epoch, seed: of the order and of the distortions.
       worker, workers: which part of the source this is.
-      max_damaged: share of the images that may fail to decode. They are left out.
+      max_damaged: share of this worker's images that may fail to decode. They are left out, others
+        come a second time in their place.
 
     Returns:
       Batches of (images (batch, size, size, 3) uint8, labels (batch,) int64).
 
     Raises:
       tfdwd.Error: wrong numbers. While it is gone through, tf.errors.InvalidArgumentError: more
-        images were damaged; the message has the numbers.
+        images were damaged, or a shard is; the message has the numbers and the name. `finetune`
+        makes a tfdwd.Error of it.
 
     Example:
       >>> source = tfrecords("imagenet", "train", first_label=1)  # doctest: +SKIP
       >>> finetune(student, lambda epoch: training(source, 64, epoch=epoch), epochs=10,
       ...          teacher=model)  # doctest: +SKIP
     """
+    _check_share(max_damaged)
     if not 0 <= worker < workers:
         raise Error(f"expected a worker of 0..{workers - 1}, got {worker}")
     if not 1 <= batch_size <= source.count // workers:
@@ -253,16 +387,23 @@ def training(
             f"batch_size: expected 1..{source.count // workers}, the images of one worker, got "
             f"{batch_size}"
         )
-    examples = source.examples(worker, workers, hash((seed, epoch)) % 2**31)
+    # A second time around makes up for what was left out.
+    examples = source.examples(worker, workers, hash((seed, epoch)) % 2**31).repeat(2)
+    total = source.count // workers
+    steps = total // batch_size
 
     def made(number: Any, encoded: Any, label: Any) -> tuple[Any, Any]:
         seeds = [[seed * 1_000_003 + epoch, number * 2 + use] for use in range(2)]
         return _for_training(encoded, size, seeds), label
 
-    # A second time around makes up for what was left out.
-    batches = _decoded(examples.repeat(2), made, batch_size, max_damaged, drop_remainder=True)
-    steps = source.count // workers // batch_size
-    batches = batches.take(steps).apply(tf.data.experimental.assert_cardinality(steps))
+    def whole(images: Any, labels: Any) -> tuple[Any, Any]:
+        images = tf.ensure_shape(images, (batch_size, size, size, 3))
+        return images, tf.ensure_shape(labels, (batch_size,))
+
+    judge = _Judge(total, max_damaged, wanted=steps * batch_size)
+    batches = _decoded(source, examples, made, batch_size=batch_size, size=size, judge=judge)
+    batches = batches.take(steps).map(whole)
+    batches = batches.apply(tf.data.experimental.assert_cardinality(steps))
     return batches.prefetch(tf.data.AUTOTUNE)
 
 
@@ -287,10 +428,14 @@ def evaluation(
       Batches of (images (batch, size, size, 3) uint8, labels (batch,) int64), in the order of the
       files; `tfdwd.evaluate`, `export`, `decompose` and `plan` take them.
 
+    Raises:
+      tfdwd.Error: wrong numbers; as `training` while it is gone through.
+
     Example:
       >>> data = evaluation(tfrecords("imagenet", "validation", first_label=1))  # doctest: +SKIP
       >>> tfdwd.evaluate("student.tflite", data)  # doctest: +SKIP
     """
+    _check_share(max_damaged)
     if batch_size < 1:
         raise Error(f"batch_size: expected at least 1, got {batch_size}")
     if not 0 < size <= resize:
@@ -304,46 +449,139 @@ def evaluation(
         top, left = (scaled[0] - size) // 2, (scaled[1] - size) // 2
         return _as_bytes(image[top : top + size, left : left + size]), label
 
-    count = None if max_damaged else source.count  # where none may be missing, at the end either
+    judge = _Judge(source.count, max_damaged, wanted=0)
     examples = source.examples(0, 1, None)
-    batches = _decoded(examples, made, batch_size, max_damaged, count=count)
+    batches = _decoded(source, examples, made, batch_size=batch_size, size=size, judge=judge)
+    if not max_damaged:  # where none may be missing, their number is known
+        known = tf.data.experimental.assert_cardinality(-(-source.count // batch_size))
+        batches = batches.apply(known)
     return batches.prefetch(tf.data.AUTOTUNE)
 
 
+def _check_share(max_damaged: float) -> None:
+    if not 0 <= max_damaged <= 1:
+        raise Error(f"max_damaged: expected a share, 0..1, got {max_damaged}")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Judge:
+    """Says which images are left out, and ends an epoch in which too many are.
+
+    Attributes:
+      total: images of an epoch.
+      max_damaged: share of them that may be left out.
+      wanted: how many must come out in any case.
+    """
+
+    total: int
+    max_damaged: float
+    wanted: int
+
+    def __call__(
+        self, seen: int, good: int, names: Any, numbers: Any, unreadable: Any, ended: bool
+    ) -> np.int64:
+        """Looks at a batch with gaps, or the end.
+
+        Args:
+          seen: images that were read in this epoch so far.
+          good: how many of them decoded.
+          names, numbers: file, and record in it or -1, of the last image of each gap.
+          unreadable: for each whether its file cannot be read from there on.
+          ended: whether there are no more.
+
+        Returns:
+          Nothing, as a number: TensorFlow wants one.
+
+        Raises:
+          tfdwd.Error: it ends here.
+        """
+        places = [
+            name.decode(errors="replace") + (f", record {number}" if number >= 0 else "")
+            for name, number in zip(names, numbers, strict=True)
+        ]
+        for place, broken in zip(places, unreadable, strict=True):
+            if broken:
+                raise Error(
+                    f"{place}: expected a whole record, got one that its checksum does not fit; "
+                    "get the file anew"
+                )
+            logging.warning("%s does not decode; it is left out", place)
+        total = max(seen, self.total)
+        damaged = (total if ended else seen) - good
+        if damaged > self.max_damaged * total:
+            raise Error(
+                f"expected at most {int(self.max_damaged * total)} of {total} images damaged or "
+                f"missing (max_damaged={self.max_damaged}), got {damaged} of the {seen} read so far"
+                + "".join(f"; the last is {place}" for place in places[-1:])
+            )
+        if ended and good < self.wanted:
+            raise Error(f"expected {self.wanted} images that decode, got {good}")
+        return np.int64(0)
+
+
 def _decoded(
+    source: Source,
     examples: tf.data.Dataset,
     made: Callable[..., Any],
-    batch_size: int,
-    max_damaged: float,
     *,
-    drop_remainder: bool = False,
-    count: int | None = None,
+    batch_size: int,
+    size: int,
+    judge: _Judge,
 ) -> tf.data.Dataset:
-    """Batches of what decodes; stops where that is too little, or not ``count``."""
+    """Batches of what decodes.
 
-    def numbered(number: Any, example: tuple[Any, Any]) -> tuple[Any, Any, Any]:
-        return number, *made(number, *example)
+    What does not leaves a gap in the numbers; its name is known from the example behind it, and
+    behind the last there is one more, of no name.
+    """
+    if len(examples.element_spec) == 2:
+        no_number = tf.constant(-1, tf.int64)
+        examples = examples.map(lambda *pair: (pair, "an image without a name", no_number))
+    blank = tf.nest.map_structure(
+        lambda spec: tf.zeros(spec.shape, spec.dtype), examples.element_spec
+    )
+    examples = examples.concatenate(tf.data.Dataset.from_tensors(blank))
 
-    def checked(batch: Any, found: tuple[Any, Any, Any]) -> Any:
-        numbers, images, labels = found  # those between that are not there were damaged
-        seen = numbers[-1] + 1
-        damaged = seen - batch * batch_size - tf.size(numbers, tf.int64)
-        limit = max_damaged * tf.cast(tf.maximum(seen, _ENOUGH), tf.float64)
-        fine = tf.debugging.Assert(
-            tf.cast(damaged, tf.float64) <= limit,
-            [f"expected at most {max_damaged} of the images damaged; do not decode:", damaged,
-             "of", seen],
-        )  # fmt: skip
-        with tf.control_dependencies([fine]):
-            return tf.identity(images), labels
+    def with_former(former: Any, element: Any) -> Any:
+        number, (example, name, place) = element
+        unreadable = tf.equal(tf.strings.length(tf.nest.flatten(example)[0]), 0)
+        return (name, place, unreadable), (number, former, example, tf.equal(name, b""))
 
-    images = examples.enumerate().map(numbered, num_parallel_calls=tf.data.AUTOTUNE)
-    images = images.ignore_errors()
-    if count is not None:
-        images = images.apply(tf.data.experimental.assert_cardinality(count))
-    batches = images.batch(batch_size, drop_remainder)
-    # Batch by batch: one more call for each image would take a tenth of the decoding.
-    return batches.enumerate().map(checked)
+    def decoded(number: Any, former: Any, example: Any, last: Any) -> Any:
+        def nothing() -> Any:
+            return tf.zeros((size, size, 3), tf.uint8), tf.constant(0, tf.int64)
+
+        def from_example() -> Any:
+            image, label = made(number, *source.parsed(example))
+            return image, tf.cast(label, tf.int64)
+
+        image, label = tf.cond(last, nothing, from_example)
+        return number, former, last, tf.ensure_shape(image, (size, size, 3)), label
+
+    def checked(state: Any, found: Any) -> Any:
+        before, good = state
+        numbers, (names, places, unreadable), last, images, labels = found
+        count = tf.size(numbers) - tf.cast(last[-1], tf.int32)
+        good += tf.cast(count, tf.int64)
+        gaps = (numbers - tf.concat([before[None], numbers[:-1]], 0) > 1) | unreadable
+        seen = numbers[-1] + tf.cast(~last[-1], tf.int64)
+        facts = [
+            seen, good, tf.boolean_mask(names, gaps), tf.boolean_mask(places, gaps),
+            tf.boolean_mask(unreadable, gaps), last[-1],
+        ]  # fmt: skip
+        fine = tf.constant(0, tf.int64)
+        odd = tf.reduce_any(gaps) | last[-1]
+        judged = tf.cond(odd, lambda: tf.numpy_function(judge, facts, tf.int64), lambda: fine)
+        with tf.control_dependencies([judged]):
+            images = tf.identity(images)
+        return (numbers[-1], good), (images[:count], labels[:count])
+
+    nothing = tf.constant(b""), tf.constant(-1, tf.int64), tf.constant(False)
+    numbered = examples.enumerate().scan(nothing, with_former)
+    images = numbered.map(decoded, num_parallel_calls=tf.data.AUTOTUNE).ignore_errors()
+    # Batch by batch: one more call for each image would take part of the time of the decoding.
+    start = tf.constant(-1, tf.int64), tf.constant(0, tf.int64)
+    batches = images.batch(batch_size).scan(start, checked)
+    return batches.filter(lambda _, labels: tf.size(labels) > 0)
 
 
 def _for_training(encoded: Any, size: int, seeds: Any) -> Any:

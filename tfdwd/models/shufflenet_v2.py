@@ -25,6 +25,7 @@ def ShuffleNetV2(  # noqa: N802 - a network is named like a class, as in keras.a
     classes: int = 1000,
     stem: str = "imagenet",
     repeats: Sequence[int] = (4, 8, 4),
+    channels: Sequence[int] | None = None,
     last_channels: int | None = None,
     name: str = "shufflenet_v2",
 ) -> keras.Model:
@@ -35,13 +36,15 @@ def ShuffleNetV2(  # noqa: N802 - a network is named like a class, as in keras.a
     decomposing that twin at rank 1 gives a network of the published shape and cost.
 
     Args:
-      width: 0.5, 1.0, 1.5 or 2.0.
+      width: 0.5, 1.0, 1.5 or 2.0; without effect where ``channels`` is given.
       conv: "separable" (as published) or "regular".
       input_shape: (height, width, channels) of the images, pixels in 0..255.
       classes: outputs of the softmax.
       stem: "imagenet" (stride-2 convolution and max pooling, the published one) or "small"
         (stride 1, no pooling; for 28 to 64 px).
       repeats: units in stages 2, 3 and 4.
+      channels: of the stem and of stages 2, 3 and 4, those of the stages even; the published ones
+        of the width if None.
       last_channels: outputs of the last 1x1 convolution; the published number if None.
       name: name of the model.
 
@@ -67,16 +70,22 @@ def ShuffleNetV2(  # noqa: N802 - a network is named like a class, as in keras.a
         raise Error(f"conv: expected 'separable' or 'regular', got {conv!r}")
     if stem not in ("imagenet", "small"):
         raise Error(f"stem: expected 'imagenet' or 'small', got {stem!r}")
-    stem_channels, *stages, published_last = _CHANNELS[width]
+    *published, published_last = _CHANNELS[width]
+    stem_channels, *stages = published if channels is None else channels
+    if len(stages) != 3 or min(stem_channels, *stages) < 1 or any(n % 2 for n in stages):
+        raise Error(
+            "channels: expected those of the stem and of three stages, the stages' even, got "
+            f"{channels!r}"
+        )
 
     inputs = keras.Input(input_shape, name="image")
     x = layers.Rescaling(1 / 127.5, offset=-1.0, name="rescale")(inputs)
     x = _conv_bn_relu(x, stem_channels, 3, 2 if stem == "imagenet" else 1, "stem")
     if stem == "imagenet":
         x = layers.MaxPooling2D(3, 2, padding="same", name="stem_pool")(x)
-    for stage, (channels, count) in enumerate(zip(stages, repeats, strict=True), start=2):
+    for stage, (width_of, count) in enumerate(zip(stages, repeats, strict=True), start=2):
         for unit in range(1, count + 1):
-            x = _unit(x, channels, 2 if unit == 1 else 1, conv, f"stage{stage}_unit{unit}")
+            x = _unit(x, width_of, 2 if unit == 1 else 1, conv, f"stage{stage}_unit{unit}")
     x = _conv_bn_relu(x, last_channels or published_last, 1, 1, "last")
     x = layers.GlobalAveragePooling2D(name="pool")(x)
     outputs = layers.Dense(classes, activation="softmax", name="probabilities")(x)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from absl import flags
 
 import tfdwd
-from tfdwd import adb, reporting
+from tfdwd import adb, files
 from tfdwd.errors import Error
 from tfdwd.scripts import common
 
@@ -42,11 +42,8 @@ _XNNPACK = flags.DEFINE_bool(
     "xnnpack", True, "whether LiteRT may use XNNPACK, as it does by default", flag_values=FLAGS
 )
 _ADB = flags.DEFINE_bool("adb", False, "time on a phone, through adb", flag_values=FLAGS)
-_TOOL = flags.DEFINE_string(
-    "benchmark_model",
-    None,
-    "with --adb: TensorFlow's tool of that name, built for the phone",
-    flag_values=FLAGS,
+_TOOL = common.define_input(
+    FLAGS, "benchmark_model", "with --adb: TensorFlow's tool of that name, built for the phone"
 )
 _APP = flags.DEFINE_bool(
     "app",
@@ -58,8 +55,8 @@ _SERIAL = flags.DEFINE_string(
     "serial", None, "with --adb: which phone, where there are several", flag_values=FLAGS
 )
 _INPUT_SHAPE = common.define_input_shape(FLAGS)
-_JSON = flags.DEFINE_string("json", None, "where to write the result as JSON", flag_values=FLAGS)
-_CSV = flags.DEFINE_string("csv", None, "where to write the result as CSV", flag_values=FLAGS)
+_JSON = common.define_output(FLAGS, "json", "where to write the result as JSON")
+_CSV = common.define_output(FLAGS, "csv", "where to write the result as CSV")
 
 
 def main() -> None:
@@ -95,27 +92,33 @@ def main() -> None:
             input_shape=_INPUT_SHAPE(),
             **rounds,
         )
-    print(report)
     if _CSV.value is not None:
-        reporting.write_whole(_CSV.value, report.to_csv())
+        files.write_whole(_CSV.value, report.to_csv())
     if _JSON.value is not None:
-        reporting.write_whole(_JSON.value, report.to_json())
+        files.write_whole(_JSON.value, report.to_json())
+    print(report)
 
 
 def _models() -> "dict[str, Path | keras.Model]":
     """What --model names, by name."""
-    models: dict[str, Path | keras.Model] = {}
+    paths: dict[str, Path] = {}
     for given in _MODEL.value or []:
         name, _, path = given.rpartition("=")
         for file in sorted(Path(path).glob("*.tflite")) if Path(path).is_dir() else [Path(path)]:
             own = name or file.stem
-            if own in models:
+            if own in paths:
                 raise Error(f"two models are named {own!r}: give --model=NAME=FILE for each")
-            tflite = file.suffix == ".tflite"
-            models[own] = file if tflite else common.load_model(os.fspath(file))
-    if not models:
+            paths[own] = file
+    if not paths:
         raise Error("expected --model=FILE, a .tflite, .keras or .h5 file or a folder of .tflite")
-    return models
+    for file in paths.values():
+        files.check_input(file)
+    if not _ADB.value:
+        common.check_tflite([os.fspath(x) for x in paths.values() if x.suffix == ".tflite"])
+    return {
+        name: file if file.suffix == ".tflite" else common.load_model(os.fspath(file))
+        for name, file in paths.items()
+    }
 
 
 def run() -> None:

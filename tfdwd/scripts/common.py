@@ -2,22 +2,32 @@
 
 import contextlib
 import faulthandler
+import itertools
 import os
 import sys
-from collections.abc import Callable, Sequence
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from logging import WARNING, LogRecord
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import numpy as np
 from absl import flags, logging
 
-from tfdwd import workers
+from tfdwd import arrays, children, files, reporting, workers
 from tfdwd.errors import Error
+from tfdwd.records import Record
 from tfdwd.shapes import InputShape
 
 if TYPE_CHECKING:
     import keras
+
+RecordT = TypeVar("RecordT", bound=Record)
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+_INTERRUPTED = 130  # as shells have it: 128 + SIGINT
+_NO_READER = 141  # 128 + SIGPIPE
 
 
 def run(main: Callable[[], None], own_flags: flags.FlagValues, doc: str | None) -> NoReturn:
@@ -32,20 +42,34 @@ def run(main: Callable[[], None], own_flags: flags.FlagValues, doc: str | None) 
       own_flags: the flags of the command.
       doc: the help text above the flags.
     """
+    # Either may have been closed by whoever started the command.
+    sys.stdout = sys.stdout or open(os.devnull, "w")
+    sys.stderr = sys.stderr or open(os.devnull, "w")
+    handler = logging.get_absl_handler()
     if "TF_CPP_MIN_LOG_LEVEL" not in os.environ:
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-        sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
-        logging.get_absl_handler().python_handler.setStream(sys.stderr)
-        logging.get_absl_handler().addFilter(_is_ours_or_serious)
+        encoding = sys.stderr.encoding
+        sys.stderr = os.fdopen(os.dup(sys.stderr.fileno()), "w", buffering=1, encoding=encoding)
+        handler.addFilter(_is_ours_or_serious)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal need not know the characters of a name.
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    handler.addFilter(_make_printable)
+    handler.python_handler.stream = sys.stderr
     faulthandler.enable(sys.stderr)
-    sys.exit(status(main, own_flags, doc, sys.argv))
+    code = status(main, own_flags, doc, sys.argv)
+    try:
+        sys.stdout.flush()
+    except OSError:  # nobody reads it, or the disk is full: Python must not try again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)
 
 
 def status(
     main: Callable[[], None], own_flags: flags.FlagValues, doc: str | None, argv: list[str]
 ) -> int:
-    """Parses the flags, runs a command and turns what the user can mend into one line.
+    """Parses the flags, checks the files that they name, runs a command; failures are one line.
 
     Args:
       main: does the work; its flags are parsed by then.
@@ -54,7 +78,8 @@ def status(
       argv: the command and its arguments.
 
     Returns:
-      The exit status: 0, or 1 with one line on standard error.
+      The exit status: 0; 1 with one line on standard error; 130 if interrupted; 141 if whoever
+      reads standard output has gone.
     """
     command = Path(argv[0]).stem
     try:
@@ -62,24 +87,68 @@ def status(
             print(_help(own_flags, doc))
             if any("helpfull" in argument for argument in argv):
                 print(flags.FLAGS.get_help())
-            return 0
-        # absl's own flags (--verbosity and so on) first; what is left must be the command's.
-        left = own_flags(flags.FLAGS(argv, known_only=True))
-        if len(left) > 1:
-            raise Error(f"expected flags only, got the argument {left[1]!r}; see --help")
-        if flags.FLAGS["verbosity"].using_default_value:
-            logging.set_verbosity(logging.INFO)
-        logging.use_absl_handler()
-        main()
-    except (Error, flags.Error, OSError) as error:
-        print(f"{command}: {' '.join(str(error).split())}", file=sys.stderr)
+        else:
+            _parse(own_flags, argv)
+            main()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return _NO_READER
+    except KeyboardInterrupt:
+        print(f"{command}: interrupted", file=sys.stderr)
+        return _INTERRUPTED
+    except (Error, flags.Error) as error:
+        print(f"{command}: {_one_line(error)}", file=sys.stderr)
+        return 1
+    except Exception as error:  # nobody foresaw it, and the user still wants one line
+        print(f"{command}: {_unforeseen(error)}", file=sys.stderr)
         return 1
     return 0
 
 
+def _parse(own_flags: flags.FlagValues, argv: list[str]) -> None:
+    # absl's own flags (--verbosity and so on) first; what is left must be the command's.
+    left = own_flags(flags.FLAGS(argv, known_only=True))
+    if len(left) > 1:
+        raise Error(f"expected flags only, got the argument {left[1]!r}; see --help")
+    if flags.FLAGS["verbosity"].using_default_value:
+        logging.set_verbosity(logging.INFO)
+    logging.use_absl_handler()
+    _check_inputs(own_flags)
+    if "strategy" not in own_flags or own_flags["strategy"].value != "multiworker":
+        _check_outputs(own_flags)
+
+
+def _one_line(error: BaseException) -> str:
+    return reporting.printable(" ".join(str(error).split()))
+
+
+def _unforeseen(error: Exception) -> str:
+    """One line about an exception; the traceback goes to a file."""
+    what = f"unexpected {type(error).__name__}: {_one_line(error)[:300] or 'no message'}"
+    steps = [
+        f"{Path(frame.filename).stem}.{frame.name}"
+        for frame in traceback.extract_tb(error.__traceback__)
+        if Path(frame.filename).is_relative_to(_PACKAGE)
+        and Path(frame.filename) != Path(__file__).resolve()
+    ]
+    if steps:
+        what += f" (in {' > '.join(dict.fromkeys([*steps[:2], steps[-1]]))})"
+    try:
+        descriptor, path = tempfile.mkstemp(".txt", "tfdwd-")
+        with open(descriptor, "w", errors="backslashreplace") as file:
+            file.writelines(traceback.format_exception(error))
+    except OSError as full:
+        return f"{what}; its traceback could not be saved: {full.strerror}"
+    return f"{what}; its traceback is in {path}"
+
+
 def _is_ours_or_serious(record: LogRecord) -> bool:
-    package = Path(__file__).parent.parent
-    return record.levelno >= WARNING or Path(record.pathname).is_relative_to(package)
+    return record.levelno >= WARNING or Path(record.pathname).is_relative_to(_PACKAGE)
+
+
+def _make_printable(record: LogRecord) -> bool:
+    record.msg, record.args = reporting.printable(record.getMessage()), ()
+    return True
 
 
 def _help(own_flags: flags.FlagValues, doc: str | None) -> str:
@@ -91,14 +160,167 @@ def _help(own_flags: flags.FlagValues, doc: str | None) -> str:
             about += f" (default: {flag.default})"
         lines.append(f"  --{name}")
         lines.append(flags.text_wrap(about, length=96, indent="      "))
-    return "\n".join([*lines, "", "--helpfull lists the flags of the logging, too."])
+    lines += [
+        "",
+        "Exit status: 0 if all went well; 1 if not, with one line on standard error; 130 if",
+        "interrupted. Files are written whole or not at all.",
+        "",
+        "--helpfull lists the flags of the logging, too.",
+    ]
+    return "\n".join(lines)
+
+
+# ---------------------------------------------------------------------- files
+
+
+class _Input(flags.Flag):
+    """A flag that names a file to read."""
+
+    def check(self) -> None:
+        files.check_input(self.value)
+
+
+class _Inputs(flags.MultiFlag):
+    """A flag that may be given several times, each time for a file to read."""
+
+    def check(self) -> None:
+        for path in self.value:
+            files.check_input(path)
+
+
+class _Model(_Input):
+    """A flag that names a model to read."""
+
+    def check(self) -> None:
+        if Path(self.value).is_dir():
+            raise Error(
+                f"{self.value} is a folder, not a .keras or .h5 file: SavedModel folders hold no "
+                "layers; save the model with model.save('model.keras')"
+            )
+        super().check()
+
+
+class _Folder(_Input):
+    """A flag that names a folder that is there."""
+
+    def check(self) -> None:
+        if not Path(self.value).is_dir():
+            raise Error(f"expected a folder that exists, got {self.value}")
+
+
+class _Output(flags.Flag):
+    """A flag that names a file to write."""
+
+    suffix: str | None = None
+
+    def check(self) -> None:
+        files.check_output(self.value, self.suffix)
+
+
+class _Cache(_Output):
+    """A flag that names a file which is written only where that is possible."""
+
+    def check(self) -> None:
+        pass
+
+
+def _define(kind: Any, own_flags: flags.FlagValues, name: str, help: str, required: bool) -> Any:
+    flag = kind(flags.ArgumentParser(), flags.ArgumentSerializer(), name, None, help)
+    return flags.DEFINE_flag(flag, own_flags, required=required)
+
+
+def define_input(
+    own_flags: flags.FlagValues, name: str, help: str, *, required: bool = False
+) -> "flags.FlagHolder[str]":
+    """Defines a flag for a file to read; `status` checks that it is there before work starts."""
+    return _define(_Input, own_flags, name, help, required)
+
+
+def define_inputs(own_flags: flags.FlagValues, name: str, help: str) -> Any:
+    """Defines a flag for files to read, given once for each, as `define_input`."""
+    flag = _Inputs(flags.ArgumentParser(), flags.ArgumentSerializer(), name, None, help)
+    return flags.DEFINE_flag(flag, own_flags)
+
+
+def define_model_file(
+    own_flags: flags.FlagValues, name: str, help: str, *, required: bool = False
+) -> "flags.FlagHolder[str]":
+    """Defines a flag for a model to read, as `define_input`; `load_model` loads it."""
+    return _define(_Model, own_flags, name, help, required)
+
+
+def define_folder(own_flags: flags.FlagValues, name: str, help: str) -> "flags.FlagHolder[str]":
+    """Defines a flag for a folder that must be there before work starts."""
+    return _define(_Folder, own_flags, name, help, False)
+
+
+def define_output(
+    own_flags: flags.FlagValues,
+    name: str,
+    help: str,
+    *,
+    suffix: str | None = None,
+    required: bool = False,
+) -> "flags.FlagHolder[str]":
+    """Defines a flag for a file to write; `status` checks ending, folder and rights before work."""
+    holder = _define(_Output, own_flags, name, help, required)
+    own_flags[name].suffix = suffix
+    return holder
+
+
+def define_cache(own_flags: flags.FlagValues, name: str, help: str) -> "flags.FlagHolder[str]":
+    """Defines a flag for a file that may be written, but must not be one of the others."""
+    return _define(_Cache, own_flags, name, help, False)
+
+
+def _check_inputs(own_flags: flags.FlagValues) -> None:
+    for flag in _given(own_flags, _Input, _Inputs):
+        with _about(flag.name):
+            flag.check()
+
+
+def _check_outputs(own_flags: flags.FlagValues) -> None:
+    """Checks that all outputs can be written, and that none overwrites another file named."""
+    outputs, inputs = _given(own_flags, _Output), _given(own_flags, _Input, _Inputs)
+    for flag in outputs:
+        with _about(flag.name):
+            flag.check()
+    for one, two in [*itertools.combinations(outputs, 2), *itertools.product(outputs, inputs)]:
+        others = two.value if isinstance(two, _Inputs) else [two.value]
+        if any(_is_one_file(one.value, other) for other in others):
+            raise Error(
+                f"--{one.name} and --{two.name}: expected different files, got {one.value} twice"
+            )
+
+
+def _given(own_flags: flags.FlagValues, *kinds: type[flags.Flag]) -> list[Any]:
+    """The flags of some kinds that have a value."""
+    found = [own_flags[name] for name in own_flags]
+    return [flag for flag in found if isinstance(flag, kinds) and flag.value is not None]
+
+
+def _is_one_file(path: str, other: str) -> bool:
+    real = Path(os.path.realpath(path))
+    # A pipe, or /dev/null, takes any number of outputs.
+    return real == Path(os.path.realpath(other)) and (real.is_file() or not real.exists())
+
+
+@contextlib.contextmanager
+def _about(flag: str) -> Iterator[None]:
+    """Puts a flag's name before errors."""
+    try:
+        yield
+    except Error as error:
+        raise Error(f"--{flag}: {error}") from error
+
+
+# ---------------------------------------------------------------------- flags that many have
 
 
 def define_model(own_flags: flags.FlagValues) -> Callable[[], "keras.Model"]:
     """Defines --model; returns what loads the model that it names."""
-    given = flags.DEFINE_string(
-        "model", None, "the Keras model, a .keras or .h5 file", required=True, flag_values=own_flags
-    )
+    about = "the Keras model, a .keras or .h5 file"
+    given = define_model_file(own_flags, "model", about, required=True)
     return lambda: load_model(given.value)
 
 
@@ -118,6 +340,8 @@ def define_strategy(
     def scope() -> contextlib.AbstractContextManager[object]:
         if given.value == "multiworker":
             workers.join()
+            if not workers.index():  # the first writes; others may have no such folder
+                _check_outputs(own_flags)
         if given.value == "mirrored":
             import tensorflow as tf
 
@@ -131,15 +355,51 @@ def define_array(
     own_flags: flags.FlagValues, name: str, help: str, *, required: bool = False
 ) -> Callable[[], np.ndarray | None]:
     """Defines --NAME and --NAME_key; returns what loads the array, None if none is named."""
-    given = flags.DEFINE_string(
-        name, None, f"{help}, a .npy or .npz file", required=required, flag_values=own_flags
-    )
+    given = define_input(own_flags, name, f"{help}, a .npy or .npz file", required=required)
     key = flags.DEFINE_string(
         f"{name}_key", None, f"which array of a .npz file holds the {name}", flag_values=own_flags
     )
-    return lambda: (
-        None if given.value is None else load_array(given.value, key.value, f"{name}_key")
-    )
+
+    def load() -> np.ndarray | None:
+        with _about(f"{name}, --{name}_key"):
+            return None if given.value is None else arrays.load(given.value, key.value)
+
+    return load
+
+
+def load_record(kind: type[RecordT], path: str) -> RecordT:
+    """Reads a record from a .json file.
+
+    Raises:
+      tfdwd.Error: there is no such file, or it holds something else; the message has its name and
+        the path of the wrong field.
+    """
+    text = files.read_text(path)
+    try:
+        return kind.from_json(text)
+    except Error as error:
+        raise Error(f"{path}: {error}") from error
+
+
+def check_tflite(paths: Sequence[str]) -> None:
+    """Checks in another process that LiteRT can run .tflite files; that takes half a second.
+
+    Raises:
+      tfdwd.Error: it cannot, or crashes.
+    """
+    if not paths:
+        return
+    for path in paths:
+        files.check_input(path)
+    done = children.run("tfdwd.lite", "try_out", paths)
+    if done.returncode < 0:
+        path = [paths[0], *done.stdout.splitlines()][-1]
+        raise Error(
+            f"{path} crashes LiteRT (signal {-done.returncode}): it is damaged, or needs more "
+            "memory than there is; export it again"
+        )
+    if done.returncode:
+        raise Error(done.stderr.splitlines()[-1])
 
 
 def define_input_shape(own_flags: flags.FlagValues) -> Callable[[], InputShape | None]:
@@ -184,79 +444,7 @@ def input_shape(texts: Sequence[str]) -> InputShape:
 
 
 def load_model(path: str) -> "keras.Model":
-    """Loads a Keras model, uncompiled.
+    """Loads a Keras model; see `tfdwd.bridge.load`."""
+    from tfdwd import bridge  # and Keras, which takes seconds
 
-    Args:
-      path: a .keras or .h5 file.
-
-    Returns:
-      The model.
-
-    Raises:
-      tfdwd.Error: no such file, another kind of file, or a model that Keras cannot load.
-    """
-    if Path(path).is_dir():
-        raise Error(
-            f"{path} is a folder, not a .keras or .h5 file: SavedModel folders hold no layers; "
-            "save the model with model.save('model.keras')"
-        )
-    _check_file(path)
-    if Path(path).suffix not in (".keras", ".h5", ".hdf5"):
-        raise Error(f"expected a .keras or .h5 file, got {path}")
-    import keras
-
-    try:
-        return keras.models.load_model(path, compile=False)
-    except Exception as error:  # Keras raises whatever its readers of zip, HDF5 and JSON raise.
-        reason = str(error).strip().partition("\n")[0]
-        raise Error(f"{path} is no Keras model that can be loaded here: {reason}") from error
-
-
-def load_text(path: str) -> str:
-    """Reads a text file.
-
-    Raises:
-      tfdwd.Error: there is no such file, or it holds no text.
-    """
-    _check_file(path)
-    try:
-        return Path(path).read_text()
-    except UnicodeDecodeError as error:
-        raise Error(f"{path} holds no text") from error
-
-
-def load_array(path: str, key: str | None, flag: str) -> np.ndarray:
-    """Loads an array.
-
-    Args:
-      path: a .npy file, or a .npz file.
-      key: which array of a .npz file; may be None where it holds only one.
-      flag: the flag that gives `key`, for the error.
-
-    Returns:
-      The array.
-
-    Raises:
-      tfdwd.Error: no such file, another kind of file, or no such array in it.
-    """
-    _check_file(path)
-    try:
-        content = np.load(path)
-    except (ValueError, OSError, EOFError) as error:
-        raise Error(f"{path} is no .npy or .npz file of plain arrays") from error
-    if isinstance(content, np.ndarray):
-        if key is not None:
-            raise Error(f"{path} holds one array without a name: leave --{flag} away")
-        return content
-    with content:
-        if key is None and len(content.files) == 1:
-            return content[content.files[0]]
-        if key not in content.files:
-            got = "no --" + flag if key is None else f"--{flag}={key}"
-            raise Error(f"{path} holds the arrays {', '.join(content.files)}; got {got}")
-        return content[key]
-
-
-def _check_file(path: str) -> None:
-    if not Path(path).is_file():
-        raise Error(f"no such file: {path}")
+    return bridge.load(path)

@@ -8,13 +8,14 @@ Example:
 from absl import flags
 
 import tfdwd
-from tfdwd import reporting, workers
+from tfdwd import files, workers
+from tfdwd.errors import Error
 from tfdwd.scripts import common
 
 FLAGS = flags.FlagValues()
 _MODEL = common.define_model(FLAGS)
-_OUTPUT = flags.DEFINE_string(
-    "output", None, "the .keras file to write", required=True, flag_values=FLAGS
+_OUTPUT = common.define_output(
+    FLAGS, "output", "the .keras file to write", suffix=".keras", required=True
 )
 _IMAGES = common.define_array(
     FLAGS,
@@ -28,11 +29,10 @@ _MAX_IMAGES = flags.DEFINE_integer(
 _RANK = flags.DEFINE_integer(
     "rank", 1, "depthwise filters per channel; 1 is the cheapest", 1, flag_values=FLAGS
 )
-_PLAN = flags.DEFINE_string(
+_PLAN = common.define_input(
+    FLAGS,
     "plan",
-    None,
     "a .json file of tfdwd-plan, edited or not; instead of --rank, --stack, --include, --exclude",
-    flag_values=FLAGS,
 )
 _STACK = flags.DEFINE_enum(
     "stack",
@@ -55,9 +55,7 @@ _INCLUDE = flags.DEFINE_list(
 _EXCLUDE = flags.DEFINE_list(
     "exclude", None, "names or patterns of layers to keep", flag_values=FLAGS
 )
-_REPORT = flags.DEFINE_string(
-    "report", None, "a .json file for one record per convolution", flag_values=FLAGS
-)
+_REPORT = common.define_output(FLAGS, "report", "a .json file for one record per convolution")
 _STRATEGY = common.define_strategy(FLAGS, ["none", "multiworker"])
 _SEED = flags.DEFINE_integer("seed", 0, "of the sampled positions", flag_values=FLAGS)
 
@@ -65,6 +63,9 @@ _SEED = flags.DEFINE_integer("seed", 0, "of the sampled positions", flag_values=
 def main() -> None:
     """Loads, decomposes, writes, prints the report."""
     _STRATEGY()
+    plan = None if _PLAN.value is None else common.load_record(tfdwd.Plan, _PLAN.value)
+    if plan is not None and FLAGS["rank"].present:
+        raise Error("--plan says the rank of each layer: expected no --rank beside it")
     data = _IMAGES()
     if data is not None:
         data = data[: _MAX_IMAGES.value][workers.index() :: workers.count()]
@@ -72,9 +73,7 @@ def main() -> None:
     student, report = tfdwd.decompose(
         model,
         data,
-        rank=_RANK.value
-        if _PLAN.value is None
-        else tfdwd.Plan.from_json(common.load_text(_PLAN.value)),
+        rank=_RANK.value if plan is None else plan,
         stack=_STACK.value,
         method=_METHOD.value,
         include=_INCLUDE.value,
@@ -84,9 +83,9 @@ def main() -> None:
     )
     if workers.index():
         return  # the first writes
-    reporting.save_model(student, _OUTPUT.value)
+    files.save_model(student, _OUTPUT.value)
     if _REPORT.value is not None:
-        reporting.write_whole(_REPORT.value, report.to_json())
+        files.write_whole(_REPORT.value, report.to_json())
     print(report)
 
 

@@ -11,14 +11,12 @@ Examples:
 from absl import flags
 
 import tfdwd
-from tfdwd import metrics, reporting
+from tfdwd import arrays, files, metrics
 from tfdwd.errors import Error
 from tfdwd.scripts import common
 
 FLAGS = flags.FlagValues()
-_MODEL = flags.DEFINE_string(
-    "model", None, "a .keras, .h5 or .tflite file", required=True, flag_values=FLAGS
-)
+_MODEL = common.define_model_file(FLAGS, "model", "a .keras, .h5 or .tflite file", required=True)
 _IMAGES = common.define_array(FLAGS, "images", "the images", required=True)
 _LABELS = flags.DEFINE_multi_string(
     "labels",
@@ -30,11 +28,10 @@ _LABELS = flags.DEFINE_multi_string(
 _LABELS_KEY = flags.DEFINE_string(
     "labels_key", None, "which array of a .npz file holds the labels", flag_values=FLAGS
 )
-_REFERENCE = flags.DEFINE_string(
+_REFERENCE = common.define_model_file(
+    FLAGS,
     "reference",
-    None,
     "a .keras, .h5 or .tflite file, such as the original, whose outputs take the place of labels",
-    flag_values=FLAGS,
 )
 _METRIC = flags.DEFINE_multi_string(
     "metric",
@@ -47,7 +44,7 @@ _PEAK = flags.DEFINE_float("peak", None, "white minus black, for psnr", flag_val
 _BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", 64, "images that Keras runs at once", lower_bound=1, flag_values=FLAGS
 )
-_JSON = flags.DEFINE_string("json", None, "where to write the result as JSON", flag_values=FLAGS)
+_JSON = common.define_output(FLAGS, "json", "where to write the result as JSON")
 
 
 def main() -> None:
@@ -55,6 +52,10 @@ def main() -> None:
     metric, paths = _by_output("metric", _METRIC.value), _by_output("labels", _LABELS.value)
     if (paths is None) == (_REFERENCE.value is None):
         raise Error("expected either --labels or --reference")
+    for value in _LABELS.value:
+        files.check_input(value.partition("=")[2] or value)
+    named = [_MODEL.value, *([_REFERENCE.value] if _REFERENCE.value else [])]
+    common.check_tflite([path for path in named if path.endswith(".tflite")])
     data: object = _IMAGES()
     if isinstance(paths, dict):
         data = (data, {output: _labels_in(path) for output, [path] in paths.items()})
@@ -68,9 +69,9 @@ def main() -> None:
         peak=_PEAK.value,
         batch_size=_BATCH_SIZE.value,
     )
-    print(result)
     if _JSON.value is not None:
-        reporting.write_whole(_JSON.value, result.to_json())
+        files.write_whole(_JSON.value, result.to_json())
+    print(result)
 
 
 def _by_output(flag: str, values: list[str]) -> dict[str, list[str]] | list[str] | None:
@@ -93,7 +94,7 @@ def _by_output(flag: str, values: list[str]) -> dict[str, list[str]] | list[str]
 
 
 def _labels_in(path: str) -> object:
-    return common.load_array(path, _LABELS_KEY.value, "labels_key")
+    return arrays.load(path, _LABELS_KEY.value)
 
 
 def _model_at(path: str) -> object:

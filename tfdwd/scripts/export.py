@@ -13,8 +13,8 @@ from tfdwd.scripts import common
 
 FLAGS = flags.FlagValues()
 _MODEL = common.define_model(FLAGS)
-_OUTPUT = flags.DEFINE_string(
-    "output", None, "the .tflite file to write", required=True, flag_values=FLAGS
+_OUTPUT = common.define_output(
+    FLAGS, "output", "the .tflite file to write", suffix=".tflite", required=True
 )
 _IMAGES = common.define_array(
     FLAGS,

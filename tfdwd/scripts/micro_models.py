@@ -11,7 +11,7 @@ Example:
 from absl import flags
 
 import tfdwd
-from tfdwd import reporting
+from tfdwd import files
 from tfdwd.conversion import QUANTIZATIONS
 from tfdwd.errors import Error
 from tfdwd.scripts import common
@@ -20,9 +20,7 @@ FLAGS = flags.FlagValues()
 _FOLDER = flags.DEFINE_string(
     "folder", None, "of the .tflite files and their manifest", required=True, flag_values=FLAGS
 )
-_MODEL = flags.DEFINE_string(
-    "model", None, "to write: the Keras model, a .keras or .h5 file", flag_values=FLAGS
-)
+_MODEL = common.define_model_file(FLAGS, "model", "to write: the Keras model, a .keras or .h5 file")
 _QUANTIZE = flags.DEFINE_enum(
     "quantize",
     "none",
@@ -32,16 +30,15 @@ _QUANTIZE = flags.DEFINE_enum(
 )
 _IMAGES = common.define_array(FLAGS, "images", "to write for int8: images to take ranges from")
 _INPUT_SHAPE = common.define_input_shape(FLAGS)
-_LOG = flags.DEFINE_multi_string(
+_LOG = common.define_inputs(
+    FLAGS,
     "log",
-    None,
     "to read: what benchmark_model or litert-benchmark printed for the files, or the JSON of "
     "tfdwd-benchmark; may be given several times",
-    flag_values=FLAGS,
 )
 _DEVICE = flags.DEFINE_string("device", "", "to read: what was measured on", flag_values=FLAGS)
-_OUTPUT = flags.DEFINE_string(
-    "output", None, "to read: the .json file to write the latency table to", flag_values=FLAGS
+_OUTPUT = common.define_output(
+    FLAGS, "output", "to read: the .json file to write the latency table to"
 )
 
 
@@ -60,7 +57,7 @@ def main() -> None:
     if _OUTPUT.value is None:
         raise Error("expected --output=FILE.json for the latency table")
     table = tfdwd.read_latency_table(_FOLDER.value, _LOG.value, _DEVICE.value)
-    reporting.write_whole(_OUTPUT.value, table.to_json())
+    files.write_whole(_OUTPUT.value, table.to_json())
     print(
         f"{_OUTPUT.value}: {len(table.layers)} kinds of layers, the network in "
         f"{table.network_ms:.3f} ms; {table.runtime}, {table.threads} thread(s), quantised: "

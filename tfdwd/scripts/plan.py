@@ -10,15 +10,13 @@ Example:
 from absl import flags
 
 import tfdwd
-from tfdwd import reporting
+from tfdwd import files
 from tfdwd.conversion import QUANTIZATIONS
 from tfdwd.scripts import common
 
 FLAGS = flags.FlagValues()
 _MODEL = common.define_model(FLAGS)
-_OUTPUT = flags.DEFINE_string(
-    "output", None, "the .json file to write", required=True, flag_values=FLAGS
-)
+_OUTPUT = common.define_output(FLAGS, "output", "the .json file to write", required=True)
 _IMAGES = common.define_array(
     FLAGS, "images", "calibration images (1,000 are plenty, labels are not needed)", required=True
 )
@@ -43,11 +41,16 @@ _QUANTIZE = flags.DEFINE_enum(
 _THREADS = flags.DEFINE_integer(
     "threads", 1, "that LiteRT will be given", lower_bound=1, flag_values=FLAGS
 )
-_TABLE = flags.DEFINE_string(
+_TABLE = common.define_input(
+    FLAGS,
     "latency_table",
-    None,
     "times from another device, a .json file of tfdwd-micro-models; nothing is timed here then",
-    flag_values=FLAGS,
+)
+_CACHE = common.define_cache(
+    FLAGS,
+    "cache",
+    "the .json file that keeps times measured here, for other plans; by default "
+    "~/.cache/tfdwd/latency.json, or in $XDG_CACHE_HOME",
 )
 _INPUT_SHAPE = common.define_input_shape(FLAGS)
 
@@ -56,7 +59,7 @@ def main() -> None:
     """Loads, plans, writes and prints the plan."""
     table, shape = None, _INPUT_SHAPE()
     if _TABLE.value is not None:
-        table = tfdwd.LatencyTable.from_json(common.load_text(_TABLE.value))
+        table = common.load_record(tfdwd.LatencyTable, _TABLE.value)
     images = _IMAGES()
     assert images is not None  # the flag is required
     plan = tfdwd.plan(
@@ -68,10 +71,11 @@ def main() -> None:
         max_error=_MAX_ERROR.value,
         quantize=_QUANTIZE.value,
         threads=_THREADS.value,
+        cache=_CACHE.value,
         latency_table=table,
         input_shape=shape,
     )
-    reporting.write_whole(_OUTPUT.value, plan.to_json())
+    files.write_whole(_OUTPUT.value, plan.to_json())
     print(plan)
 
 

@@ -1,9 +1,13 @@
-"""Fine-tunes a network, from labels, from a teacher, or from both; can go on where it stopped.
+"""Fine-tunes a network of any outputs, from labels, a teacher, or both; can go on where it stopped.
 
 Example:
   mkdir run
   tfdwd-train --model=student.keras --teacher=resnet8.keras --images=train.npz \\
       --images_key=x_train --epochs=50 --folder=run --output=tuned.keras
+  tfdwd-train --model=detector.keras --images=train.npz --images_key=x --teacher=original.keras \\
+      --loss_weight=boxes=2 --epochs=10 --output=tuned.keras
+  tfdwd-train --model=detector.keras --images=train.npz --images_key=x --labels=boxes=boxes.npy \\
+      --labels=classes=classes.npy --loss=boxes=huber --epochs=10 --output=trained.keras
   tfdwd-train --model=student.keras --teacher=original.keras --records=imagenet --first_label=1 \\
       --epochs=10 --folder=run --resume --output=tuned.keras
   TF_CONFIG='{"cluster": {"worker": ["10.0.0.1:2222", "10.0.0.2:2222"]},
@@ -11,44 +15,75 @@ Example:
       tfdwd-train --strategy=multiworker ...    (and the same with index 1 on 10.0.0.2)
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from absl import flags
+from absl import flags, logging
 
 import tfdwd
-from tfdwd import reporting, workers
+from tfdwd import arrays, files, reporting, workers
 from tfdwd.errors import Error
 from tfdwd.scripts import common
 
 FLAGS = flags.FlagValues()
+
+
+def _define_labels(name: str, help: str) -> Callable[[], Any]:
+    """Defines --NAME and --NAME_key; returns what loads the labels, None if none are named."""
+    given = flags.DEFINE_multi_string(
+        name,
+        [],
+        f"{help}, a .npy or .npz file; of a model of several outputs OUTPUT=FILE for each that has "
+        "labels",
+        flag_values=FLAGS,
+    )
+    key = flags.DEFINE_string(
+        f"{name}_key", None, f"which array of a .npz file holds the {name}", flag_values=FLAGS
+    )
+
+    def load() -> Any:
+        paths = _by_output(name, given.value)
+        if isinstance(paths, dict):
+            return {output: arrays.load(path, key.value) for output, path in paths.items()}
+        return None if paths is None else arrays.load(paths, key.value)
+
+    return load
+
+
 _MODEL = common.define_model(FLAGS)
-_OUTPUT = flags.DEFINE_string(
-    "output", None, "the .keras file to write", required=True, flag_values=FLAGS
+_OUTPUT = common.define_output(
+    FLAGS, "output", "the .keras file to write", suffix=".keras", required=True
 )
-_TEACHER = flags.DEFINE_string(
-    "teacher", None, "the Keras model to learn from, such as the original", flag_values=FLAGS
+_TEACHER = common.define_model_file(
+    FLAGS, "teacher", "the Keras model to learn from, such as the original"
 )
 _IMAGES = common.define_array(FLAGS, "images", "images to train on")
-_LABELS = common.define_array(FLAGS, "labels", "their labels; not needed with a teacher")
-_RECORDS = flags.DEFINE_string(
-    "records",
-    None,
-    "instead of --images: a folder of TFRecord shards in the layout of ImageNet",
-    flag_values=FLAGS,
+_LABELS = _define_labels("labels", "their labels; not needed with a teacher")
+_RECORDS = common.define_folder(
+    FLAGS, "records", "instead of --images: a folder of TFRecord shards in the layout of ImageNet"
 )
 _TFDS = flags.DEFINE_string(
     "tfds", None, "or a data set that TensorFlow Datasets prepared: imagenet2012", flag_values=FLAGS
 )
-_IMAGE_FOLDER = flags.DEFINE_string(
-    "image_folder", None, "or a folder of splits, each a folder for each class", flag_values=FLAGS
+_IMAGE_FOLDER = common.define_folder(
+    FLAGS, "image_folder", "or a folder of splits, each a folder for each class"
 )
 _SPLIT = flags.DEFINE_string("split", "train", "of these", flag_values=FLAGS)
 _VALIDATION_SPLIT = flags.DEFINE_string(
     "validation_split", None, "of these: tested after each epoch, for best.keras", flag_values=FLAGS
 )
 _VALIDATION = common.define_array(FLAGS, "validation", "beside --images: the same of an array")
-_VALIDATION_LABELS = common.define_array(FLAGS, "validation_labels", "the labels of --validation")
+_VALIDATION_LABELS = _define_labels(
+    "validation_labels", "the labels of --validation; not needed with a teacher"
+)
+_SIZE = flags.DEFINE_integer(
+    "size",
+    None,
+    "pixels on a side of images from files, for a model of an open size",
+    1,
+    flag_values=FLAGS,
+)
 _FIRST_LABEL = flags.DEFINE_integer(
     "first_label", 0, "of the shards: 1 for ImageNet", flag_values=FLAGS
 )
@@ -58,11 +93,38 @@ _BATCH = flags.DEFINE_integer(
 )
 _OPTIMIZER = flags.DEFINE_enum("optimizer", "adamw", ["adamw", "sgd"], "", flag_values=FLAGS)
 _RATE = flags.DEFINE_float("learning_rate", 1e-3, "the highest", flag_values=FLAGS)
+_LOSS = flags.DEFINE_multi_string(
+    "loss",
+    [],
+    "a Keras loss against the labels, such as mean_squared_error; of one of several outputs "
+    "OUTPUT=LOSS; may be repeated. By default the cross-entropy of probabilities",
+    flag_values=FLAGS,
+)
+_OUTPUTS = flags.DEFINE_multi_string(
+    "outputs",
+    [],
+    "what an output is, if not as found: probabilities, logits or values; of one of several "
+    "outputs OUTPUT=KIND; may be repeated",
+    flag_values=FLAGS,
+)
+_LOSS_WEIGHTS = flags.DEFINE_multi_string(
+    "loss_weight", [], "OUTPUT=WEIGHT; may be repeated", flag_values=FLAGS
+)
 _LABELS_WEIGHT = flags.DEFINE_float(
     "labels_weight", 0.0, "of the labels beside a teacher", flag_values=FLAGS
 )
-_FEATURES = flags.DEFINE_float(
-    "features", 0.0, "weight of the outputs of the replaced layers", flag_values=FLAGS
+_FEATURES = flags.DEFINE_list(
+    "features",
+    None,
+    "layers whose outputs are learnt from the teacher too, by default the replaced ones; "
+    "model/layer for those of nested models (a number is the old way to give --features_weight)",
+    flag_values=FLAGS,
+)
+_FEATURES_WEIGHT = flags.DEFINE_float(
+    "features_weight",
+    None,
+    "of these outputs; 1 by default if --features names any, else 0",
+    flag_values=FLAGS,
 )
 _WARMUP = flags.DEFINE_float(
     "warmup", 0.05, "part of all steps in which the learning rate rises", flag_values=FLAGS
@@ -76,7 +138,7 @@ _FROZEN = flags.DEFINE_bool(
     "freeze_batch_norm", False, "batch norms stay as they are", flag_values=FLAGS
 )
 _MIXED = flags.DEFINE_bool("mixed_precision", False, "compute in half precision", flag_values=FLAGS)
-_FOLDER = flags.DEFINE_string("folder", None, "for checkpoints; must exist", flag_values=FLAGS)
+_FOLDER = common.define_folder(FLAGS, "folder", "for checkpoints; must exist")
 _RESUME = flags.DEFINE_bool(
     "resume", False, "go on from the checkpoint in --folder", flag_values=FLAGS
 )
@@ -87,6 +149,7 @@ _SEED = flags.DEFINE_integer("seed", 0, "of all that is random", flag_values=FLA
 
 def main() -> None:
     """Loads, trains, writes the network and prints its losses."""
+    features, weight = _features()
     with _STRATEGY():
         model = _MODEL()
         history = tfdwd.finetune(
@@ -94,8 +157,12 @@ def main() -> None:
             _data(model),
             epochs=_EPOCHS.value,
             teacher=None if _TEACHER.value is None else common.load_model(_TEACHER.value),
-            labels=_LABELS_WEIGHT.value,
-            features=_FEATURES.value,
+            loss=_by_output("loss", _LOSS.value),
+            outputs=_by_output("outputs", _OUTPUTS.value),
+            loss_weights=_loss_weights(),
+            labels_weight=_LABELS_WEIGHT.value,
+            features=features,
+            features_weight=_FEATURES_WEIGHT.value if weight is None else weight,
             optimizer=_OPTIMIZER.value,
             learning_rate=_RATE.value,
             warmup=_WARMUP.value,
@@ -113,12 +180,43 @@ def main() -> None:
         )
     if workers.index():
         return  # the first writes
-    reporting.save_model(model, _OUTPUT.value)
+    files.save_model(model, _OUTPUT.value)
     columns = history.history
     rows = zip(*(map("{:.4f}".format, values) for values in columns.values()), strict=True)
     print(
         reporting.table(["epoch", *columns], [(number, *row) for number, row in enumerate(rows, 1)])
     )
+
+
+def _features() -> tuple[list[str] | None, float | None]:
+    """Names of layers, and the weight where that is what --features holds."""
+    given = _FEATURES.value
+    if given is None or len(given) != 1:
+        return given, None
+    try:
+        weight = float(given[0])
+    except ValueError:
+        return given, None
+    logging.warning("--features=%s: a weight is given by --features_weight now", given[0])
+    return None, weight
+
+
+def _by_output(flag: str, given: list[str]) -> Any:
+    """{output: value} of OUTPUT=VALUE; one value alone is of all outputs; None if none is given."""
+    if len(given) == 1 and "=" not in given[0]:
+        return given[0]
+    pairs = [(text.partition("=")[0], text.partition("=")[2]) for text in given]
+    if any("=" not in text for text in given) or len(dict(pairs)) < len(pairs):
+        raise Error(f"--{flag}: expected OUTPUT=... once for each of several outputs, got {given}")
+    return dict(pairs) or None
+
+
+def _loss_weights() -> dict[str, float] | None:
+    given = _by_output("loss_weight", _LOSS_WEIGHTS.value)
+    try:
+        return None if given is None else {name: float(text) for name, text in given.items()}
+    except (AttributeError, ValueError) as error:
+        raise Error(f"--loss_weight: expected OUTPUT=NUMBER, got {_LOSS_WEIGHTS.value}") from error
 
 
 def _data(model: Any) -> Any:
@@ -132,7 +230,7 @@ def _data(model: Any) -> Any:
     from tfdwd import data  # and TensorFlow
 
     source = _source(_SPLIT.value)
-    size, seed = model.inputs[0].shape[1], _SEED.value
+    size, seed = _size(model), _SEED.value
     return lambda epoch: data.training(
         source,
         _BATCH.value,
@@ -147,17 +245,27 @@ def _data(model: Any) -> Any:
 def _validation(model: Any) -> Any:
     """What is tested after each epoch, or None."""
     images, labels = _VALIDATION(), _VALIDATION_LABELS()
-    if (images is None) != (labels is None):
-        raise Error("expected --validation and --validation_labels, both or neither")
+    if images is None and labels is not None:
+        raise Error("--validation_labels: expected --validation beside it")
     if images is not None:
-        return images, labels
+        return images if labels is None else (images, labels)
     if _VALIDATION_SPLIT.value is None:
         return None
     from tfdwd import data
 
-    size = model.inputs[0].shape[1]
+    size = _size(model)
     source = _source(_VALIDATION_SPLIT.value)
     return data.evaluation(source, size=size, resize=round(size * 256 / 224))
+
+
+def _size(model: Any) -> int:
+    """Pixels on a side of the images that are made from files."""
+    own = model.inputs[0].shape[1]
+    if own is None and _SIZE.value is None:
+        raise Error("--size: expected pixels, since the model takes images of any size")
+    if None not in (own, _SIZE.value) and own != _SIZE.value:
+        raise Error(f"--size: the model takes images of {own} pixels, got {_SIZE.value}")
+    return own or _SIZE.value
 
 
 def _source(split: str) -> Any:

@@ -15,6 +15,7 @@ import java.util.concurrent.CancellationException;
 import org.tensorflow.lite.TensorFlowLite;
 import org.tfdwd.demo.core.Benchmark;
 import org.tfdwd.demo.core.BenchmarkReport;
+import org.tfdwd.demo.core.Bounds;
 import org.tfdwd.demo.core.Classifier;
 import org.tfdwd.demo.core.Clock;
 import org.tfdwd.demo.core.DemoException;
@@ -53,8 +54,8 @@ final class BenchmarkRun extends Work {
     /**
      * Starts; {@link #busy} until it is over.
      *
-     * @param threads for LiteRT, a whole number of at least 1.
-     * @param rounds samples of each model, a whole number of at least 1.
+     * @param threads for LiteRT, within {@link Bounds}, as are the rounds.
+     * @param rounds samples of each model.
      * @param output file for the result of the models' own runs as JSON, or for {"error": "why"};
      *     null for none.
      */
@@ -113,19 +114,6 @@ final class BenchmarkRun extends Work {
         }
     }
 
-    private static int number(String what, String text) {
-        try {
-            int number = Integer.parseInt(text.trim());
-            if (number >= 1) {
-                return number;
-            }
-        } catch (NumberFormatException error) {
-            // Said below, as of numbers that are too small.
-        }
-        throw new DemoException(what + ": expected a whole number of at least 1, got \"" + text
-                + "\"");
-    }
-
     private static Picture randomPicture() {
         int[] argb = new int[WIDTH * HEIGHT];
         Random random = new Random(0);
@@ -161,9 +149,9 @@ final class BenchmarkRun extends Work {
         }
 
         private void measure() {
-            int given = number("threads", threads);
+            int given = Bounds.threads(threads, Runtime.getRuntime().availableProcessors());
             Benchmark benchmark =
-                    new Benchmark(Clock.SYSTEM, number("rounds", rounds), Benchmark.WARMUP);
+                    new Benchmark(Clock.SYSTEM, Bounds.rounds(rounds), Benchmark.WARMUP);
             String device = Build.MANUFACTURER + " " + Build.MODEL;
             String runtime = "TensorFlow Lite " + TensorFlowLite.runtimeVersion() + ", Android "
                     + Build.VERSION.RELEASE;
