@@ -624,8 +624,13 @@ def test_an_evaluation_prints_checks_itself_and_survives_json():
     with pytest.raises(Error, match="got 'top1'"):
         _ = several.top1
     one = Score("top1", 0.5)
-    for scores, count in [((one,), 0), ((), 1), ((one, one), 1)]:
-        with pytest.raises(Error, match="expected a count of at least 1 and each metric once"):
+    for scores, count, message in [
+        ((one,), 0, r"Evaluation\.count"),
+        ((), 1, "expected scores, each metric once"),
+        ((one, one), 1, "expected scores, each metric once"),
+        ((1,), 1, r"Evaluation\.scores"),
+    ]:
+        with pytest.raises(Error, match=message):
             Evaluation(scores, count)
     with pytest.raises(Error, match="expected top1 <= top5"):
         Evaluation((one, Score("top5", 0.25)), 4)

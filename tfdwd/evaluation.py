@@ -11,6 +11,7 @@ import numpy as np
 from tfdwd import metrics, outputs, reporting, shapes
 from tfdwd.batches import batches, pack
 from tfdwd.errors import Error
+from tfdwd.records import Positive, Record
 
 if TYPE_CHECKING:
     import keras
@@ -24,7 +25,7 @@ _SHOWN = {"top1": "top-1", "top5": "top-5", "mean_iou": "mean IoU", "psnr": "PSN
 
 
 @dataclass(frozen=True)
-class Score:
+class Score(Record):
     """One metric of one output.
 
     Attributes:
@@ -40,6 +41,7 @@ class Score:
     about: str = ""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not np.isfinite(self.value):
             raise Error(f"metric {self.metric!r}: expected a finite number, got {self.value}")
         if self.metric in _SHARES and not 0 <= self.value <= 1:
@@ -66,15 +68,13 @@ class Evaluation(reporting.Report):
     """
 
     scores: tuple[Score, ...]
-    count: int
+    count: Positive
 
     def __post_init__(self) -> None:
         super().__post_init__()
         keys = [(score.output, score.metric) for score in self.scores]
-        if self.count < 1 or not keys or len(set(keys)) < len(keys):
-            raise Error(
-                f"expected a count of at least 1 and each metric once for each output, got {self!r}"
-            )
+        if not keys or len(set(keys)) < len(keys):
+            raise Error(f"expected scores, each metric once for each output, got {self!r}")
         values = {key: score.value for key, score in zip(keys, self.scores, strict=True)}
         for output, metric in keys:
             if metric == "top1" and values[output, "top1"] > values.get((output, "top5"), 1):
