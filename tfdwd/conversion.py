@@ -361,9 +361,10 @@ def checked_activations(
       tfdwd.Error: a loop that collects its results, NaN, infinity or numbers close to it; names the
         layer.
     """
-    function = _traced(model, sizes)
+    plain = _with_plain_names(model)
+    function = _traced(plain, sizes)
     _check_loops(model, function)
-    content = _converted(model, function)
+    content = _converted(plain, function)
     file = lite.Model(content, keep=True)
     names = {name for operator in lite.operators(content) for name in operator.writes}
     kept: dict[str, np.ndarray] = {}
@@ -406,10 +407,25 @@ def convert(
     """
     from tfdwd import rebuild
 
+    model = _with_plain_names(model)
     if images is not None and quantize in _WHOLE:
         model = rebuild.with_global_pools(model)
     function = _traced(model, sizes)
     return _converted(model, function, quantize, float_io, images)
+
+
+def _with_plain_names(model: "keras.Model") -> "keras.Model":
+    """A copy where weights have names that the converter writes a damaged file of."""
+    import keras
+
+    from tfdwd import rebuild
+    from tfdwd.inference import names_for_tensorflow
+
+    plain = re.compile(r"[\w.\\/>:-]*", re.ASCII)
+    if not isinstance(model, keras.Model) or all(plain.fullmatch(v.path) for v in model.variables):
+        return model
+    with names_for_tensorflow([model]):
+        return rebuild.rebuild(model, {})
 
 
 def _converted(
@@ -551,7 +567,7 @@ def _input_names(model: "keras.Model") -> list[str]:
 
 
 def _output_names(model: "keras.Model") -> list[str]:
-    """The names of the outputs in ASCII: of others the converter writes a damaged file."""
+    """The names of the outputs, in ASCII."""
     return _unique([re.sub(r"[^ -~]", "_", name) for name in outputs.names_of(model)])
 
 
