@@ -77,7 +77,7 @@ def main() -> None:
 def _by_output(flag: str, values: list[str]) -> dict[str, list[str]] | list[str] | None:
     """What a flag says of all outputs, or of each output as OUTPUT=VALUE; None if nothing."""
     named = ["=" in value for value in values]
-    if any(named) != all(named) or (flag == "labels" and not any(named) and len(values) > 1):
+    if (any(named) and not all(named)) or (flag == "labels" and not any(named) and len(values) > 1):
         raise Error(
             f"--{flag}: expected OUTPUT=... each time where it is given for several outputs"
         )
