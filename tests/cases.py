@@ -350,11 +350,8 @@ def _block() -> keras.Model:
 def _block_shared() -> keras.Model:
     image = keras.Input((8, 8, 6), name="image")
     block = Block(name="block")
-    x = keras.Input((8, 8, 6))
-    inner = keras.Model(x, layers.ReLU()(block(x)), name="inner")
-    return keras.Model(
-        image, layers.Add()([inner(image), block(layers.ReLU()(image))]), name="shared"
-    )
+    merged = layers.Add()([block(image), block(layers.ReLU()(image))])
+    return keras.Model(image, merged, name="shared")
 
 
 def _wrapped() -> keras.Model:

@@ -9,6 +9,7 @@ network that fails can be rebuilt by hand.
 
 import dataclasses
 import random
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -601,7 +602,9 @@ def networks(draw: Callable[..., Any]) -> Drawn:
     before, state = keras.config.dtype_policy(), random.getstate()
     keras.config.set_dtype_policy(policy)
     try:
-        model = _whole(b, batch)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Keras, about the network that was drawn
+            model = _whole(b, batch)
         assume(model is not None)
         randomised(model, seed)
         _scale_kernels(b, model)

@@ -365,6 +365,21 @@ def test_other_backends_are_refused_by_every_verb(tmp_path, classifier, monkeypa
             verb()
 
 
+class AlwaysDropping(layers.Dropout):
+    """Monte Carlo dropout: it leaves its caller no choice."""
+
+    def call(self, x, training=None):
+        return super().call(x, training=True)
+
+
+def test_what_drops_in_training_does_not_drop_in_the_file(tmp_path):
+    x = keras.Input((8,))
+    y = layers.Dense(4)(AlwaysDropping(0.5)(layers.GaussianNoise(1.0)(x, training=True)))
+    model = keras.Model(x, y)
+    report = export(model, tmp_path / "m.tflite", data=images(8, 8))
+    assert report.operators == {"FULLY_CONNECTED": 1} and report.outputs[0].sqnr_db > 100
+
+
 def test_text_is_refused(tmp_path, nothing_left_in):
     nothing_left_in(tmp_path)
     words = keras.Input((1,), dtype="string", name="words")
@@ -549,3 +564,15 @@ def test_several_inputs_are_quantised_by_name(two_in_two_out, tmp_path):
     data = {"picture": source.normal(size=(40, 6, 6, 2)), "extra": source.normal(size=(40, 3))}
     report = export(two_in_two_out, tmp_path / "m.tflite", quantize="int8", data=data)
     assert [output.sqnr_db > 20 for output in report.outputs] == [True, True]
+
+
+@pytest.mark.parametrize("name", ["my conv", "[conv]"])
+def test_names_that_tensorflow_cannot_save_are_those_of_the_file(name, tmp_path):
+    model = keras.Sequential(
+        [keras.Input((4, 4, 2), name="image"), layers.Conv2D(3, 3, name=name)], name="my net"
+    )
+    weights = [variable.path for variable in model.variables]
+    export(model, tmp_path / "model.tflite", data=np.ones((2, 4, 4, 2)))
+    [output] = lite.Model(tmp_path / "model.tflite").outputs
+    assert output.name == name
+    assert [variable.path for variable in model.variables] == weights

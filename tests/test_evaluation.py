@@ -214,10 +214,9 @@ def test_agreement_of_classes_is_the_share_of_equal_ones(tmp_path):
     export(other, tmp_path / "other.tflite")
     for model in (one, tmp_path / "one.tflite"):
         for reference in (other, tmp_path / "other.tflite"):
-            found = evaluate(model, data, reference=reference)
-            assert found.scores == (
-                Score("agreement", pytest.approx(same), "scores", "share of equal classes"),
-            )
+            [score] = evaluate(model, data, reference=reference).scores
+            assert score.value == pytest.approx(same)
+            assert (score.output, score.about) == ("scores", "share of equal classes")
     # Labels are not looked at.
     assert evaluate(one, (data, np.full(50, 99)), reference=one)["agreement"] == 1
     assert evaluate(one, data, metric="top1", reference=other).top1 == pytest.approx(same)
@@ -263,7 +262,7 @@ def test_a_reference_is_fed_and_compared_by_name():
 
 def test_a_reference_that_does_not_fit_is_a_clear_error(echo, two):
     with pytest.raises(Error, match=r"reference: expected output 'echo' to be \(9, 4, 5, 3\), got"):
-        half = keras.Sequential([keras.Input((4, 5, 3)), keras.layers.AveragePooling2D()])
+        half = keras.Sequential([keras.Input((4, 5, 3)), keras.layers.AveragePooling2D(2)])
         evaluate(echo_of(4, 5, 3), IMAGES, reference=half)
     with pytest.raises(Error, match=r"reference: expected a model of the outputs \['echo'\]"):
         evaluate(echo_of(4, 5, 3), IMAGES, reference=two)
@@ -315,7 +314,7 @@ def test_a_function_in_no_dict_takes_the_outputs_together(two):
     found = evaluate(two, (IMAGES, objects), metric=closest, batch_size=6)
     assert seen == [((6, 2), ["double", "same"]), ((3, 2), ["double", "same"])]
     expected = np.abs(IMAGES - objects[:, :1, None, None]).max((1, 2, 3)).mean()
-    assert found.scores == (Score("closest", pytest.approx(expected, rel=1e-6)),)
+    assert found["closest"] == found["", "closest"] == pytest.approx(expected, rel=1e-6)
 
 
 def test_labels_of_outputs_that_do_not_fit_are_clear_errors(two):
@@ -347,8 +346,8 @@ def test_a_keras_metric_is_as_before_afterwards():
     assert found["auc"] == pytest.approx(float(oracle.result()))
     for variable, value in zip(metric.variables, before, strict=True):
         np.testing.assert_array_equal(variable, value)
-    with pytest.raises(Error, match=r"metric 'auc': (InvalidArgument|Value)Error"):
-        evaluate(echo_of(1), (scores * 9, labels), metric=metric)
+    with pytest.raises(Error, match=r"metric 'auc': .*Error"):
+        evaluate(echo_of(1), (scores, np.ones((20, 3))), metric=metric)
     for variable, value in zip(metric.variables, before, strict=True):
         np.testing.assert_array_equal(variable, value)
 
@@ -371,7 +370,7 @@ def test_a_function_counts_each_image_once():
     assert [score.metric for score in found.scores] == ["number", "each", "mean_absolute_error"]
 
 
-class PerClass(keras.metrics.Metric):
+class OfTwo(keras.metrics.Metric):
     def update_state(self, y_true, y_pred, sample_weight=None):
         pass
 
@@ -380,7 +379,7 @@ class PerClass(keras.metrics.Metric):
 
 
 def test_a_metric_of_several_numbers_gives_each(echo):
-    found = evaluate(echo, (SCORES, LABELS), metric=PerClass())
+    found = evaluate(echo, (SCORES, LABELS), metric=OfTwo())
     assert (found["left"], found["right"]) == (0.25, 0.5)
 
 

@@ -125,7 +125,7 @@ def kill_at(process: subprocess.Popen[str], folder: Path, moment: float, on_chan
     while on_change and process.poll() is None:
         if {path.name for path in folder.iterdir()} != before:
             break
-        time.sleep(0.0005)
+        time.sleep(0.005)
     time.sleep(moment)
     running = process.poll() is None
     process.kill()

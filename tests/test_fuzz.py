@@ -338,8 +338,6 @@ def damaged_inside(path: Path, kind: str, chance: random.Random) -> str:
 def damage_and_read(seed: int, count: int, folder: Path, journal: trials.Journal) -> None:
     """What a child does: each kind of file in turn, each time damaged otherwise."""
     samples = folder.parent / "samples"
-    if not samples.exists():
-        make_samples(samples)
     os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
     for number in range(count):
         name = list(KINDS)[(seed + number) % len(KINDS)]
@@ -371,15 +369,17 @@ def test_every_kind_of_file_is_read_where_it_is_whole(
         assert kind.read(tmp_path / "samples") == "", name
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_damaged_files(seed: int, tmp_path: Path) -> None:
-    trials.check(
-        trials.in_children("test_fuzz:damage_and_read", range(seed, seed + 1), 50, tmp_path)
-    )
+def tried(seeds: range, count: int, folder: Path) -> list[trials.Trial]:
+    make_samples(folder / "samples")
+    return trials.in_children("test_fuzz:damage_and_read", seeds, count, folder)
+
+
+def test_100_damaged_files(tmp_path: Path) -> None:
+    trials.check(tried(range(2), 50, tmp_path))
 
 
 @pytest.mark.nightly
 def test_1500_damaged_files(tmp_path: Path) -> None:
-    found = trials.in_children("test_fuzz:damage_and_read", range(100, 115), 100, tmp_path)
+    found = tried(range(100, 115), 100, tmp_path)
     print("\ndamaged files: " + trials.figures(found))
     trials.check(found)

@@ -19,11 +19,11 @@ SIZE = (64, 64, 3)
 
 def resnet(block, **options):
     return hub.models.ResNetBackbone(
-        input_conv_filters=[8],
+        input_conv_filters=[64],
         input_conv_kernel_sizes=[7],
-        stackwise_num_filters=[8, 16, 16],
-        stackwise_num_blocks=[1, 2, 1],
-        stackwise_num_strides=[1, 2, 2],
+        stackwise_num_filters=[64, 64],
+        stackwise_num_blocks=[1, 1],
+        stackwise_num_strides=[1, 2],
         block_type=block,
         image_shape=SIZE,
         **options,
@@ -43,7 +43,7 @@ def efficientnet(kinds, **options):
         width_coefficient=1.0,
         depth_coefficient=1.0,
         stem_conv_padding="same",
-        image_shape=SIZE,
+        input_shape=SIZE,
         **options,
     )
 
@@ -51,10 +51,10 @@ def efficientnet(kinds, **options):
 def deeplab():
     return hub.models.DeepLabV3Backbone(
         image_encoder=resnet("basic_block"),
-        spatial_pyramid_pooling_key="P4",
+        spatial_pyramid_pooling_key="P3",
         low_level_feature_key="P2",
         dilation_rates=[2, 3],
-        upsampling_size=4,
+        upsampling_size=2,
         projection_filters=8,
         image_shape=SIZE,
     )
@@ -92,6 +92,9 @@ def csp():
         stackwise_strides=[1, 2],
         stackwise_num_filters=[16, 24],
         block_type="dark_block",
+        stage_type="csp",
+        bottle_ratio=[0.5],
+        block_ratio=[0.5],
         image_shape=SIZE,
     )
 

@@ -6,6 +6,7 @@ import pytest
 from cases import (
     HIDING,
     Block,
+    Twice,
     convolutions,
     difference,
     full_ranks,
@@ -200,7 +201,7 @@ class Lying(Base):
         ),
         (OfTensorFlow(name="x"), "whose call cannot be traced: A KerasTensor cannot be used"),
         (OtherwiseInTraining(name="x"), "whose call does something else in training"),
-        (Frozen(name="x"), "which fixes the mode of training of 'norm'"),
+        (Frozen(name="x"), "whose call cannot be traced: it fixes the mode of training of 'norm'"),
         (Lying(name="x"), "whose call gives other outputs when it is traced"),
     ],
     ids=lambda value: type(value).__name__,
@@ -243,6 +244,51 @@ def test_a_convolution_that_is_never_called_is_listed():
     assert found == {"x/slim": "1x1 already", "x/conv": "its layer never calls it"}
 
 
+def test_a_layer_called_at_several_sizes_is_opened_for_all():
+    x = image = keras.Input((8, 8, 6))
+    block = Block(name="block")
+    small = block(layers.MaxPooling2D()(x))
+    model = keras.Model(image, [block(x), small])
+    model = randomised(model)
+    inputs = inputs_of(model)
+    student, report = tfdwd.decompose(model, rank=full_ranks(model), return_report=True)
+    assert [layer.replaced for layer in report.layers] == [True, True]
+    assert report.layers[0].macs_before == (64 + 16) * 6 * 9 * 6
+    assert difference(outputs_of(student, inputs), outputs_of(model, inputs)) < CLOSE
+
+
+@keras.saving.register_keras_serializable("tests")
+class Resized(Base):
+    def call(self, x):
+        return layers.Resizing(x.shape[1], x.shape[2])(self.conv(x[:, ::2]))
+
+
+def test_a_layer_that_depends_on_the_size_stays_closed_where_it_has_several():
+    x = image = keras.Input((8, 8, 6))
+    layer = Resized(name="x")
+    found = reasons(keras.Model(image, [layer(x), layer(layers.MaxPooling2D()(x))]))
+    assert "x" in found["x/conv"] and found["x/conv"].startswith("inside the layer 'x' (Resized)")
+    alone = keras.Model(image, layer(x))
+    assert reasons(alone)["x/conv"] == ""
+
+
+def test_a_layer_called_in_several_ways_stays_closed():
+    x, twice = keras.Input((8, 8, 6)), Twice(layers.Conv2D(5, 3, name="conv"), name="twice")
+    sums = [twice(x, other=x, scale=scale)["sum"] for scale in (1.0, 2.0)]
+    found = reasons(keras.Model(x, sums))
+    assert found["twice/conv"].endswith("which does not compute the same in all of its calls")
+
+
+def test_a_block_that_is_called_in_one_mode_of_training_stays_so():
+    x = image = keras.Input((8, 8, 6))
+    model = randomised(keras.Model(image, Block(name="block")(x, training=False)))
+    student = tfdwd.decompose(model, include="*")
+    [node] = student.get_layer("block")._inbound_nodes
+    assert node.arguments.kwargs["training"] is False
+    inputs = inputs_of(model)
+    np.testing.assert_array_equal(student(inputs), student(inputs))
+
+
 def test_a_layer_called_with_a_mask_stays_closed():
     x = keras.Input((3, 8, 8, 6))
     masked = layers.Masking()(layers.Reshape((3, -1))(x))
@@ -251,6 +297,17 @@ def test_a_layer_called_with_a_mask_stays_closed():
     found = reasons(keras.Model(x, y))
     assert found["each/conv"] == (
         "inside the layer 'each' (TimeDistributed), which is called with a mask"
+    )
+
+
+def test_a_layer_that_several_models_share_stays_closed():
+    """Keras 3.15 does not load a model in which a nested model is shared so."""
+    image, x = keras.Input((8, 8, 6)), keras.Input((8, 8, 6))
+    block = Block(name="block")
+    inner = keras.Model(x, layers.ReLU()(block(x)), name="inner")
+    found = reasons(keras.Model(image, layers.Add()([inner(image), block(image)])))
+    assert found["inner/block/conv"] == (
+        "inside the layer 'inner/block' (Block), which several models share"
     )
 
 

@@ -242,7 +242,8 @@ def test_a_plan_edited_by_hand_is_checked(model, made_up_times):
 
 ODD = (
     "segmenter", "two views", "one open axis", "video", "words", "gates", "labels", "energy",
-    "detector", "batch of one", "same names", "without convolutions",
+    "detector", "batch of one", "batch of four", "reshaped batch", "odd names",
+    "same names", "without convolutions",
 )  # fmt: skip
 
 

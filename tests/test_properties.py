@@ -154,7 +154,9 @@ def _decomposed(drawn: networks.Drawn, way: Way, folder: Path, expected: list[np
         }
         whole, _ = decompose(rank=ranks)
         found = largest_difference(drawn.run(whole), expected)
-        assert found <= allowed_difference(drawn, expected), f"full rank differs by {found:.1e}"
+        # Fitted to data it is as exact as moments are that are summed in float32.
+        allowed = allowed_difference(drawn, expected) + (0 if data is None else 1e-3)
+        assert found <= allowed, f"full rank differs by {found:.1e}, more than {allowed:.1e}"
     _check_saved(drawn, student, folder)
     if way.export:
         return _exported(drawn, student, folder)
@@ -226,6 +228,7 @@ def draw_and_try(number: int, count: int, folder: Path, journal: Any) -> None:
     tried()
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:keras")  # about the networks themselves
 @pytest.mark.parametrize("number", range(4))
 def test_random_networks(number: int, tmp_path: Path) -> None:
     @seed(number)

@@ -204,6 +204,8 @@ def _hub() -> keras.Model:
         stackwise_padding=[[1, 1], [2]],
         output_num_filters=16,
         depthwise_filters=8,
+        depthwise_stride=1,
+        depthwise_residual=True,
         last_layer_filter=24,
         squeeze_and_excite=0.5,
         input_num_filters=8,
@@ -239,6 +241,9 @@ ANY = {
     "half precision": lambda: _in_row(layers.Conv2D(4, 3, dtype="mixed_float16")),
     "scores of pixels": lambda: _in_row(layers.Conv2D(4, 3), layers.Softmax()),
     "one score": lambda: _in_row(layers.Flatten(), layers.Dense(1, "sigmoid")),
+    "names": lambda: _in_row(
+        layers.Conv2D(4, 3, name="my conv [1]"), layers.ReLU(name="_hidden"), layers.Dense(2)
+    ),
     "hub": _hub,
 }  # fmt: skip
 
@@ -260,6 +265,8 @@ def test_before_training_any_network_computes_as_it_did(name: str, tmp_path: Pat
         return
     report = tfdwd.export(aware, tmp_path / "a.tflite", quantize="int8", data=images)
     assert min(output.sqnr_db for output in report.outputs) > 15
+    if name in ("hard swish", "hard sigmoid", "sizes", "operations", "names", "hub"):
+        assert "DEQUANTIZE" not in report.operators  # all of it has 8 bits
 
 
 def test_a_hard_swish_is_one_operator_of_8_bits(tmp_path: Path) -> None:
@@ -311,6 +318,13 @@ def test_dropout_drops_in_training_only() -> None:
     ones = np.ones((1, 100), np.float32)
     np.testing.assert_array_equal(aware(ones), ones)
     assert np.sum(aware(ones, training=True) == 0) > 10
+
+
+def test_what_keras_has_quantised_is_refused() -> None:
+    model = _in_row(layers.Conv2D(4, 3), layers.Dense(3, name="small"))
+    model.layers[-1].quantize("int8")
+    with pytest.raises(tfdwd.Error, match=r"'small': .*quantised \(int8_from_float32\)"):
+        tfdwd.quantize_aware(model)
 
 
 def test_a_layer_that_differs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

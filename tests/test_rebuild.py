@@ -443,9 +443,7 @@ BY_OBJECT = {
     ),
     "own layer": lambda: in_row(Inner(3)),
     "own layer in a wrapper": lambda: in_row(layers.TimeDistributed(Inner(3))),
-    "recurrent": lambda: in_row(
-        layers.Reshape((64, 6)), layers.Bidirectional(layers.LSTM(3, activation=bent))
-    ),
+    "recurrent": lambda: in_row(layers.Reshape((64, 6)), layers.Bidirectional(layers.LSTM(3))),
     "bins": adapted_bins,
     "words": words,
     "spectral": lambda: in_row(layers.SpectralNormalization(layers.Conv2D(3, 1))),
@@ -459,7 +457,7 @@ def words_or_images(model):
     if len(model.inputs) == 1:
         return inputs_of(model)
     images = np.random.default_rng(0).normal(size=(2, 8, 8, 4)).astype(np.float32)
-    return [tf.constant([["a"], ["b 1"]]), images]
+    return [tf.constant([["a"], ["b 1"]]), tf.constant(images)]
 
 
 @pytest.mark.parametrize("name", BY_OBJECT)

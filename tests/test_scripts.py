@@ -546,10 +546,8 @@ def test_train_goes_on_where_it_stopped(softmax_model, tmp_path, capsys, data):
 def test_train_needs_one_kind_of_data(softmax_model, tmp_path, capsys):
     model = f"--model={softmax_model}/student.keras"
     output = f"--output={tmp_path}/tuned.keras"
-    for data in (
-        [],
-        [f"--images={softmax_model}/data.npz", "--images_key=x", f"--records={softmax_model}"],
-    ):
+    two = [f"--images={softmax_model}/data.npz", "--images_key=x", f"--records={softmax_model}"]
+    for data in ([], two):
         assert call("train", model, output, "--epochs=1", *data) == 1
         assert (
             "expected --images, --records, --tfds or --image_folder, one of them"

@@ -19,6 +19,7 @@ from keras import layers
 
 import tfdwd
 from tfdwd.errors import Error
+from tfdwd.scripts import common, train
 from tfdwd.training import checkpoints
 from tfdwd.training.epochs import Reading, open_epochs
 
@@ -383,7 +384,7 @@ HEADS: dict[str, Callable[[Any, Any], Any]] = {
 }
 
 
-def _outputs(model: Any, images: np.ndarray) -> list[np.ndarray]:
+def _outputs(model: Any, images: Any) -> list[np.ndarray]:
     return [np.asarray(y, np.float64) for y in keras.tree.flatten(model(images, training=False))]
 
 
@@ -409,7 +410,7 @@ def test_the_distance_to_a_teacher_of_any_outputs(kind: str) -> None:
 
 
 @pytest.mark.parametrize("aware", [False, True])
-@pytest.mark.parametrize("kind", ["image", "dict", "list"])
+@pytest.mark.parametrize("kind", ["image", "dict"])
 def test_a_student_of_any_outputs_comes_closer(kind: str, aware: bool) -> None:
     heads = HEADS[kind]
     if kind == "dict" and aware:  # tf_keras has no product with a number
@@ -428,6 +429,20 @@ def test_a_student_of_any_outputs_comes_closer(kind: str, aware: bool) -> None:
     taught = list(zip(_outputs(learner, SMALL), _outputs(teacher, SMALL), strict=True))
     # Deviations are those of all images here, too; activations are rounded alike in both.
     assert losses[-1] == pytest.approx(sum(_distance(*pair) for pair in taught), rel=1e-3)
+
+
+def test_inputs_and_outputs_that_are_dicts(two_in_two_out: keras.Model) -> None:
+    student = randomised(keras.models.clone_model(two_in_two_out))
+    source = np.random.default_rng(2)
+    inputs = {"extra": source.normal(size=(24, 3)), "picture": source.normal(size=(24, 6, 6, 2))}
+    history = tfdwd.finetune(
+        student, inputs, epochs=2, teacher=two_in_two_out, features=["first"], validation=inputs
+    )
+    pairs = zip(_outputs(student, inputs), _outputs(two_in_two_out, inputs), strict=True)
+    first = [np.asarray(model(inputs)["z"]) for model in (student, two_in_two_out)]
+    feature = np.square(first[0] - first[1]).mean() / np.square(first[1]).mean()
+    expected = sum(_distance(*pair) for pair in pairs) + feature
+    assert history.history["val_loss"][-1] == pytest.approx(expected, rel=1e-3)
 
 
 def test_outputs_are_weighted_by_name() -> None:
@@ -480,7 +495,7 @@ SUPERVISED: dict[str, tuple[str, Any, dict[str, Any], Callable[..., float]]] = {
         {"loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True)},
         lambda x: _rows(_softmax(x), NUMBERS),
     ),
-    "ignored": (
+    "ignored": (  # a label that Keras leaves out is no error
         "dense softmax", np.where(PIXELS == 3, 255, PIXELS),
         {"loss": keras.losses.SparseCategoricalCrossentropy(ignore_class=255)},
         lambda p: _rows(p[PIXELS < 3][None], PIXELS[PIXELS < 3][None]),
@@ -526,7 +541,7 @@ def test_the_distance_to_labels(case: str) -> None:
 
 
 WRONG_LABELS: dict[str, tuple[str, Any, dict[str, Any], str]] = {
-    "from one": ("softmax", NUMBERS + 1, {}, "got 4 in image 3.*subtract 1"),
+    "from one": ("softmax", NUMBERS + 1, {}, "got 4 in image 3 .*subtract 1"),
     "NaN": ("softmax", np.where(NUMBERS > 2, np.nan, 0), {}, "labels: .*got nan in image 3"),
     "fractions": ("softmax", NUMBERS + 0.5, {}, "got 0.5 in image 0"),
     "text": ("softmax", np.array(["cat"] * 24), {}, "labels: expected numbers, got dtype <U3"),
@@ -543,8 +558,14 @@ WRONG_LABELS: dict[str, tuple[str, Any, dict[str, Any], str]] = {
     "regression": ("logits", np.full((24, 4), np.inf), {"loss": "mse"}, "got inf in image 0"),
     "no loss": ("logits", NUMBERS, {}, "is no probabilities: expected loss="),
     "unknown loss": ("logits", NUMBERS, {"loss": "cosy"}, "expected the name of a Keras loss"),
+    "broadcast": ("logits", np.zeros(24), {"loss": "mse"}, "mean_squared_error expects them in the "
+                  r"shape of the output, \(images, 4\), got \(24,\)"),
     "a loss that fails": ("logits", np.zeros((24, 3)), {"loss": lambda y, p: y - p},
                           r"failed on labels of \(24, 3\) and outputs of \(24, 4\)"),
+    "a loss in NumPy": ("logits", np.zeros((24, 4)), {"loss": lambda y, p: np.abs(np.asarray(p))},
+                        "it failed on labels of .*compute with keras.ops"),
+    "numbers in a list": ("softmax", NUMBERS.tolist(), {}, "no array of labels"),
+    "scalars in a list": ("softmax", list(NUMBERS), {}, "no array of labels"),
     "one array for two": ("dict", NUMBERS, {}, "expected a dict by output name, or a list"),
     "another name": ("dict", {"class": NUMBERS}, {}, "labels: expected names of the outputs"),
     "a loss without labels": ("dict", {"classes": NUMBERS}, {"loss": {"boxes": "mse"}},
@@ -577,17 +598,17 @@ def test_labels_are_checked_as_they_stream_and_in_validation() -> None:
 
 
 def test_the_old_names_give_the_same(teacher: keras.Model, student: keras.Model) -> None:
-    start = student.get_weights()
     options: Any = {"epochs": 1, "teacher": teacher, "batch_size": 32}
-    for old, new in (
-        ({"labels": 0.5}, {"labels_weight": 0.5}),
-        ({"features": 0.5}, {"features_weight": 0.5}),
-    ):
-        found = tfdwd.finetune(student, (IMAGES, LABELS), **options, **new).history
-        student.set_weights(start)
-        with pytest.warns(DeprecationWarning, match=f"is called {next(iter(new))}= now"):
-            assert tfdwd.finetune(student, (IMAGES, LABELS), **options, **old).history == found
-        student.set_weights(start)
+    start = student.get_weights()
+    new = {"labels_weight": 0.5, "features_weight": 0.25}
+    found = tfdwd.finetune(student, (IMAGES, LABELS), **options, **new).history
+    student.set_weights(start)
+    with pytest.warns(DeprecationWarning) as warned:
+        again = tfdwd.finetune(student, (IMAGES, LABELS), **options, labels=0.5, features=0.25)
+    assert again.history == found
+    messages = [str(w.message) for w in warned if "finetune" in str(w.message)]
+    for name, text in zip(new, messages, strict=True):
+        assert f"is called {name}= now" in text
 
 
 # ---------------------------------------------------------------------- features
@@ -627,11 +648,18 @@ def test_features_of_layers_by_name_inside_nested_models_too() -> None:
 
 
 def test_features_of_a_quantise_aware_student(teacher: keras.Model, student: keras.Model) -> None:
-    aware = tfdwd.quantize_aware(student)
-    options: Any = {"epochs": 4, "teacher": teacher, "batch_size": 16, "learning_rate": 0.01}
-    for features in ({"features": ["conv"]}, {"features_weight": 1.0}):
-        losses = tfdwd.finetune(aware, IMAGES, **options, **features).history["loss"]
-        assert losses[-1] < losses[0]
+    def loss(**options: Any) -> float:
+        history = tfdwd.finetune(
+            tfdwd.quantize_aware(student), IMAGES, epochs=1, teacher=teacher, batch_size=96,
+            learning_rate=0.0, warmup=0.0, **options,
+        )  # fmt: skip
+        return float(history.history["loss"][0])
+
+    outputs_alone = loss()
+    once = loss(features_weight=1.0) - outputs_alone  # of the convolution that was replaced
+    assert once > 0.01
+    more = loss(features=["conv"], features_weight=3.0) - outputs_alone
+    assert more == pytest.approx(3 * once, rel=1e-4)
 
 
 # ---------------------------------------------------------------------- data
@@ -700,6 +728,31 @@ def test_an_iterable_is_read_on(steps: int | None, opened: int) -> None:
     assert _seen(batched, steps, 3, first=1) == _seen(batched, steps, 3)[1:]
 
 
+class Indexed(keras.utils.PyDataset):
+    """Data that is read by index."""
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return _of([index])[0]
+
+
+def test_a_pydataset_is_read_on() -> None:
+    assert _seen(Indexed(), 2, 3) == [[0, 1], [2, 0], [1, 2]]
+    assert _seen(lambda epoch: Indexed(), None, 2) == [[0, 1, 2]] * 2
+
+
+def test_data_that_cannot_be_read_is_told() -> None:
+    def broken() -> Iterator[np.ndarray]:
+        yield from _of([0])
+        raise OSError("the disk is gone")
+
+    for data in (broken, lambda: itertools.islice(broken(), 1, None)):
+        with pytest.raises(Error, match="cannot be read: OSError: the disk is gone"):
+            _seen(data(), 2, 1)
+
+
 def test_an_iterator_loses_no_batch() -> None:
     assert _seen(iter(_of(range(6))), 2, 3) == [[0, 1], [2, 3], [4, 5]]
     assert _seen(iter(_of(range(6))), 2, 3, first=1) == [[2, 3], [4, 5]]
@@ -754,8 +807,16 @@ def test_data_that_ends_too_early_or_never_is_told(teacher: keras.Model) -> None
         )
     with pytest.raises(Error, match=r"validation: expected arrays.*got list_iterator"):
         tfdwd.finetune(model, IMAGES, validation=iter([IMAGES]), **options)
-    with pytest.raises(Error, match="got str"):
-        tfdwd.finetune(model, "images.npz", **options)
+    for data in ("images.npz", Path("images.npz"), 3, None):
+        with pytest.raises(Error, match=f"got {type(data).__name__}"):
+            tfdwd.finetune(model, data, **options)
+        with pytest.raises(Error, match=f"got {type(data).__name__}"):
+            tfdwd.finetune(model, lambda epoch, data=data: data, **options)
+    for data in ({}, (), [], (np.zeros(()), 3)):
+        with pytest.raises(Error):
+            tfdwd.finetune(model, data, **options)
+    with pytest.raises(Error, match="expected a function of the epoch's number"):
+        tfdwd.finetune(model, lambda: iter([IMAGES]), **options)
 
 
 # ---------------------------------------------------------------------- what is kept
@@ -855,9 +916,70 @@ def test_models_that_do_not_fit() -> None:
         tfdwd.finetune(frozen, SMALL, epochs=1, teacher=softmax)
     with pytest.raises(Error, match="model: expected a Keras model, got str"):
         tfdwd.finetune("student.keras", SMALL, epochs=1)  # type: ignore[arg-type]
+    for kind in "model", "teacher":
+        unbuilt = keras.Sequential([layers.Dense(4)])
+        pair = {"model": softmax, "teacher": softmax, kind: unbuilt}
+        with pytest.raises(Error, match=f"{kind}: expected a Sequential or Functional model that"):
+            tfdwd.finetune(pair["model"], SMALL, epochs=1, teacher=pair["teacher"])
     nan = _small(HEADS["image"])
     nan.set_weights([np.full_like(w, np.nan) for w in nan.get_weights()])
     with pytest.raises(Error, match=r"output .* of the teacher is NaN or infinite"):
         tfdwd.finetune(_small(HEADS["image"]), SMALL, epochs=1, teacher=nan)
     with pytest.raises(Error, match="loss= compares with labels: beside a teacher pass labels_w"):
         tfdwd.finetune(softmax, SMALL, epochs=1, teacher=softmax, loss="mse")
+
+
+# ---------------------------------------------------------------------- the command
+
+
+def _command(*arguments: str) -> int:
+    train.FLAGS.unparse_flags()
+    for flag in train.FLAGS:
+        train.FLAGS[flag].unparse()
+    return common.status(train.main, train.FLAGS, train.__doc__, ["tfdwd-train", *arguments])
+
+
+def test_the_command_takes_what_is_said_of_outputs(tmp_path: Path, capsys: Any) -> None:
+    heads = HEADS["nested"]  # names that hold slashes
+    _small(heads).save(tmp_path / "teacher.keras")
+    student = _small(heads, seed=2)
+    student.save(tmp_path / "student.keras")
+    np.save(tmp_path / "x.npy", SMALL)
+    own = [
+        f"--model={tmp_path}/student.keras", f"--images={tmp_path}/x.npy", "--epochs=1",
+        f"--teacher={tmp_path}/teacher.keras", f"--output={tmp_path}/out.keras",
+        "--learning_rate=0", "--warmup=0",
+    ]  # fmt: skip
+    said = ["--loss_weight=a/0=2", "--loss_weight=b/c=0", "--outputs=a/1=values"]
+    more = ["--features=trunk", "--features_weight=0.5", f"--validation={tmp_path}/x.npy"]
+    assert _command(*own, *said, *more) == 0
+    found = tfdwd.finetune(
+        student, SMALL, epochs=1, teacher=_small(heads), learning_rate=0.0, warmup=0.0,
+        loss_weights={"a/0": 2.0, "b/c": 0.0}, outputs={"a/1": "values"}, features=["trunk"],
+        features_weight=0.5,
+    )  # fmt: skip
+    header, _, row = capsys.readouterr().out.splitlines()
+    assert header.split() == ["epoch", "loss", "val_loss"]
+    assert float(row.split()[1]) == pytest.approx(found.history["loss"][0], abs=1e-4)
+    labels = {"a/0": np.zeros((24, 5)), "a/1": NUMBERS}
+    files = []
+    for number, (name, array) in enumerate(labels.items()):
+        np.save(tmp_path / f"{number}.npy", array)
+        files.append(f"--labels={name}={tmp_path}/{number}.npy")
+    assert _command(*own, *files, "--labels_weight=0.5", "--loss=a/0=mse") == 0
+    found = tfdwd.finetune(
+        student, (SMALL, labels), epochs=1, teacher=_small(heads), learning_rate=0.0, warmup=0.0,
+        labels_weight=0.5, loss={"a/0": "mse"},
+    )  # fmt: skip
+    row = capsys.readouterr().out.splitlines()[-1]
+    assert float(row.split()[1]) == pytest.approx(found.history["loss"][0], abs=1e-4)
+    for wrong, message in (
+        (["--loss_weight=a/0=much"], "--loss_weight: expected OUTPUT=NUMBER"),
+        (["--loss_weight=2"], "--loss_weight: expected OUTPUT=NUMBER"),
+        (["--outputs=a/0=values", "--outputs=logits"], "--outputs: expected OUTPUT=..."),
+        (["--loss=mse"], "loss= compares with labels"),
+        (["--learning_rate=nan"], "learning_rate: expected a finite number"),
+        (["--features=none"], "the student has no layer 'none'"),
+    ):
+        assert _command(*own, *wrong) == 1
+        assert message in capsys.readouterr().err

@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import commands
 import keras
 import numpy as np
 import pytest
@@ -63,6 +64,12 @@ def _start(count: int, arguments: Sequence[str]) -> list[subprocess.Popen[str]]:
     return started
 
 
+def _alone(arguments: Sequence[str]) -> None:
+    """Runs the same script in this process: one worker."""
+    name = arguments[1].rpartition(".")[2]
+    assert commands.line_of(name, *arguments[2:]) == ""
+
+
 def _finish(started: Sequence[subprocess.Popen[str]]) -> list[str]:
     """What they printed; they must end well."""
     ended = [process.communicate(timeout=SECONDS) for process in started]
@@ -88,7 +95,7 @@ def _apart(one: list[np.ndarray], other: list[np.ndarray]) -> float:
 
 
 def test_two_workers_train_as_one_with_the_whole_batch(folder: Path) -> None:
-    _finish(_start(1, _train(folder, "alone", "--epochs=5", "--batch_size=32")))
+    _alone(_train(folder, "alone", "--epochs=5", "--batch_size=32"))
     more = ["--epochs=5", "--batch_size=16", "--strategy=multiworker"]
     first, second = _finish(_start(2, _train(folder, "both", *more)))
     assert len(first.splitlines()) == 7 and not second  # one prints and writes
@@ -128,12 +135,12 @@ def test_calibration_shares_out_over_workers(folder: Path) -> None:
             "--method=sequential", *more,
         ]  # fmt: skip
 
-    _finish(_start(1, decompose("alone")))
+    _alone(decompose("alone"))
     _finish(_start(2, decompose("both", "--strategy=multiworker")))
     # What the order of float32 sums alone does to the weights: the same images turned around.
     with np.load(folder / "data.npz") as content:
         np.savez(folder / "turned.npz", x=content["x"][::-1])
-    _finish(_start(1, decompose("turned", f"--images={folder}/turned.npz")))
+    _alone(decompose("turned", f"--images={folder}/turned.npz"))
     alone = _weights(folder, "alone")
     rounding = _apart(alone, _weights(folder, "turned"))
     assert 0 < rounding < 1e-4
@@ -172,9 +179,10 @@ def test_two_devices_of_one_process_train_as_one(folder: Path) -> None:
         "    with tf.distribute.MirroredStrategy(devices).scope():\n"
         f"        model = keras.models.load_model('{folder}/model.keras')\n"
         "        history = tfdwd.finetune(model, (data['x'], data['y']), epochs=5, batch_size=32,\n"
-        "            optimizer='sgd', learning_rate=0.1, seed=3, freeze_batch_norm=True)\n"
+        "            optimizer='sgd', learning_rate=0.1, seed=3, freeze_batch_norm=True,\n"
+        "            validation=(data['x'], data['y']))\n"
         f"    model.save('{folder}/' + name + '.keras')\n"
-        "    print(history.history['loss'])\n"
+        "    print(history.history['loss'] + history.history['val_top1'])\n"
     )
     [printed] = _finish(_start(1, [str(script)]))
     alone, mirrored = (json.loads(line) for line in printed.splitlines())

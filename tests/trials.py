@@ -5,6 +5,7 @@ died of is known, and another child goes on behind it.
 """
 
 import collections
+import concurrent.futures
 import dataclasses
 import importlib
 import json
@@ -59,7 +60,7 @@ class Journal:
 def in_children(
     function: str, seeds: range, count: int, folder: Path, seconds: float = 60
 ) -> list[Trial]:
-    """Runs ``function(seed, count, folder, journal)`` in a child for each seed.
+    """Runs ``function(seed, count, folder, journal)`` in a child for each seed, two at a time.
 
     Args:
       function: "module:name", of a module in this folder.
@@ -69,19 +70,21 @@ def in_children(
       seconds: that one trial may take before it counts as a hang.
 
     Returns:
-      All trials, in order.
+      All trials, in the order of their seeds.
     """
-    trials: list[Trial] = []
-    for number in seeds:
-        left, seed = count, number
-        while left > 0:
-            done = _child(function, seed, left, folder / f"{seed}", seconds)
-            trials += done
-            left -= len(done)
-            seed += len(seeds) * 1000
+
+    def finished(seed: int) -> list[Trial]:
+        trials: list[Trial] = []
+        while len(trials) < count:
+            done = _child(function, seed, count - len(trials), folder / f"{seed}", seconds)
             if not done:
                 raise RuntimeError(f"{function} tried nothing for the seed {seed}")
-    return trials
+            trials += done
+            seed += 1000
+        return trials
+
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        return [trial for trials in pool.map(finished, seeds) for trial in trials]
 
 
 def _child(function: str, seed: int, count: int, folder: Path, seconds: float) -> list[Trial]:

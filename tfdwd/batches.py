@@ -123,6 +123,19 @@ def batches(
         raise Error("the data is empty. A generator can be read only once; pass a new one.")
 
 
+def elements(data: Any, model: "keras.Model | lite.Model") -> Iterator[Any]:
+    """Opens data and gives the user's own batches, unchecked; what has no end goes on.
+
+    Raises:
+      tfdwd.Error: the data is of no kind that `batches` takes, or reading it fails.
+
+    Example:
+      >>> next(elements(iter([(np.zeros((2, 8)), np.ones(2))]), None))[1]
+      array([1., 1.])
+    """
+    return _read(_opened(data, model, endless=True)[0])
+
+
 def calibration_batches(
     data: Any, model: "keras.Model | lite.Model", batch_size: int = 32, images: int | None = None
 ) -> Iterator[tuple[list[np.ndarray], None]]:
@@ -140,7 +153,7 @@ def calibration_batches(
       tfdwd.Error: as `batches`.
     """
     most, taken = images, 0
-    if images is None and not _is_whole(data, model) and _length(data) is None:
+    if images is None and not is_whole(data, model) and _length(data) is None:
         _refuse_endless(data)
         most = CALIBRATION_IMAGES
     for inputs, _ in batches(data, model, batch_size, images=most):
@@ -253,7 +266,7 @@ def _opened(
       data, model: as for `batches`.
       endless: whether the data need not end.
     """
-    if _is_whole(data, model):
+    if is_whole(data, model):
         return [data], 1
     if not endless:
         _refuse_endless(data)
@@ -280,8 +293,13 @@ def _opened(
     raise Error(f"expected {_KINDS}; got {type(data).__name__}{hint}")
 
 
-def _is_whole(data: Any, model: "keras.Model | lite.Model") -> bool:
-    """Whether it is all the data at once, not an iterable of batches."""
+def is_whole(data: Any, model: "keras.Model | lite.Model") -> bool:
+    """Whether it is all the data at once, not an iterable of batches.
+
+    Example:
+      >>> is_whole(np.zeros((5, 8)), None), is_whole(iter([np.zeros((5, 8))]), None)
+      (True, False)
+    """
     if isinstance(data, list):  # the inputs of a model of several, but batches for a model of one
         return len(model.inputs) > 1 and all(hasattr(item, "__array__") for item in data)
     return isinstance(data, (tuple, Mapping)) or hasattr(data, "__array__") or _is_tensor(data)
@@ -326,6 +344,8 @@ def _first_line(error: Exception) -> str:
     text = re.sub(r"\{\{.*?\}\}|\[Op:.*", "", str(error)).strip()
     text = re.sub(r"^Error in user-defined function \S+ \S+ \S+ transformation.*?: \S+ ", "", text)
     first = text.partition("\n")[0].strip()
+    if first.startswith("Error: "):  # tfdwd's own, raised by a function in a tf.data.Dataset
+        return first.removeprefix("Error: ")
     return f"{type(error).__name__}: {first}" if first else type(error).__name__
 
 
@@ -380,7 +400,8 @@ def _labels(given: Any, where: str) -> dict[Any, np.ndarray]:
         found = dict(enumerate(given))
     else:
         found = {None: given}
-    if not found or not all(hasattr(item, "__array__") for item in found.values()):
+    arrays = [item for item in found.values() if hasattr(item, "__array__")]
+    if not found or len(arrays) < len(found) or any(np.ndim(array) == 0 for array in arrays):
         raise Error(
             f"{where}: no array of labels; give the data as (inputs, labels), where labels are an "
             "array, or a dict or list of arrays for a model of several outputs"

@@ -46,8 +46,10 @@ def load(path: str | os.PathLike[str]) -> keras.Model:
         over.
 
     Example:
-      >>> keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]).save("dense.keras")
-      >>> load("dense.keras").count_params()
+      >>> folder = tempfile.TemporaryDirectory()
+      >>> path = f"{folder.name}/dense.keras"
+      >>> keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]).save(path)
+      >>> load(path).count_params()
       10
     """
     file = Path(path)
@@ -82,10 +84,10 @@ def load(path: str | os.PathLike[str]) -> keras.Model:
 
 def _written_by(file: Path) -> str:
     """The version of Keras that wrote a file."""
-    if file.suffix == ".keras":
-        with zipfile.ZipFile(file) as content:
-            return json.loads(content.read("metadata.json"))["keras_version"]
-    with h5py.File(file) as content:
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            return json.loads(archive.read("metadata.json"))["keras_version"]
+    with h5py.File(file) as content:  # also in .keras files of old
         if "model_config" not in content.attrs:
             raise Error(
                 f"{file} holds weights without a model: save the whole model with "

@@ -55,6 +55,8 @@ class Conv:
 
     @property
     def macs(self) -> int:
+        if not self.outputs:  # then it may not even be built
+            return 0
         return costs.layer_macs(self.layer, self.inputs, self.outputs) or 0
 
 

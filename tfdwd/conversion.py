@@ -1,8 +1,8 @@
 """Keras to .tflite, verified: the file that is written was run and compared with Keras."""
 
 import collections
+import contextlib
 import functools
-import itertools
 import keyword
 import os
 import re
@@ -117,7 +117,8 @@ def export(
 
     The names of the signature and the order of the inputs and outputs are the Keras model's (the
     keys where it takes or gives a dict); only an input name that is no Python identifier changes,
-    ``"image-1"`` to ``"image_1"``. The file holds only built-in operators.
+    ``"image-1"`` to ``"image_1"``, and letters beyond ASCII become ``_``. The file holds only
+    built-in operators.
 
     Args:
       model: a Sequential or Functional Keras 3 model; not changed. Or, for "int8", one of
@@ -278,7 +279,7 @@ def check_convertible(model: "keras.Model") -> None:
                 "give the part of the network behind it numbers, keras.Model(numbers, outputs)"
             )
     for weight in model.weights:
-        if not np.isfinite(keras.ops.convert_to_numpy(weight).astype(np.float64)).all():
+        if not np.isfinite(keras.ops.convert_to_numpy(weight.value).astype(np.float64)).all():
             raise Error(f"weight {weight.path!r} of model {model.name!r} holds NaN or infinity")
 
 
@@ -425,7 +426,7 @@ def _converted(
     # TFLiteConverter.from_keras_model knows Keras 2 alone. A Keras 3 model in the place of `holder`
     # would leave its weights in the file as variables; plain tf.Variables become constants.
     holder = tf.Module()
-    holder.variables_of_model = [
+    holder.variables_of_model = variables = [
         variable if isinstance(variable, tf.Variable) else variable.value
         for variable in model.variables
     ]
@@ -456,12 +457,29 @@ def _converted(
     try:
         with warnings.catch_warnings():  # the converter uses tf.lite's own, deprecated interpreter
             warnings.filterwarnings("ignore", ".*tf.lite.Interpreter is deprecated", UserWarning)
-            content = converter.convert()
+            with _plain_names(variables):
+                content = converter.convert()
     except Exception as error:  # ConverterError has no public name.
         raise Error(_conversion_message(model, error)) from error
     finally:
         logger.setLevel(level)
-    return lite.in_order(content, names, outputs.names_of(model))
+    return lite.in_order(content, names, _output_names(model))
+
+
+@contextlib.contextmanager
+def _plain_names(variables: Sequence[Any]) -> Iterator[None]:
+    """Gives variables names that TensorFlow can save, for a while: those of layers may hold spaces.
+
+    The converter saves the model first; where it cannot, it goes on without a signature.
+    """
+    names = [variable._handle_name for variable in variables]
+    try:
+        for number, variable in enumerate(variables):
+            variable._handle_name = f"variable_{number}:0"
+        yield
+    finally:
+        for variable, name in zip(variables, names, strict=True):
+            variable._handle_name = name
 
 
 def _traced(model: "keras.Model", sizes: Sequence[tuple[int, ...]]) -> Any:
@@ -472,10 +490,11 @@ def _traced(model: "keras.Model", sizes: Sequence[tuple[int, ...]]) -> Any:
     from tfdwd.inference import names_for_tensorflow
 
     names = _input_names(model)
-    given = outputs.names_of(model)
+    given = _output_names(model)
+    run = agreement.at_inference(model)
 
     def serve(**tensors: Any) -> dict[str, Any]:
-        result = model(pack(model, [tensors[name] for name in names]), training=False)
+        result = run(pack(model, [tensors[name] for name in names]))
         return dict(zip(given, keras.tree.flatten(result), strict=True))
 
     specs = {
@@ -523,17 +542,29 @@ def _samples(
 
 def _input_names(model: "keras.Model") -> list[str]:
     """The names of the inputs, as Python identifiers: TensorFlow makes arguments of them."""
-    names: list[str] = []
+    names = []
     for tensor in model.inputs:
         name = re.sub(r"\W", "_", tensor.name, flags=re.ASCII)
         fine = name.isidentifier() and not keyword.iskeyword(name) and name != "self"
-        unique = name = name if fine else f"input_{name}"
-        for number in itertools.count(1):
-            if unique not in names:
-                break
+        names.append(name if fine else f"input_{name}")
+    return _unique(names)
+
+
+def _output_names(model: "keras.Model") -> list[str]:
+    """The names of the outputs in ASCII: of others the converter writes a damaged file."""
+    return _unique([re.sub(r"[^ -~]", "_", name) for name in outputs.names_of(model)])
+
+
+def _unique(names: Sequence[str]) -> list[str]:
+    """Numbers the second and later of equal names."""
+    found: list[str] = []
+    for name in names:
+        unique, number = name, 0
+        while unique in found:
+            number += 1
             unique = f"{name}_{number}"
-        names.append(unique)
-    return names
+        found.append(unique)
+    return found
 
 
 def _conversion_message(model: "keras.Model", error: Exception) -> str:

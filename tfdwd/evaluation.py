@@ -232,7 +232,10 @@ def _of_keras(model: "keras.Model") -> _Network:
     own = shapes.own_batch(model) if getattr(model, "inputs", None) else None
 
     def run(inputs: list[np.ndarray]) -> list[np.ndarray]:
-        return list(map(_real, keras.tree.flatten(model.predict_on_batch(pack(model, inputs)))))
+        found = map(_real, keras.tree.flatten(model.predict_on_batch(pack(model, inputs))))
+        # Under a strategy of several devices each has run all the images.
+        rows = len(inputs[0])
+        return [array[:rows] if array.ndim and len(array) > rows else array for array in found]
 
     def named(inputs: list[np.ndarray]) -> dict[str, np.ndarray]:
         found = run(inputs) if own is None else shapes.in_batches(run, inputs, own)

@@ -52,6 +52,18 @@ def geometry(layer: keras.layers.Conv2D, shape: tuple[int, ...]) -> str:
     )
 
 
+def shapes_read(
+    traced: graph.Graph, layer: keras.layers.Layer, batch: int
+) -> list[tuple[int, ...]]:
+    """(batch, h, w, c) of what a layer reads at each call, for so many images at once.
+
+    Inside of a TimeDistributed each step of each image is one of that batch.
+    """
+    rows = graph.rows_per_image(traced)
+    reads = [call.inputs[0] for call in traced.calls if call.operation is layer]
+    return [(batch * (rows[n] or 1), *traced.specs[n].shape[1:]) for n in reads]
+
+
 def _name(option: Option) -> str:
     return f"{option.stack} {option.size}"
 
@@ -246,10 +258,9 @@ def write_micro_models(
         id(conv.layer): conv for conv in candidates.find_convolutions(traced) if not conv.obstacle
     }
     calls = {
-        geometry(call.operation, shape): (convs[id(call.operation)], shape)
-        for call in traced.calls
-        if id(call.operation) in convs
-        for shape in [(sizes[0][0], *traced.specs[call.inputs[0]].shape[1:])]
+        geometry(conv.layer, shape): (conv, shape)
+        for conv in convs.values()
+        for shape in shapes_read(traced, conv.layer, sizes[0][0])
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -91,8 +91,10 @@ def default(truth: np.ndarray, found: np.ndarray) -> list[str]:
     if found.ndim > 1 and found.shape[-1] > 1:
         if truth.shape != found.shape or outputs.kind_of(truth) == outputs.PROBABILITIES:
             return ["top1", "top5"] if found.ndim == 2 else ["mean_iou"]
+    if found.ndim == 4 and found.shape[-1] > 1:
+        return ["psnr"]
     if _is_binary(truth) and found.min() >= 0 and found.max() <= 1:
-        return ["mean_iou"] if found.ndim > 3 and found.shape[-1] == 1 else ["accuracy"]
+        return ["mean_iou"] if found.ndim == 4 else ["accuracy"]
     return ["psnr"] if found.ndim == 4 else ["mse"]
 
 

@@ -5,9 +5,11 @@ Their ``call`` is run on symbolic tensors, which records what it calls. It is us
 records all that the layer does, in training too, and where it gives the same outputs.
 """
 
+import contextlib
 import dataclasses
 import re
 import warnings
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,11 +18,13 @@ import numpy as np
 
 from tfdwd import costs
 from tfdwd.inference import at_inference
-from tfdwd.nodes import Inside, is_nested, nodes
+from tfdwd.nodes import Inside, functional, is_nested, nodes
 
 _BATCH, _SIZE = 2, 32  # of the random inputs where the model leaves them open
 # Relative to the largest output: float32 over some layers in another order, or half precision.
 _CLOSE, _CLOSE_HALF = 1e-4, 2e-2
+# Which recording of a layer was compared with the layer: a network is traced many times.
+_compared: "weakref.WeakKeyDictionary[keras.layers.Layer, str]" = weakref.WeakKeyDictionary()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -49,35 +53,57 @@ def openings(model: Any) -> dict[int, Opened]:
       {id(layer): what it does, or why it stays closed}, for all that hold convolutions.
     """
     found: dict[int, Opened] = {}
-    seen: set[int] = set()
+    walked: set[int] = set()  # nested models
+    holders: dict[int, int] = {}  # of each layer the model or layer that calls it
 
-    def walk(function: Any) -> None:
+    def walk(function: Any, holder: int) -> None:
         for node in nodes(function):
-            visit(node.operation, node.arguments.args, node.arguments.kwargs)
+            visit(node.operation, node.arguments.args, node.arguments.kwargs, holder)
 
-    def visit(operation: Any, args: Any, kwargs: Any) -> None:
+    def visit(operation: Any, args: Any, kwargs: Any, holder: int) -> None:
+        number = id(operation)
+        first = holders.setdefault(number, holder)
         if is_nested(operation):
-            if id(operation) not in seen:
-                seen.add(id(operation))
-                walk(operation)
-        elif holds_convolutions(operation):
-            known = found.get(id(operation))
-            answer = _open(operation, args, kwargs)
-            if isinstance(answer, str) or known is None:
-                found[id(operation)] = answer
-            elif isinstance(known, Inside) and isinstance(answer, Inside):
-                if _signature(known) != _signature(answer):
-                    found[id(operation)] = "which does not compute the same in all of its calls"
-            if isinstance(answer, Inside) and known is None:
-                walk(answer)
-            if isinstance(answer, TimeSteps):
-                visit(answer.layer, (answer.spec,), {})
-                inner = found.get(id(answer.layer))
-                if isinstance(inner, str):
-                    found[id(operation)] = inner
+            if number not in walked:
+                walked.add(number)
+                walk(operation, number)
+            return
+        known = found.get(number)
+        if not holds_convolutions(operation) or isinstance(known, str):
+            return
+        if first != holder:  # Keras does not load a model in which a nested model is so shared
+            found[number] = "which several models share"
+            return
+        if isinstance(known, Inside):
+            args, kwargs = _at_common_shapes((args, kwargs), known.inputs)
+        found[number] = answer = _open(operation, args, kwargs)
+        if isinstance(answer, Inside):
+            if isinstance(known, Inside) and _signature(known) != _signature(answer):
+                found[number] = "which does not compute the same in all of its calls"
+            walk(answer, number)
+        elif isinstance(answer, TimeSteps):
+            visit(answer.layer, (answer.spec,), {}, number)
+            inner = found.get(id(answer.layer))
+            if isinstance(inner, str):
+                found[number] = inner
 
-    walk(model)
+    walk(model, id(model))
     return found
+
+
+def _at_common_shapes(arguments: Any, specs: Sequence[keras.KerasTensor]) -> Any:
+    """The arguments of a call, open where its tensors and those of another differ in size."""
+    others = iter(specs)
+
+    def common(value: Any) -> Any:
+        other = next(others, None) if isinstance(value, keras.KerasTensor) else None
+        if other is None or len(other.shape) != len(value.shape):
+            return value
+        sizes = zip(value.shape, other.shape, strict=True)
+        return keras.KerasTensor([a if a == b else None for a, b in sizes], value.dtype)
+
+    flat = [common(value) for value in keras.tree.flatten(arguments)]
+    return keras.tree.pack_sequence_as(arguments, flat)
 
 
 def holds_convolutions(operation: Any) -> bool:
@@ -116,8 +142,6 @@ def run(inside: Inside, values: Sequence[Any]) -> list[Any]:
 
 def _open(layer: keras.layers.Layer, args: Any, kwargs: Mapping[str, Any]) -> Opened:
     """Opens a layer for a call with such arguments."""
-    if not all(part.built for part in layer._flatten_layers()):
-        return "which is not built; run the model once"
     given = _tensors((args, kwargs))
     if any(getattr(tensor, "_keras_mask", None) is not None for tensor in given):
         return "which is called with a mask"
@@ -126,12 +150,14 @@ def _open(layer: keras.layers.Layer, args: Any, kwargs: Mapping[str, Any]) -> Op
             return "which is called with a mask"
         if layer.layer.compute_dtype != layer.compute_dtype and not is_nested(layer.layer):
             return "whose layer has another dtype policy"
+        if is_nested(layer.layer) and len(functional(layer.layer).outputs) > 1:
+            return "whose model has several outputs"
         spec = given[0]
         return TimeSteps(layer.layer, keras.KerasTensor((None, *spec.shape[2:]), spec.dtype))
     if layer.activity_regularizer is not None:
         return "which has an activity regularizer"
     try:
-        inside = _recorded(layer, args, kwargs, None)
+        inside = _recorded(layer, args, kwargs, False)
         reason = _unlike(layer, inside, args, kwargs)
     except Exception as error:  # a user's call raises what it likes
         return f"whose call cannot be traced: {_first_line(error)}"
@@ -139,9 +165,13 @@ def _open(layer: keras.layers.Layer, args: Any, kwargs: Mapping[str, Any]) -> Op
 
 
 def _recorded(
-    layer: keras.layers.Layer, args: Any, kwargs: Mapping[str, Any], training: bool | None
+    layer: keras.layers.Layer, args: Any, kwargs: Mapping[str, Any], training: bool
 ) -> Inside:
-    """Runs a layer's ``call`` on symbolic tensors and takes the nodes that it made."""
+    """Runs a layer's ``call`` on symbolic tensors and takes the nodes that it made.
+
+    Raises:
+      Exception: what the call raises; a ValueError if it fixes the mode of training of a layer.
+    """
     inputs: list[keras.KerasTensor] = []
 
     def fresh(value: Any) -> Any:
@@ -167,32 +197,53 @@ def _recorded(
     # What the call sets on itself goes to a twin, which shares all that the layer holds.
     twin = object.__new__(type(layer))
     vars(twin).update(vars(layer))
-    with _nodes_taken_back(layer), keras.StatelessScope(), warnings.catch_warnings():
+    with _left_as_it_is(layer), keras.StatelessScope(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of masks and names, which the layer's own call gave too
-        results = keras.tree.flatten(type(layer).call(twin, *args, **kwargs))
+        # As in Layer.__call__: what the layers inside take where the call says nothing.
+        layer._get_call_context().set_value("training", training)
+        try:
+            results = keras.tree.flatten(type(layer).call(twin, *args, **kwargs))
+        finally:
+            layer._maybe_reset_call_context()
         for value in results:
             if not isinstance(value, keras.KerasTensor):
                 raise TypeError(f"it returns {type(value).__name__}, which depends on no input")
         made = _sorted_nodes(results)
     for node in made:
-        _freeze_variables(node)
+        if node.arguments.kwargs.get("training", training) is not training:
+            raise ValueError(f"it fixes the mode of training of {node.operation.name!r}")
+        _simplify(node)
     return Inside(tuple(inputs), tuple(results), tuple(made), _names(layer, made))
 
 
-class _nodes_taken_back:  # noqa: N801 - a context manager, named as a function
-    """Takes back the nodes that calls add to the layers inside a layer."""
+@contextlib.contextmanager
+def _left_as_it_is(layer: keras.layers.Layer) -> Iterator[None]:
+    """Takes back the nodes that calls add to the layers inside a layer; nothing may be built."""
+    parts = layer._flatten_layers()
+    lists = [made for part in parts for made in (part._inbound_nodes, part._outbound_nodes)]
+    lengths = [len(made) for made in lists]
+    builds = []
+    for part in parts:
+        if not part.built and not getattr(part.build, "_is_default", False):
+            builds.append((part, part.build))
+            part.build = _Unbuilt(part.name)
+    try:
+        yield
+    finally:
+        for made, length in zip(lists, lengths, strict=True):
+            del made[length:]
+        for part, build in builds:
+            part.build = build
 
-    def __init__(self, layer: keras.layers.Layer) -> None:
-        parts = layer._flatten_layers()
-        self._lists = [nodes for x in parts for nodes in (x._inbound_nodes, x._outbound_nodes)]
-        self._lengths = [len(nodes) for nodes in self._lists]
 
-    def __enter__(self) -> None:
-        pass
+class _Unbuilt:
+    """Stands for the ``build`` of a layer that has no weights yet."""
 
-    def __exit__(self, *_: Any) -> None:
-        for nodes_, length in zip(self._lists, self._lengths, strict=True):
-            del nodes_[length:]
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __call__(self, *_: Any, **__: Any) -> None:
+        raise ValueError(f"its layer {self._name!r} is not built; run the model once")
 
 
 def _sorted_nodes(outputs: Sequence[keras.KerasTensor]) -> list[Any]:
@@ -213,11 +264,11 @@ def _sorted_nodes(outputs: Sequence[keras.KerasTensor]) -> list[Any]:
     return list(found.values())
 
 
-def _freeze_variables(node: Any) -> None:
-    """Replaces variables among a node's arguments by their values.
+def _simplify(node: Any) -> None:
+    """Leaves the mode of training to whoever runs a node, and replaces variables by their values.
 
     Raises:
-      ValueError: one is trainable.
+      ValueError: a variable is trainable.
     """
 
     def value(x: Any) -> Any:
@@ -228,6 +279,7 @@ def _freeze_variables(node: Any) -> None:
         return keras.ops.convert_to_numpy(x)
 
     args, kwargs = node.arguments.convert(value)
+    kwargs.pop("training", None)
     node.arguments = type(node.arguments)(*args, **kwargs)
 
 
@@ -255,16 +307,17 @@ def _free(name: str, taken: set[str]) -> str:
 
 
 def _signature(inside: Inside) -> list[Any]:
-    """What tells two recordings of one layer apart; modes of training do not."""
+    """What tells two recordings of one layer apart."""
     numbers = {id(spec): number for number, spec in enumerate(inside.inputs)}
     held = []
     for node in inside.nodes:
-        kwargs = {k: v for k, v in node.arguments.kwargs.items() if k != "training"}
         arguments = [
             numbers[id(x)] if isinstance(x, keras.KerasTensor) else _text(x)
-            for x in keras.tree.flatten((node.arguments.args, kwargs))
+            for x in keras.tree.flatten((node.arguments.args, node.arguments.kwargs))
         ]
-        held.append((inside.names[id(node.operation)], type(node.operation), arguments))
+        kind = type(node.operation)
+        config = {k: v for k, v in node.operation.get_config().items() if k != "name"}
+        held.append((inside.names[id(node.operation)], kind, config, arguments))
         for spec in node.outputs:
             numbers[id(spec)] = len(numbers)
     return [held, [numbers[id(spec)] for spec in inside.outputs]]
@@ -278,16 +331,12 @@ def _unlike(layer: keras.layers.Layer, inside: Inside, args: Any, kwargs: Mappin
     """Why what was recorded cannot take the layer's place; empty if it can."""
     if weights := _own_weights(layer, inside):
         return f"which has trainable weights of its own, {', '.join(weights)}"
-    fixed = [
-        node.operation.name
-        for node in inside.nodes
-        if node.arguments.kwargs.get("training") is not None
-    ]
-    if fixed:
-        return f"which fixes the mode of training of {fixed[0]!r}"
+    recording = repr(_signature(inside))
+    if _compared.get(layer) == recording:
+        return ""
     # SpectralNormalization changes its kernel in training. As a constraint it is dropped where the
     # kernel is replaced: it says nothing of the factors.
-    if layer._call_has_training_arg and not isinstance(layer, keras.layers.SpectralNormalization):
+    if not isinstance(layer, keras.layers.SpectralNormalization):
         active = _recorded(layer, args, kwargs, True)
         if _signature(active) != _signature(inside):
             return "whose call does something else in training"
@@ -298,9 +347,11 @@ def _unlike(layer: keras.layers.Layer, inside: Inside, args: Any, kwargs: Mappin
         for value in keras.tree.flatten((args, dict(kwargs)))
     ]
     own_args, own_kwargs = keras.tree.pack_sequence_as((args, dict(kwargs)), flat)
-    expected = at_inference(layer, own_args, own_kwargs)
-    if not _equal(run(inside, values), expected):
+    with keras.StatelessScope():  # what the layer counts or draws stays as it is
+        expected, given = at_inference(layer, own_args, own_kwargs), run(inside, values)
+    if not _equal(given, expected):
         return "whose call gives other outputs when it is traced"
+    _compared[layer] = recording
     return ""
 
 
@@ -352,4 +403,8 @@ def _tensors(structure: Any) -> list[keras.KerasTensor]:
 
 
 def _first_line(error: Exception) -> str:
-    return " ".join(str(error).partition("\n")[0].split()) or type(error).__name__
+    """What went wrong, without the calls around it that Keras puts before."""
+    lines = [re.sub(r"\x1b\[\d*m", "", line).strip() for line in str(error).splitlines()]
+    around = ("Exception encountered when calling", "Could not automatically infer")
+    told = [line for line in lines if line and not line.startswith(around)]
+    return told[0] if told else type(error).__name__

@@ -28,7 +28,14 @@ from tfdwd.batches import calibration_batches, peek
 from tfdwd.candidates import Conv, Option
 from tfdwd.errors import Error
 from tfdwd.fisher import loss_metric, with_identity
-from tfdwd.latency import LatencyTable, Source, measured_here, random_stack, timed
+from tfdwd.latency import (
+    LatencyTable,
+    Source,
+    measured_here,
+    random_stack,
+    shapes_read,
+    timed,
+)
 from tfdwd.plans import LayerPlan, Plan
 from tfdwd.shapes import InputShape, images_at_once
 
@@ -181,7 +188,7 @@ def plan(
     choices = []
     for conv in reporting.progress(convs, "timing layers"):
         own = options.get(id(conv.layer), [])
-        shapes = [(sizes[0][0], *shape) for shape in _shapes_read(traced, conv)] if own else []
+        shapes = shapes_read(traced, conv.layer, sizes[0][0]) if own else []
         choice, reason = _choice(conv, own, errors, shapes, source)
         choices.append(choice)
         reasons[conv.path] = reasons[conv.path] or reason
@@ -212,12 +219,6 @@ def _timed_here(original: _Original) -> _Network:
             "the machine was noisy while the network was timed; plan again on a quiet one"
         )
     return _Network(report.timings[0].p10_ms, report.device, report.runtime)
-
-
-def _shapes_read(traced: graph.Graph, conv: Conv) -> list[tuple[int, ...]]:
-    """(h, w, c) of what a convolution reads at each of its calls."""
-    calls = [call for call in traced.calls if call.operation is conv.layer]
-    return [traced.specs[call.inputs[0]].shape[1:] for call in calls]
 
 
 def _choice(

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 from tfdwd.graph import Call, Graph
+from tfdwd.inference import at_inference
 
 # Sizes for axes that a model leaves open; the first that the model runs at is used.
 _SIZES = (32, 64, 96, 224)
@@ -105,9 +106,7 @@ def run(operation: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any
     Returns:
       The outputs as a flat list.
     """
-    if getattr(operation, "_call_has_training_arg", False):
-        kwargs = {**kwargs, "training": False}
-    return keras.tree.flatten(operation(*args, **kwargs))
+    return at_inference(operation, args, kwargs)
 
 
 def walk(

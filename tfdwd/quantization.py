@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import functools
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,10 +40,11 @@ _SAME_RANGE = {
 }  # fmt: skip
 # LiteRT computes these in one operator whose output has a range of its own.
 _OWN_RANGE = {
-    "Add", "Concatenate", "GlobalAveragePooling2D", "LeakyReLU", "Mean", "Multiply", "ReLU",
-    "Relu", "Relu6", "Rescaling", "Subtract",
+    "Add", "Concatenate", "GlobalAveragePooling2D", "LeakyReLU", "Mean", "Multiply", "PReLU",
+    "ReLU", "Relu", "Relu6", "Rescaling", "Subtract",
 }  # fmt: skip
 _FIXED_RANGE = {"sigmoid", "softmax", "tanh"}  # the converter knows the ranges of these outputs
+_FUNCTIONS = {"HardSilu": "hard_silu", "LeakyRelu": "leaky_relu"}  # of operations
 _ACTIVATIONS = {"hard_silu", "leaky_relu", "relu", "relu6", "silu"}
 
 
@@ -162,8 +164,8 @@ def quantize_aware(model: keras.Model) -> tf_keras.Model:
       load from .keras files.
 
     Raises:
-      tfdwd.Error: a layer that cannot be copied or computes something else in tf_keras; the
-        message names it.
+      tfdwd.Error: a layer that cannot be copied, that Keras has quantised or that computes
+        something else in tf_keras; the message names it.
 
     Example:
       >>> student = quantize_aware(keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]))
@@ -174,6 +176,12 @@ def quantize_aware(model: keras.Model) -> tf_keras.Model:
     Integer-Arithmetic-Only Inference", arXiv 1712.05877, section 3.
     """
     flat = rebuild.flatten(bridge.to_keras3(model))
+    for layer in flat._flatten_layers():
+        if layer.dtype_policy.quantization_mode is not None:
+            raise Error(
+                f"layer {layer.name!r}: expected weights in floating point, got a layer that Keras "
+                f"has quantised ({layer.dtype_policy.name}); pass the model as it was before"
+            )
     to_keras2.in_float32(flat)
     model = to_keras2.split(rebuild.with_global_pools(flat))
     _check_split(flat, model)
@@ -263,16 +271,18 @@ class _Step:
 
     @property
     def kind(self) -> str:
-        """The class of the operation; a sum with a constant is one of operation and layer."""
+        """The class of the operation, by which its ranges are known; empty if they are not."""
         kind = type(self.operation).__name__
+        if kind in to_keras2.NATIVE and isinstance(self.layer, to_keras2.Carried):
+            return ""  # a user's class of that name
         return "Add" if kind == "Rescaling" and np.all(self.operation.scale == 1) else kind
 
     @property
     def function(self) -> str:
         """The name of an activation layer's function, else of its class."""
         if self.kind == "Activation":
-            return self.operation.activation.__name__
-        return {"HardSilu": "hard_silu"}.get(self.kind, self.kind.lower())
+            return getattr(self.operation.activation, "__name__", "")
+        return _FUNCTIONS.get(self.kind, self.kind.lower())
 
     def run(self, layer: Any, values: dict[int, Any], **options: Any) -> dict[int, Any]:
         """What the layer, or what wraps it, writes: {tensor number: value}."""
@@ -286,29 +296,39 @@ class _Step:
 
 def _steps(traced: graph.Graph) -> list[_Step]:
     """The calls of a Keras 3 model as calls of tf_keras layers."""
-    names = {call.operation.name for call in traced.calls}
+    names: set[str] = set()
     made: dict[int, Any] = {}
     steps = []
     for call in traced.calls:
         operation, training = call.operation, None
+        native = to_keras2.is_native(operation)
         try:
-            if not to_keras2.is_native(operation):
-                name = operation.name
-                while id(operation) in made and name in names:  # of another call
-                    name += "_"
-                names.add(name)
-                fill = functools.partial(_fill, call)
-                made[id(operation)] = to_keras2.Carried(operation, fill, name)
-            else:
+            if native:
                 _, kwargs = call.fill(traced.specs)
                 training = kwargs.get("training")
-                if id(operation) not in made:
+            if not native or id(operation) not in made:
+                name = _free_name(call, names)
+                if native:
                     shape = traced.specs[call.inputs[0]].shape
-                    made[id(operation)] = to_keras2.native(operation, shape)
+                    made[id(operation)] = to_keras2.native(operation, shape, name)
+                else:
+                    fill = functools.partial(_fill, call)
+                    made[id(operation)] = to_keras2.Carried(operation, fill, name)
         except Exception as error:  # tf_keras raises whatever a configuration makes it stumble on
             raise _differs(operation, " ".join(str(error).split())) from error
         steps.append(_Step(made[id(operation)], operation, call.inputs, call.outputs, training))
     return steps
+
+
+def _free_name(call: graph.Call, names: set[str]) -> str:
+    """A name that is not taken, which TensorFlow takes for a scope; added to the taken ones."""
+    name = call.operation.name if call.operation.name not in names else call.path
+    name = re.sub(r"[^A-Za-z0-9_.-]", "_", name)
+    name = name if name[0].isalnum() else f"layer{name}"
+    while name in names:
+        name += "_"
+    names.add(name)
+    return name
 
 
 def _fill(call: graph.Call, tensors: list[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -357,6 +377,8 @@ def _known(step: _Step) -> bool:
     """Whether the output of the step is as in LiteRT once its range is known, or has no own."""
     if step.function in _FIXED_RANGE | _ACTIVATIONS | {"linear"}:
         return True
+    if step.kind in ("Divide", "TrueDivide"):  # by a constant it is a product
+        return len(step.reads) == 1
     return step.kind in _SAME_RANGE | _OWN_RANGE | _KERNELS.keys() | {"BatchNormalization"}
 
 

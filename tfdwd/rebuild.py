@@ -75,7 +75,7 @@ def expand(conv: keras.layers.Conv2D, stack: Stack, bias: np.ndarray | None) -> 
     Returns:
       Built layers with weights.
     """
-    config = conv.get_config()
+    config = _config(conv)
     height, width = conv.kernel_size
     common = {key: config[key] for key in ("trainable", "dtype", "data_format")}
     regularizer = conv.kernel_regularizer
@@ -234,6 +234,7 @@ class _Copier:
 
     def copy_whole(self, model: Any) -> keras.Model:
         traced = graph.trace(model)
+        self.openings = traced.openings
         tensors = probe.example(traced)  # first of all: what is built when it runs is built now
         if not tensors:
             logging.warning(
@@ -241,7 +242,6 @@ class _Copier:
                 "compared with it",
                 model.name,
             )
-        self.openings = traced.openings
         self.names = {operation.name for operation in graph.functional(model).operations}
         if not self.flat:  # then a name may come again in each nested model
             self.names.update(call.operation.name for call in traced.calls)
@@ -251,7 +251,7 @@ class _Copier:
         for original, new in reversed(self.pairs.values()):
             if isinstance(new, Expansion):
                 for layer in new.layers:
-                    layer.trainable = original.trainable
+                    layer.trainable = getattr(original, "trainable", True)
             elif graph.is_nested(original) or self.is_opened(original):
                 new.trainable = original.trainable
             elif isinstance(new, keras.layers.Layer):
@@ -263,6 +263,8 @@ class _Copier:
 
     def verify(self, call: graph.Call, reads: dict[int, Any], expected: list[Any]) -> None:
         """Runs a layer's copy on what the layer read."""
+        if id(call.operation) not in self.pairs:  # inside a layer that is copied as a whole
+            return
         args, kwargs = call.fill(reads)
         original, copy = self.pairs[id(call.operation)]
         try:
@@ -356,8 +358,9 @@ class _Copier:
         self.renamed.update(inside.names)
         inputs = [keras.Input(batch_shape=x.shape, dtype=x.dtype) for x in inside.inputs]
         outputs = self.replay(inside, inputs, (), {})
-        one = len(inputs) == 1
-        return keras.Model(inputs[0] if one else inputs, outputs, name=layer.name)
+        # One alone and no list of one: TimeDistributed takes the output's shape as it comes.
+        given, found = (x[0] if len(x) == 1 else x for x in (inputs, outputs))
+        return keras.Model(given, found, name=layer.name)
 
     def copy_layer(self, operation: Any, path: tuple[str, ...]) -> Any:
         name = self.renamed.get(id(operation), operation.name)
@@ -406,9 +409,7 @@ def remade(operation: Any, **changes: Any) -> Any:
             operation.function, operation._output_shape, operation.mask, operation.arguments,
             dtype=operation.dtype_policy, trainable=operation.trainable, name=operation.name,
         )  # fmt: skip
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*includes a `lambda`", UserWarning)
-        config = operation.get_config() | changes
+    config = _config(operation) | changes
     if isinstance(operation, keras.layers.Wrapper):
         return type(operation)(**config | {"layer": remade(operation.layer)})
     for key, value in config.items():
@@ -416,6 +417,12 @@ def remade(operation: Any, **changes: Any) -> Any:
             config[key] = held
     with keras.saving.custom_object_scope(_names_used(operation)):
         return type(operation).from_config(config)
+
+
+def _config(operation: Any) -> dict[str, Any]:
+    with warnings.catch_warnings():  # lambdas are not taken from the configuration
+        warnings.filterwarnings("ignore", ".*includes a `lambda`", UserWarning)
+        return operation.get_config()
 
 
 _SHARED = (
@@ -453,13 +460,15 @@ def copy_state(original: keras.layers.Layer, new: keras.layers.Layer) -> None:
     """Copies all that Keras would save of a layer, and the flags that it would not."""
     try:
         pairs = _parts(original, new)
-        for old_part, part in pairs[1:]:
+        for old_part, part in pairs:
             if old_part.built and not part.built:  # an activation that has run
                 part.build_from_config(old_part.get_build_config())
         new.set_weights(original.get_weights())
         for old_part, part in pairs:
             part.trainable = old_part.trainable
             part.autocast = old_part.autocast
+            if hasattr(part, "lora_alpha"):  # the configuration of a Dense lacks it
+                part.lora_alpha = old_part.lora_alpha
             if hasattr(old_part, "save_assets"):  # vocabularies
                 with tempfile.TemporaryDirectory() as folder:
                     old_part.save_assets(folder)

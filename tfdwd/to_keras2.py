@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+import tensorflow as tf
 import tf_keras
 
 from tfdwd import graph, rebuild
@@ -31,7 +32,8 @@ class Carried(tf_keras.layers.Layer):
         trainable = getattr(operation, "trainable", False)
         super().__init__(name=name, dtype="float32", autocast=False, trainable=trainable)
         # In functions, since tf_keras looks through the attributes for what it is to save.
-        self._operation, self._fill = (lambda: operation), fill
+        self._operation: Callable[[], Any] = lambda: operation
+        self._fill = fill
         if isinstance(operation, keras.Layer):
             self._trainable_weights.extend(v.value for v in operation.trainable_variables)
             others = [v.value for v in operation.non_trainable_variables]
@@ -45,26 +47,28 @@ class Carried(tf_keras.layers.Layer):
         """Calls the operation on the tensors that it reads."""
         args, kwargs = self._fill(inputs)
         if getattr(self.operation, "_call_has_training_arg", False):
-            if kwargs.get("training") is None:
-                kwargs = {**kwargs, "training": bool(training)}
+            # As in Keras 3, the run decides, not the graph. It is a tensor only while the graph is
+            # put together, when nothing is computed.
+            kwargs = {**kwargs, "training": not tf.is_tensor(training) and bool(training)}
         return self.operation(*args, **kwargs)
 
 
 def is_native(operation: Any) -> bool:
     """Whether tf_keras' own layer takes the operation's place."""
     own = type(operation).__module__.startswith("keras.")
-    return own and type(operation).__name__ in NATIVE and not operation.quantization_mode
+    return own and type(operation).__name__ in NATIVE
 
 
-def native(layer: keras.Layer, shape: tuple[int | None, ...]) -> Any:
+def native(layer: keras.Layer, shape: tuple[int | None, ...], name: str) -> Any:
     """The built tf_keras layer for a Keras 3 layer without an activation, with copied weights.
 
     Args:
       layer: one of `NATIVE`.
       shape: of what it reads, with the batch axis.
+      name: of the layer that is made.
     """
     kind = getattr(tf_keras.layers, type(layer).__name__)
-    made = kind.from_config(_legacy(layer.get_config()) | {"dtype": "float32"})
+    made = kind.from_config(_legacy(layer.get_config()) | {"dtype": "float32", "name": name})
     made.build(shape)
     names = ("gamma", "beta", "moving_mean", "moving_variance", "kernel", "bias")
     values = [getattr(layer, name, None) for name in names]
@@ -123,10 +127,10 @@ def _pieces(operation: Any) -> list[Any]:
     if kind == "Rescaling" and keras.ops.any(operation.offset):
         rescaling = keras.layers.Rescaling
         return [
-            rescaling(operation.scale, name=f"{name}_scale"),
-            rescaling(1.0, operation.offset),
+            rescaling(operation.scale, name=f"{name}_scale", dtype="float32"),
+            rescaling(1.0, operation.offset, dtype="float32"),
         ]
-    if kind not in _ACTIVATED or operation.quantization_mode:
+    if kind not in _ACTIVATED:
         return [operation]
     activation = operation.activation
     plain = kind != "SeparableConv2D"
@@ -147,16 +151,17 @@ def _pieces(operation: Any) -> list[Any]:
         return [*layers, after]
     if activation is keras.activations.linear:
         return layers
-    return [*layers, *_pieces(keras.layers.Activation(activation, name=f"{name}_activation"))]
+    after = keras.layers.Activation(activation, name=f"{name}_activation", dtype="float32")
+    return [*layers, *_pieces(after)]
 
 
 def _hard_sigmoid(name: str) -> list[keras.Layer]:
     """Keras' definition, relu6(x + 3) / 6."""
     layers = keras.layers
     return [
-        layers.Rescaling(1.0, 3.0, name=f"{name}_offset"),
-        layers.ReLU(6.0, name=f"{name}_relu6"),
-        layers.Rescaling(1 / 6),
+        layers.Rescaling(1.0, 3.0, name=f"{name}_offset", dtype="float32"),
+        layers.ReLU(6.0, name=f"{name}_relu6", dtype="float32"),
+        layers.Rescaling(1 / 6, dtype="float32"),
     ]
 
 
@@ -164,11 +169,11 @@ def _separable(layer: Any) -> list[keras.Layer]:
     """A SeparableConv2D without activation as a depthwise and a pointwise convolution."""
     depthwise = keras.layers.DepthwiseConv2D(
         layer.kernel_size, layer.strides, layer.padding, layer.depth_multiplier, layer.data_format,
-        layer.dilation_rate, use_bias=False, name=f"{layer.name}_depthwise",
+        layer.dilation_rate, use_bias=False, name=f"{layer.name}_depthwise", dtype="float32",
     )  # fmt: skip
     pointwise = keras.layers.Conv2D(
         layer.filters, 1, data_format=layer.data_format, use_bias=layer.use_bias,
-        name=f"{layer.name}_pointwise",
+        name=f"{layer.name}_pointwise", dtype="float32",
     )  # fmt: skip
     kernels = [layer.depthwise_kernel, layer.pointwise_kernel]
     for made, kernel in zip((depthwise, pointwise), kernels, strict=True):
@@ -184,5 +189,4 @@ def _separable(layer: Any) -> list[keras.Layer]:
 def in_float32(model: keras.Model) -> None:
     """Lets all layers of a model compute in float32; weights in half precision stay so."""
     for layer in model._flatten_layers():
-        if layer.dtype_policy.quantization_mode is None:
-            layer.dtype_policy = "float32"
+        layer.dtype_policy = "float32"

@@ -83,10 +83,7 @@ def tfrecords(folder: str | os.PathLike[str], split: str, *, first_label: int = 
     names = [os.fsencode(path) for path in paths]
 
     def records_of(name: Any, count: Any) -> tf.data.Dataset:
-        # TFRecordDataset ends a file at a wrong checksum. Here an empty record tells of it; where
-        # all are read it is cut off.
-        records = tf.data.TFRecordDataset(name).ignore_errors()
-        records = records.concatenate(tf.data.Dataset.from_tensors(b"")).take(count)
+        records = _whole(tf.data.TFRecordDataset(name), count, b"")
         one_name = tf.data.Dataset.from_tensors(name).repeat()
         return tf.data.Dataset.zip((records, one_name, tf.data.Dataset.range(count)))
 
@@ -102,26 +99,37 @@ def tfrecords(folder: str | os.PathLike[str], split: str, *, first_label: int = 
             records = records.shard(workers, worker)
         return records if seed is None else records.shuffle(_SHUFFLED, seed=seed)
 
-    def parsed(record: Any) -> tuple[Any, Any]:
+    def parsed(numbered: Any) -> tuple[Any, Any]:
         features = {
             "image/encoded": tf.io.FixedLenFeature([], tf.string),
             "image/class/label": tf.io.FixedLenFeature([], tf.int64),
         }
-        example = tf.io.parse_single_example(record, features)
+        example = tf.io.parse_single_example(numbered[0], features)
         return example["image/encoded"], example["image/class/label"] - first_label
 
     return Source(sum(counts), examples, parsed)
 
 
+def _whole(records: tf.data.Dataset, count: Any, lost: Any) -> tf.data.Dataset:
+    """So many (record, number); where they end early or cannot be read, ``lost`` is the last.
+
+    TFRecordDataset ends a file at a wrong checksum, and never gets over a missing one: the numbers
+    beside bound how often an error is ignored.
+    """
+    found = tf.data.Dataset.zip((records, tf.data.Dataset.range(count))).ignore_errors()
+    end = tf.data.Dataset.from_tensors((lost, tf.constant(-1, tf.int64)))
+    return found.concatenate(end).take(count)
+
+
 def _shards(folder: str | os.PathLike[str], split: str) -> list[Path]:
     """Paths of all shards of a split, in order."""
-    if not re.fullmatch(r"\w[\w.+-]*", split):
+    if not isinstance(split, str) or not re.fullmatch(r"\w[\w.+-]*", split):
         raise Error(f"split: expected a name such as 'train', got {split!r}")
     names = sorted(entry.name for entry in _entries(folder))
     found = [
         match
         for name in names
-        if (match := re.fullmatch(rf"{re.escape(split)}-(\d+)-of-(\d+)", name))
+        if (match := re.fullmatch(rf"{re.escape(split)}-(\d{{5,}})-of-(\d{{5,}})", name))
     ]
     if not found:
         raise Error(f"{folder}: expected shards such as {split}-00000-of-00008, got none")
@@ -221,7 +229,11 @@ def image_folder(folder: str | os.PathLike[str]) -> Source:
       >>> image_folder("imagenet/val").count  # doctest: +SKIP
       50000
     """
-    folders = [e.path for e in _entries(folder) if e.is_dir() and not e.name.startswith(".")]
+    folders = [
+        entry.path
+        for entry in _entries(folder)
+        if os.path.isdir(entry.path) and not entry.name.startswith(".")
+    ]
     classes = [_images_in(path) for path in folders]
     if not any(classes):
         raise Error(
@@ -259,7 +271,8 @@ def _images_in(folder: str) -> list[bytes]:
         if entry.name.lower().endswith(_ENDINGS) and not entry.name.startswith(".")
     ]
     for entry in images:
-        if not entry.is_file():  # to read from a pipe would wait for ever
+        # To read from a pipe would wait for ever; `DirEntry.is_file` raises at a loop of links.
+        if not entry.is_file(follow_symlinks=False) and not os.path.isfile(entry.path):
             raise Error(f"{entry.path}: expected a file, got a folder, pipe, device or broken link")
     return [os.fsencode(entry.path) for entry in images]
 
@@ -302,6 +315,8 @@ def tfds(name: str = "imagenet2012", split: str = "train", *, folder: Any = None
     if not {"image", "label"} <= set(builder.info.features or {}):
         raise Error(f"{name}: expected images with labels, got {builder.info.features}")
 
+    count = builder.info.splits[split].num_examples
+
     def examples(worker: int, workers: int, seed: int | None) -> tf.data.Dataset:
         reading = tensorflow_datasets.ReadConfig(
             shuffle_seed=seed, interleave_cycle_length=_READ_AT_ONCE, add_tfds_id=True
@@ -312,18 +327,18 @@ def tfds(name: str = "imagenet2012", split: str = "train", *, folder: Any = None
             decoders={"image": tensorflow_datasets.decode.SkipDecoding()},
             read_config=reading,
         )
-        found = found.shard(workers, worker)
-        if seed is not None:
-            found = found.shuffle(_SHUFFLED, seed=seed)
-        return found.map(
-            lambda example: (
-                (example["image"], tf.cast(example["label"], tf.int64)),
-                example["tfds_id"],
-                tf.constant(-1, tf.int64),
-            )
-        )
+        found = _whole(found.map(pair).shard(workers, worker), len(range(worker, count, workers)),
+                       ((b"", tf.constant(0, tf.int64)), f"{name}, {split}"))  # fmt: skip
+        found = found.map(named)
+        return found if seed is None else found.shuffle(_SHUFFLED, seed=seed)
 
-    return Source(builder.info.splits[split].num_examples, examples)
+    def pair(example: Any) -> Any:
+        return (example["image"], tf.cast(example["label"], tf.int64)), example["tfds_id"]
+
+    def named(numbered: Any, _: Any) -> Any:
+        return *numbered, tf.constant(-1, tf.int64)
+
+    return Source(count, examples)
 
 
 def training(
@@ -381,14 +396,13 @@ def training(
         seeds = [[seed * 1_000_003 + epoch, number * 2 + use] for use in range(2)]
         return _for_training(encoded, size, seeds), label
 
+    def whole(images: Any, labels: Any) -> tuple[Any, Any]:
+        images = tf.ensure_shape(images, (batch_size, size, size, 3))
+        return images, tf.ensure_shape(labels, (batch_size,))
+
     judge = _Judge(total, max_damaged, wanted=steps * batch_size)
     batches = _decoded(source, examples, made, batch_size=batch_size, size=size, judge=judge)
-    batches = batches.take(steps).map(
-        lambda images, labels: (
-            tf.ensure_shape(images, (batch_size, size, size, 3)),
-            tf.ensure_shape(labels, (batch_size,)),
-        )
-    )
+    batches = batches.take(steps).map(whole)
     batches = batches.apply(tf.data.experimental.assert_cardinality(steps))
     return batches.prefetch(tf.data.AUTOTUNE)
 
@@ -471,8 +485,8 @@ class _Judge:
         Args:
           seen: images that were read in this epoch so far.
           good: how many of them decoded.
-          names, numbers: of images before gaps are over: file, and record in it or -1.
-          unreadable: whether their files cannot be read from there on.
+          names, numbers: file, and record in it or -1, of the last image of each gap.
+          unreadable: for each whether its file cannot be read from there on.
           ended: whether there are no more.
 
         Returns:
@@ -492,12 +506,13 @@ class _Judge:
                     "get the file anew"
                 )
             logging.warning("%s does not decode; it is left out", place)
-        damaged = (max(seen, self.total) if ended else seen) - good
-        if damaged > self.max_damaged * self.total:
+        total = max(seen, self.total)
+        damaged = (total if ended else seen) - good
+        if damaged > self.max_damaged * total:
             raise Error(
-                f"expected at most {int(self.max_damaged * self.total)} of {self.total} images "
-                f"damaged or missing (max_damaged={self.max_damaged}), got {damaged} of the {seen} "
-                f"read so far" + "".join(f"; the last is {place}" for place in places[-1:])
+                f"expected at most {int(self.max_damaged * total)} of {total} images damaged or "
+                f"missing (max_damaged={self.max_damaged}), got {damaged} of the {seen} read so far"
+                + "".join(f"; the last is {place}" for place in places[-1:])
             )
         if ended and good < self.wanted:
             raise Error(f"expected {self.wanted} images that decode, got {good}")
@@ -520,7 +535,7 @@ def _decoded(
     """
     if len(examples.element_spec) == 2:
         no_number = tf.constant(-1, tf.int64)
-        examples = examples.map(lambda *example: (example, "an image without a name", no_number))
+        examples = examples.map(lambda *pair: (pair, "an image without a name", no_number))
     blank = tf.nest.map_structure(
         lambda spec: tf.zeros(spec.shape, spec.dtype), examples.element_spec
     )
@@ -532,11 +547,14 @@ def _decoded(
         return (name, place, unreadable), (number, former, example, tf.equal(name, b""))
 
     def decoded(number: Any, former: Any, example: Any, last: Any) -> Any:
-        image, label = tf.cond(
-            last,
-            lambda: (tf.zeros((size, size, 3), tf.uint8), tf.constant(0, tf.int64)),
-            lambda: made(number, *source.parsed(example)),
-        )
+        def nothing() -> Any:
+            return tf.zeros((size, size, 3), tf.uint8), tf.constant(0, tf.int64)
+
+        def from_example() -> Any:
+            image, label = made(number, *source.parsed(example))
+            return image, tf.cast(label, tf.int64)
+
+        image, label = tf.cond(last, nothing, from_example)
         return number, former, last, tf.ensure_shape(image, (size, size, 3)), label
 
     def checked(state: Any, found: Any) -> Any:
@@ -550,11 +568,9 @@ def _decoded(
             seen, good, tf.boolean_mask(names, gaps), tf.boolean_mask(places, gaps),
             tf.boolean_mask(unreadable, gaps), last[-1],
         ]  # fmt: skip
-        judged = tf.cond(
-            tf.reduce_any(gaps) | last[-1],
-            lambda: tf.numpy_function(judge, facts, tf.int64),
-            lambda: tf.constant(0, tf.int64),
-        )
+        fine = tf.constant(0, tf.int64)
+        odd = tf.reduce_any(gaps) | last[-1]
+        judged = tf.cond(odd, lambda: tf.numpy_function(judge, facts, tf.int64), lambda: fine)
         with tf.control_dependencies([judged]):
             images = tf.identity(images)
         return (numbers[-1], good), (images[:count], labels[:count])
@@ -565,7 +581,7 @@ def _decoded(
     # Batch by batch: one more call for each image would take part of the time of the decoding.
     start = tf.constant(-1, tf.int64), tf.constant(0, tf.int64)
     batches = images.batch(batch_size).scan(start, checked)
-    return batches.filter(lambda images, labels: tf.size(labels) > 0)
+    return batches.filter(lambda _, labels: tf.size(labels) > 0)
 
 
 def _for_training(encoded: Any, size: int, seeds: Any) -> Any:

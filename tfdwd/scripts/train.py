@@ -6,6 +6,8 @@ Example:
       --images_key=x_train --epochs=50 --folder=run --output=tuned.keras
   tfdwd-train --model=detector.keras --images=train.npz --images_key=x --teacher=original.keras \\
       --loss_weight=boxes=2 --epochs=10 --output=tuned.keras
+  tfdwd-train --model=detector.keras --images=train.npz --images_key=x --labels=boxes=boxes.npy \\
+      --labels=classes=classes.npy --loss=boxes=huber --epochs=10 --output=trained.keras
   tfdwd-train --model=student.keras --teacher=original.keras --records=imagenet --first_label=1 \\
       --epochs=10 --folder=run --resume --output=tuned.keras
   TF_CONFIG='{"cluster": {"worker": ["10.0.0.1:2222", "10.0.0.2:2222"]},
@@ -20,11 +22,35 @@ from typing import Any
 from absl import flags, logging
 
 import tfdwd
-from tfdwd import files, reporting, workers
+from tfdwd import arrays, files, reporting, workers
 from tfdwd.errors import Error
 from tfdwd.scripts import common
 
 FLAGS = flags.FlagValues()
+
+
+def _define_labels(name: str, help: str) -> Callable[[], Any]:
+    """Defines --NAME and --NAME_key; returns what loads the labels, None if none are named."""
+    given = flags.DEFINE_multi_string(
+        name,
+        [],
+        f"{help}, a .npy or .npz file; of a model of several outputs OUTPUT=FILE for each that has "
+        "labels",
+        flag_values=FLAGS,
+    )
+    key = flags.DEFINE_string(
+        f"{name}_key", None, f"which array of a .npz file holds the {name}", flag_values=FLAGS
+    )
+
+    def load() -> Any:
+        paths = _by_output(name, given.value)
+        if isinstance(paths, dict):
+            return {output: arrays.load(path, key.value) for output, path in paths.items()}
+        return None if paths is None else arrays.load(paths, key.value)
+
+    return load
+
+
 _MODEL = common.define_model(FLAGS)
 _OUTPUT = common.define_output(
     FLAGS, "output", "the .keras file to write", suffix=".keras", required=True
@@ -33,7 +59,7 @@ _TEACHER = common.define_model_file(
     FLAGS, "teacher", "the Keras model to learn from, such as the original"
 )
 _IMAGES = common.define_array(FLAGS, "images", "images to train on")
-_LABELS = common.define_array(FLAGS, "labels", "their labels; not needed with a teacher")
+_LABELS = _define_labels("labels", "their labels; not needed with a teacher")
 _RECORDS = common.define_folder(
     FLAGS, "records", "instead of --images: a folder of TFRecord shards in the layout of ImageNet"
 )
@@ -48,8 +74,8 @@ _VALIDATION_SPLIT = flags.DEFINE_string(
     "validation_split", None, "of these: tested after each epoch, for best.keras", flag_values=FLAGS
 )
 _VALIDATION = common.define_array(FLAGS, "validation", "beside --images: the same of an array")
-_VALIDATION_LABELS = common.define_array(
-    FLAGS, "validation_labels", "the labels of --validation; not needed with a teacher"
+_VALIDATION_LABELS = _define_labels(
+    "validation_labels", "the labels of --validation; not needed with a teacher"
 )
 _SIZE = flags.DEFINE_integer(
     "size",
@@ -131,8 +157,8 @@ def main() -> None:
             _data(model),
             epochs=_EPOCHS.value,
             teacher=None if _TEACHER.value is None else common.load_model(_TEACHER.value),
-            loss=_by_output(_LOSS.value, "loss", str),
-            outputs=_by_output(_OUTPUTS.value, "outputs", str),
+            loss=_by_output("loss", _LOSS.value),
+            outputs=_by_output("outputs", _OUTPUTS.value),
             loss_weights=_loss_weights(),
             labels_weight=_LABELS_WEIGHT.value,
             features=features,
@@ -175,27 +201,22 @@ def _features() -> tuple[list[str] | None, float | None]:
     return None, weight
 
 
-def _by_output(given: list[str], flag: str, read: Callable[[str], Any]) -> Any:
+def _by_output(flag: str, given: list[str]) -> Any:
     """{output: value} of OUTPUT=VALUE; one value alone is of all outputs; None if none is given."""
-    if not given:
-        return None
-    pairs = [text.rpartition("=")[::2] for text in given]
-    try:
-        values = [(name, read(value)) for name, value in pairs]
-    except ValueError as error:
-        raise Error(f"--{flag}: expected OUTPUT=NUMBER, got {given}") from error
-    if len(values) == 1 and not values[0][0]:
-        return values[0][1]
-    if not all(name for name, _ in values) or len(dict(values)) < len(values):
+    if len(given) == 1 and "=" not in given[0]:
+        return given[0]
+    pairs = [(text.partition("=")[0], text.partition("=")[2]) for text in given]
+    if any("=" not in text for text in given) or len(dict(pairs)) < len(pairs):
         raise Error(f"--{flag}: expected OUTPUT=... once for each of several outputs, got {given}")
-    return dict(values)
+    return dict(pairs) or None
 
 
-def _loss_weights() -> Any:
-    weights = _by_output(_LOSS_WEIGHTS.value, "loss_weight", float)
-    if isinstance(weights, float):
-        raise Error(f"--loss_weight: expected OUTPUT=WEIGHT, got {weights}")
-    return weights
+def _loss_weights() -> dict[str, float] | None:
+    given = _by_output("loss_weight", _LOSS_WEIGHTS.value)
+    try:
+        return None if given is None else {name: float(text) for name, text in given.items()}
+    except (AttributeError, ValueError) as error:
+        raise Error(f"--loss_weight: expected OUTPUT=NUMBER, got {_LOSS_WEIGHTS.value}") from error
 
 
 def _data(model: Any) -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfdwd import bridge, files
+from tfdwd import bridge, files, outputs
 from tfdwd.errors import Error
 
 _STATE = "state.npz"
@@ -61,6 +61,12 @@ def variables_of(learner: Any) -> list[Any]:
     return [*learner.student.variables, *(variables() if callable(variables) else variables)]
 
 
+def values_of(learner: Any) -> list[np.ndarray]:
+    """The values of `variables_of` in NumPy's own types."""
+    arrays = [keras.ops.convert_to_numpy(variable) for variable in variables_of(learner)]
+    return [a.astype(np.float32) if a.dtype.name == "bfloat16" else a for a in arrays]
+
+
 def read(folder: Path) -> State | None:
     """The state in the folder, or None.
 
@@ -71,7 +77,7 @@ def read(folder: Path) -> State | None:
     if not path.exists():
         return None
     try:
-        with np.load(path, allow_pickle=False) as content:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as content:
             held = {name: content[name] for name in content.files}
         state = State(
             int(held["epoch"]),
@@ -82,6 +88,13 @@ def read(folder: Path) -> State | None:
         )
         if state.epoch < 1 or any(len(values) != state.epoch for values in state.history.values()):
             raise ValueError(f"{state.epoch} epochs do not fit its history")
+        if not (
+            set(state.kinds) <= set(outputs.KINDS)
+            and len(state.kinds) == len(state.deviations)
+            and all(0 < deviation < np.inf for deviation in state.deviations)
+            and all(array.dtype.kind in "biuf" for array in state.variables)
+        ):
+            raise ValueError("it holds what no run writes")
     except Exception as error:  # NumPy raises whatever its readers of zip and arrays raise
         raise Error(
             f"{path}: expected the state of a run, but it cannot be read ({error}): it is damaged "

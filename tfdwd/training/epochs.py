@@ -1,7 +1,8 @@
 """The batches of all epochs, of any kind of data; each epoch is as many steps long."""
 
+import inspect
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from absl import logging
 
 from tfdwd import workers
-from tfdwd.batches import batches
+from tfdwd.batches import batches, elements, is_whole
 from tfdwd.errors import Error
 
 _NO_END = 2**62  # rows: the steps bound what is read
@@ -69,7 +70,7 @@ def open_epochs(dataset: Any, reading: Reading, first: int) -> Epochs:
     """
     if callable(dataset) and not hasattr(dataset, "__iter__"):
         return _of_function(dataset, reading, first)
-    if _is_whole(dataset, reading.model):
+    if is_whole(dataset, reading.model):
         arrays = _Arrays(dataset, reading)
         steps = reading.steps or arrays.steps
         every = (itertools.islice(arrays.shuffled(e), steps) for e in itertools.count(first))
@@ -86,17 +87,16 @@ def open_epochs(dataset: Any, reading: Reading, first: int) -> Epochs:
 
 def is_labelled(data: Any, model: keras.Model) -> bool:
     """Whether data that can be read more than once holds labels."""
-    if not _is_whole(data, model):
-        data = getattr(data, "element_spec", None) or next(iter(data), None)
+    if not is_whole(data, model):
+        data = getattr(data, "element_spec", None) or next(elements(data, model), None)
     return isinstance(data, tuple) and len(data) > 1
 
 
 def all_labels(data: Any, model: keras.Model) -> Any:
     """The labels of data that is arrays; else None."""
-    if not _is_whole(data, model):
+    if not is_whole(data, model):
         return None
-    rows = max(1, len(keras.tree.flatten(data)[0]))
-    return next(batches(data, model, rows, True))[1]
+    return next(batches(data, model, _rows(data), True))[1]
 
 
 def take(labels: Any, rows: Any) -> Any:
@@ -104,20 +104,17 @@ def take(labels: Any, rows: Any) -> Any:
     return keras.tree.map_structure(lambda array: array[rows], labels)
 
 
-def _is_whole(data: Any, model: keras.Model) -> bool:
-    """Whether it is all the data in arrays."""
-    if isinstance(data, list):
-        return len(getattr(model, "inputs", [])) > 1 and all(hasattr(x, "__array__") for x in data)
-    return isinstance(data, tuple | Mapping) or hasattr(data, "__array__")
+def _rows(data: Any) -> int:
+    """How many rows arrays seem to have, at least 1; whether they do is checked elsewhere."""
+    shapes = [tuple(getattr(array, "shape", ())) for array in keras.tree.flatten(data)]
+    return max([1, *(shape[0] or 1 for shape in shapes if shape)])
 
 
 class _Arrays:
     """Arrays, shuffled for each epoch; each worker takes its part of each step."""
 
     def __init__(self, data: Any, reading: Reading) -> None:
-        first = keras.tree.flatten(data)[0]
-        rows = len(first) if getattr(first, "shape", ()) else 1
-        whole = batches(data, reading.model, max(1, rows), reading.with_labels)
+        whole = batches(data, reading.model, _rows(data), reading.with_labels)
         self.inputs, self.labels = next(whole)
         self.rows, self.seed, self.fixed = len(self.inputs[0]), reading.seed, reading.fixed
         self.size = reading.fixed or reading.batch_size
@@ -144,9 +141,19 @@ class _Arrays:
 
 
 def _of_function(dataset: Callable[[int], Any], reading: Reading, first: int) -> Epochs:
+    try:
+        inspect.signature(dataset).bind(first)
+    except ValueError:  # some show none
+        pass
+    except TypeError as error:
+        raise Error(
+            f"dataset: expected a function of the epoch's number, which can be called as "
+            f"dataset({first}), got one that cannot: {error}"
+        ) from error
+
     def opened(epoch: int) -> tuple[int, Iterator[Batch]]:
         data = dataset(epoch)
-        if _is_whole(data, reading.model):
+        if is_whole(data, reading.model):
             arrays = _Arrays(data, reading)
             return reading.steps or arrays.steps, arrays.shuffled(epoch)
         return _of_iterable(data, reading, f" of epoch {epoch}", lambda: dataset(epoch))
@@ -166,10 +173,8 @@ def _of_iterable(
 ) -> tuple[int, Iterator[Batch]]:
     """Steps of one pass, and the batches of pass after pass."""
     model, with_labels = reading.model, reading.with_labels
-    if isinstance(data, str | bytes) or not hasattr(data, "__iter__"):
-        next(batches(data, model))  # tells what it takes
-    elements = _elements(data)
-    first = next(elements, None)
+    opened = elements(data, model)
+    first = next(opened, None)
     if first is None:
         raise Error(
             f"dataset: expected at least one batch, got none{which}; a generator can be read only "
@@ -178,40 +183,42 @@ def _of_iterable(
     [(inputs, _)] = batches(iter([first]), model, 2**31, with_labels)
     rows = len(inputs[0])
     steps = reading.steps or _length(data, rows, reading.fixed)
-    once = again is None and hasattr(data, "__next__")
+    # The iterators of `ImageDataGenerator.flow` can be read again, by index.
+    once = again is None and hasattr(data, "__next__") and not hasattr(data, "__getitem__")
     passes = _passes(
-        itertools.chain([first], elements), None if once else again or (lambda: data), which
+        itertools.chain([first], opened),
+        None if once else lambda: elements((again or (lambda: data))(), model),
+        which,
     )
     if reading.fixed:  # what a pass leaves over goes on in the next
         joined = itertools.chain.from_iterable(passes)
         return steps, batches(joined, model, reading.fixed, with_labels, images=_NO_END)
-    cut = (batches(elements, model, rows, with_labels, images=_NO_END) for elements in passes)
+    cut = (batches(own, model, rows, with_labels, images=_NO_END) for own in passes)
     return steps, itertools.chain.from_iterable(cut)
 
 
 def _passes(
-    opened: Iterator[Any], again: Callable[[], Any] | None, which: str
+    opened: Iterator[Any], again: Callable[[], Iterator[Any]] | None, which: str
 ) -> Iterator[Iterable[Any]]:
     yield opened
     while again is not None:
-        elements = _elements(again())
-        first = next(elements, None)
+        opened = again()
+        first = next(opened, None)
         if first is None:
             raise Error(
                 f"dataset: the data{which} was empty when it was read again; give data that can be "
                 "read more than once, or a function of the epoch"
             )
-        yield itertools.chain([first], elements)
-
-
-def _elements(data: Any) -> Iterator[Any]:
-    return data.as_numpy_iterator() if hasattr(data, "as_numpy_iterator") else iter(data)
+        yield itertools.chain([first], opened)
 
 
 def _length(data: Any, rows: int, fixed: int | None) -> int:
     try:
         length = len(data)
-    except TypeError as error:  # an unknown or infinite tf.data.Dataset, or a plain iterable
+    except (
+        TypeError,
+        NotImplementedError,
+    ) as error:  # an unknown or infinite tf.data.Dataset, or a plain iterable
         raise Error(
             "dataset: expected one that knows how many batches it has; pass steps_per_epoch"
         ) from error

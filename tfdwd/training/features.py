@@ -126,14 +126,13 @@ def _replayed(
         for node in graph.nodes(function):
             operation, path = node.operation, prefix + node.operation.name
             args, kwargs = node.arguments.fill_in(values)
-            # A backbone that is called with training=False stays so.
-            own = kwargs.get("training")
-            mode = training if own is None else own
+            # As in Keras, what is said here stands above what the graph says.
+            mode = kwargs.get("training") if training is None else training
             if graph.is_nested(operation):
                 reads = [values[id(spec)] for spec in graph.nested_inputs(node)]
                 results = run(operation, reads, mode, path + "/")
             else:
-                if getattr(operation, "_call_has_training_arg", False):
+                if "training" in getattr(operation, "_call_context_args", ()):
                     kwargs = {**kwargs, "training": mode}
                 results = keras.tree.flatten(operation(*args, **kwargs))
             if path in paths:

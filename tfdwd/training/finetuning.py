@@ -11,7 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfdwd import bridge, workers
+from tfdwd import bridge, shapes, workers
 from tfdwd.errors import Error
 from tfdwd.training import checkpoints, learner, loop, task
 from tfdwd.training import features as layers
@@ -132,9 +132,19 @@ def finetune(
     if features_weight is None:
         features_weight = 0.0 if features is None else 1.0
     options = Options(
-        epochs, optimizer, learning_rate, warmup, weight_decay, labels_weight, features_weight,
-        label_smoothing, ema, batch_size, steps_per_epoch, seed,
-    )  # fmt: skip
+        epochs=epochs,
+        optimizer=optimizer,
+        learning_rate=learning_rate,
+        warmup=warmup,
+        weight_decay=weight_decay,
+        labels_weight=labels_weight,
+        features_weight=features_weight,
+        label_smoothing=label_smoothing,
+        ema=ema,
+        batch_size=batch_size,
+        steps_per_epoch=steps_per_epoch,
+        seed=seed,
+    )
     wishes = task.Wishes(outputs, loss, loss_weights, features)
     fixed = _check_models(model, teacher, wishes, options)
     kept = _check_folders(folder, resume, tensorboard)
@@ -143,17 +153,24 @@ def finetune(
     state = checkpoints.read(kept) if resume and kept is not None else None
     first = 0 if state is None else state.epoch
     workers.check_same("epoch to go on from", first)
-    with_labels = teacher is None or labels_weight > 0
-    reading = Reading(model, batch_size, fixed, with_labels, seed, steps_per_epoch)
+    reading = Reading(
+        model=model,
+        batch_size=batch_size,
+        fixed=fixed,
+        with_labels=teacher is None or labels_weight > 0,
+        seed=seed,
+        steps=steps_per_epoch,
+    )
     data = open_epochs(dataset, reading, min(first, epochs - 1))
     workers.check_same("steps in all", epochs * data.steps)
     looked_at, stream = task.first_batches(data)
-    learnt = task.task_of(model, teacher, wishes, options, looked_at, state)
+    learnt = task.task_of(model, teacher, wishes, options=options, first=looked_at, state=state)
     if data.labels is not None:
         learnt.checked(data.labels)
+    task.try_losses(learnt, model, looked_at[0])
     validate = None
     if validation is not None:
-        validate = loop.validation_of(validation, model, learnt, batch_size, fixed)
+        validate = loop.validation_of(validation, model, learnt, batch_size=batch_size, fixed=fixed)
     _seed(model, seed)
     rate = learner.rate_of(model, options, epochs * data.steps)
     with contextlib.ExitStack() as stack:
@@ -171,8 +188,15 @@ def finetune(
             checkpoints.restore(trained, state, kept)
         if workers.count() > 1:
             model.set_weights(workers.of_first(model.get_weights()))
-        log = loop.log_of(tensorboard, rate, data.steps)
-        run = loop.Run(trained, learnt, options, data.steps, validate, kept, log)
+        run = loop.Run(
+            learner=trained,
+            task=learnt,
+            options=options,
+            steps=data.steps,
+            validate=validate,
+            folder=kept,
+            log=loop.log_of(tensorboard, rate, data.steps),
+        )
         with workers.losses_named():
             history = run.train(learnt.checked_stream(stream), state)
     found = keras.callbacks.History()
@@ -192,8 +216,16 @@ def _old_name(old: str, new: str) -> None:
 def _check_models(model: Any, teacher: Any, wishes: task.Wishes, options: Options) -> int | None:
     """Checks what can be without data; returns the size of a batch where a model fixes it."""
     for name, network in ("model", model), ("teacher", teacher):
-        if network is not None and not isinstance(network, bridge.kit(network).Model):
+        if network is None and name == "teacher":
+            continue
+        if not isinstance(network, bridge.kit(network).Model):
             raise Error(f"{name}: expected a Keras model, got {type(network).__name__}")
+        if not getattr(network, "inputs", None):
+            raise Error(
+                f"{name}: expected a Sequential or Functional model that knows its inputs, got "
+                f"{type(network).__name__} {network.name!r}; make it keras.Model(x, model(x)) with "
+                "x = keras.Input(...)"
+            )
     if not model.trainable_weights:
         raise Error(
             f"model {model.name!r}: expected weights that can be trained, got none; set trainable "
@@ -208,13 +240,13 @@ def _check_models(model: Any, teacher: Any, wishes: task.Wishes, options: Option
         )
     if teacher is not None and not options.labels_weight and wishes.loss is not None:
         raise Error("loss= compares with labels: beside a teacher pass labels_weight= too")
-    fixed = {
-        network.inputs[0].shape[0]
-        for network in (model, teacher)
-        if network is not None and getattr(network, "inputs", None)
-    } - {None}
+    fixed = {shapes.own_batch(network) for network in (model, teacher) if network is not None} - {
+        None
+    }
     if len(fixed) > 1:
-        raise Error(f"teacher: expected the student's size of a batch, got {sorted(fixed)}")
+        raise Error(
+            f"teacher: expected the student's size of a batch, got {sorted(map(str, fixed))}"
+        )
     return next(iter(fixed), None)
 
 

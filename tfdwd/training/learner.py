@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import keras
+import numpy as np
 
 from tfdwd import bridge, workers
 from tfdwd.training import features, losses
@@ -181,13 +182,19 @@ def averaged(learner: Any, ema: float | None) -> Iterator[None]:
         yield
         return
     variables = learner.trainable_variables
-    own = [keras.ops.convert_to_numpy(variable) for variable in variables]
+    own = [_copy(variable) for variable in variables]
     learner.optimizer.finalize_variable_values(variables)
+    for variable in variables:  # JAX lets it share a buffer with the average, and gives that away
+        variable.assign(_copy(variable))
     try:
         yield
     finally:
         for variable, value in zip(variables, own, strict=True):
             variable.assign(value)
+
+
+def _copy(variable: Any) -> Any:
+    return np.array(keras.ops.convert_to_numpy(variable))
 
 
 @contextlib.contextmanager

@@ -129,7 +129,7 @@ class Run:
     def _write_state(self, epoch: int, history: dict[str, list[float]]) -> None:
         if self.folder is None or workers.index():
             return
-        values = [keras.ops.convert_to_numpy(v) for v in checkpoints.variables_of(self.learner)]
+        values = checkpoints.values_of(self.learner)
         state = checkpoints.State(epoch + 1, history, self.task.kinds, self.task.deviations, values)
         checkpoints.write(self.folder, state)
 
@@ -155,7 +155,7 @@ def _is_better(name: str, value: float, before: list[float]) -> bool:
 
 
 def validation_of(
-    data: Any, model: Any, task: Task, batch_size: int, fixed: int | None
+    data: Any, model: Any, task: Task, *, batch_size: int, fixed: int | None
 ) -> Callable[[Any], dict[str, float]]:
     """What validates a learner: of a classifier with labels the top-1, else the loss.
 
@@ -163,12 +163,13 @@ def validation_of(
       data: the user's.
       model: the student.
       task: what it learns.
-      batch_size, fixed: images that are run at once; the second where the model has such a size.
+      batch_size: images that are run at once.
+      fixed: the same, where student or teacher take no other number.
 
     Raises:
       tfdwd.Error: the data is empty, can be read only once or never ends; labels do not fit.
     """
-    if hasattr(data, "__next__") or not (hasattr(data, "__iter__") or hasattr(data, "__array__")):
+    if hasattr(data, "__next__") and not hasattr(data, "__getitem__"):
         raise Error(
             "validation: expected arrays, a tf.data.Dataset, or a list of batches, that can be "
             f"read after each epoch; got {type(data).__name__}"
@@ -182,7 +183,9 @@ def validation_of(
     if labels is not None:
         task.checked(labels)
     if labelled and task.is_classifier:
-        return lambda learner: {"val_top1": evaluation.evaluate(learner.student, data).top1}
+        return lambda learner: {
+            "val_top1": evaluation.evaluate(learner.student, data, metric="top1").top1
+        }
 
     def mean_loss(learner: Any) -> dict[str, float]:
         total = images = 0.0

@@ -98,6 +98,7 @@ class GivenLoss:
     """
 
     def __init__(self, given: Any, option: str) -> None:
+        self.option = option
         try:
             self.loss = keras.losses.get(given)
         except (ValueError, TypeError) as error:
@@ -107,6 +108,7 @@ class GivenLoss:
             ) from error
         function = getattr(self.loss, "fn", self.loss)  # of a loss that wraps a function
         self.name = getattr(function, "__name__", type(function).__name__)
+        self.module = str(getattr(function, "__module__", ""))
         self.scaled = isinstance(self.loss, keras.losses.Loss) and self.loss.reduction in (
             "mean", "sum_over_batch_size", "mean_with_sample_weight",
         )  # fmt: skip
@@ -114,18 +116,36 @@ class GivenLoss:
             self.loss = _OfFunction(self.loss)
 
     @property
+    def is_elementwise(self) -> bool:
+        """Whether labels must have the shape of the output; else Keras would broadcast them."""
+        return self.module.startswith("keras.") and self.name != "ctc"
+
+    @property
     def is_of_classes(self) -> bool:
         """Whether it compares with classes."""
         return self.name in ("categorical_crossentropy", "sparse_categorical_crossentropy")
 
     def __call__(self, wanted: Any, found: Any) -> Any:
-        loss = keras.ops.mean(self.loss(wanted, found))
+        try:
+            loss = keras.ops.mean(self.loss(wanted, found))
+        except Exception as error:  # a user's function may raise anything
+            raise Error(
+                f"{self.option}: it failed on labels of {tuple(wanted.shape)} and outputs of "
+                f"{tuple(found.shape)}: {' '.join(str(error).split())[:300]}; compute with "
+                "keras.ops, since the step is compiled"
+            ) from error
         # Keras has divided such a mean by the devices of a strategy already.
         return loss * workers.replicas() if self.scaled else loss
 
     def check(self, labels: np.ndarray, shape: Sequence[int | None], first: int, name: str) -> Any:
         if self.is_of_classes:
             return self._classes(labels, shape, first, name)
+        if self.is_elementwise and not _same_places(np.shape(labels)[1:], tuple(shape)):
+            raise Error(
+                f"{name}: {self.name} expects them in the shape of the output, (images, "
+                f"{', '.join('any' if size is None else str(size) for size in shape)}), got "
+                f"{np.shape(labels)}"
+            )
         top = 1.0 if self.name.startswith("binary_") else np.inf
         bottom = 0.0 if self.name.startswith("binary_") else -np.inf
         return outputs.value_labels(labels, low=bottom, high=top, first=first, name=name)
@@ -148,11 +168,20 @@ class GivenLoss:
         return np.where(left_out.reshape(found.shape), ignored, found) if left_out.any() else found
 
 
+def _same_places(sizes: tuple[int, ...], shape: tuple[int | None, ...]) -> bool:
+    """Whether labels fit an output, where a last axis of 1 may be there or not."""
+    sizes = sizes[:-1] if sizes[-1:] == (1,) else sizes
+    shape = shape[:-1] if shape[-1:] == (1,) else shape
+    return len(sizes) == len(shape) and all(
+        size in (None, own) for own, size in zip(sizes, shape, strict=True)
+    )
+
+
 class _OfFunction(keras.losses.Loss):
     """Calls a function with y_true in the rank of y_pred where they differ by an axis of 1."""
 
     def __init__(self, function: Any) -> None:
-        super().__init__(reduction="none")
+        super().__init__(name="given", reduction="none")
         self.function = function
 
     def call(self, y_true: Any, y_pred: Any) -> Any:

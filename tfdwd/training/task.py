@@ -119,6 +119,7 @@ def task_of(
     model: Any,
     teacher: Any,
     wishes: Wishes,
+    *,
     options: Options,
     first: Sequence[Batch],
     state: checkpoints.State | None,
@@ -138,20 +139,7 @@ def task_of(
     names = outputs.names_of(model)
     if teacher is not None:
         _check_alike(model, teacher)
-    values = _values(model if teacher is None else teacher, first)
-    for name, array in zip(names, values, strict=True):
-        if not np.isfinite(array).all():
-            raise Error(
-                f"output {name!r} of the {'model' if teacher is None else 'teacher'} is NaN or "
-                "infinite for some of the first images; look for damaged weights or images"
-            )
-    if state is not None and len(state.kinds) == len(names):
-        kinds, deviations = state.kinds, state.deviations
-    else:
-        kinds = outputs.kinds(values, names, wishes.outputs)
-        codes = np.array([outputs.KINDS.index(kind) for kind in kinds])
-        kinds = [outputs.KINDS[code] for code in workers.of_first([codes])[0]]
-        deviations = [1.0] * len(names) if teacher is None else losses.deviations(values)
+    kinds, deviations = _found(model, teacher, names, said=wishes.outputs, first=first, state=state)
     logging.info("outputs: %s", ", ".join(f"{n}: {k}" for n, k in zip(names, kinds, strict=True)))
     weights = _weights(wishes.loss_weights, names, model)
     of_teacher: list[losses.Loss | None] = [None] * len(names)
@@ -163,23 +151,81 @@ def task_of(
     with_labels = teacher is None or options.labels_weight > 0
     of_labels: list[losses.LabelLoss | None] = [None] * len(names)
     if with_labels:
-        of_labels = _label_losses(names, kinds, weights, wishes.loss, options, first[0][1])
+        of_labels = _label_losses(
+            names, kinds, weights, given=wishes.loss, options=options, labels=first[0][1]
+        )
     paths: list[str] = []
     if options.features_weight:
         paths = features.chosen(model, teacher, wishes.features)
     objective = Objective(
-        None if teacher is None else features.runner(teacher, paths),
-        of_teacher,
-        of_labels,
-        weights,
-        1.0 if teacher is None else options.labels_weight,
-        options.features_weight,
+        teach=None if teacher is None else features.runner(teacher, paths),
+        of_teacher=of_teacher,
+        of_labels=of_labels,
+        weights=weights,
+        labels_weight=1.0 if teacher is None else options.labels_weight,
+        features_weight=options.features_weight,
     )
-    shapes = [tuple(tensor.shape[1:]) for tensor in model.outputs]
-    task = Task(names, kinds, deviations, shapes, objective, paths)
-    if task.needs_labels:
-        _try_losses(task, _values(model, first[:1]), task.checked(first[0][1]))
-    return task
+    return Task(
+        names=names,
+        kinds=kinds,
+        deviations=deviations,
+        shapes=[tuple(tensor.shape[1:]) for tensor in model.outputs],
+        objective=objective,
+        paths=paths,
+    )
+
+
+def _found(
+    model: Any,
+    teacher: Any,
+    names: Sequence[str],
+    *,
+    said: Any,
+    first: Sequence[Batch],
+    state: checkpoints.State | None,
+) -> tuple[Sequence[str], Sequence[float]]:
+    """Kinds of the outputs, and deviations of the teacher's."""
+    values = _values(model if teacher is None else teacher, first)
+    for name, array in zip(names, values, strict=True):
+        if not np.isfinite(array).all():
+            raise Error(
+                f"output {name!r} of the {'model' if teacher is None else 'teacher'} is NaN or "
+                "infinite for some of the first images; look for damaged weights or images"
+            )
+    kinds = outputs.kinds(values, names, said)
+    if state is not None and len(state.kinds) == len(names):
+        by_user = outputs.by_output(said, names, "outputs")
+        kept = zip(by_user, state.kinds, kinds, strict=True)
+        return [known if own is None else kind for own, known, kind in kept], state.deviations
+    codes = np.array([outputs.KINDS.index(kind) for kind in kinds])
+    kinds = [outputs.KINDS[code] for code in workers.of_first([codes])[0]]
+    return kinds, [1.0] * len(names) if teacher is None else losses.deviations(values)
+
+
+def try_losses(task: Task, model: Any, batch: Batch) -> None:
+    """Refuses a loss against labels that fails on a batch.
+
+    Raises:
+      tfdwd.Error: names the loss and the shapes.
+    """
+    if not task.needs_labels:
+        return
+    labels = iter(task.checked(batch[1]))
+    for name, loss, output in zip(
+        task.names, task.objective.of_labels, _values(model, [batch]), strict=True
+    ):
+        if loss is None:
+            continue
+        wanted = next(labels)
+        try:
+            float(loss(keras.ops.convert_to_tensor(wanted), keras.ops.convert_to_tensor(output)))
+        except Error:
+            raise
+        except Exception as error:  # sizes that only the data shows
+            raise Error(
+                f"labels of {name!r}: expected some that fit outputs of {output.shape}, got "
+                f"{np.shape(wanted)}: {' '.join(str(error).split())[:300]}"
+            ) from error
 
 
 def _check_alike(model: Any, teacher: Any) -> None:
@@ -238,6 +284,7 @@ def _label_losses(
     names: Sequence[str],
     kinds: Sequence[str],
     weights: Sequence[float],
+    *,
     given: Any,
     options: Options,
     labels: Any,
@@ -264,24 +311,3 @@ def _by_output(labels: Any, names: Sequence[str]) -> list[Any]:
             "got one array"
         )
     return outputs.by_output(labels, names, "labels")
-
-
-def _try_losses(task: Task, found: Sequence[np.ndarray], labels: Sequence[Any]) -> None:
-    """Refuses a loss that fails on the first batch.
-
-    Raises:
-      tfdwd.Error: names the loss and the shapes.
-    """
-    left = iter(labels)
-    for name, loss, output in zip(task.names, task.objective.of_labels, found, strict=True):
-        if loss is None:
-            continue
-        wanted = next(left)
-        try:
-            value = loss(keras.ops.convert_to_tensor(wanted), keras.ops.convert_to_tensor(output))
-            float(value)
-        except Exception as error:  # a user's function may raise anything
-            raise Error(
-                f"loss of {name!r}: it failed on labels of {np.shape(wanted)} and outputs of "
-                f"{output.shape}: {' '.join(str(error).split())[:300]}"
-            ) from error
