@@ -18,8 +18,7 @@ import tensorflow as tf
 import trials
 
 import tfdwd
-from tfdwd import data, lite
-from tfdwd.scripts import common
+from tfdwd import data, files, lite
 
 IMAGES = 40
 
@@ -173,7 +172,7 @@ def _reading_logs(file: str) -> Callable[[Path], str]:
 def _from_json(kind: str, file: str) -> Callable[[Path], str]:
     def read(folder: Path) -> str:
         try:
-            str(getattr(tfdwd, kind).from_json(common.load_text(str(folder / file))))
+            str(getattr(tfdwd, kind).from_json(files.read_text(folder / file)))
         except tfdwd.Error as error:
             return str(error)
         return ""
