@@ -266,13 +266,15 @@ class _Sizes:
     """The inputs of a file as `batches` looks at them, with None for a size that is open."""
 
     def __init__(self, model: "lite.Model") -> None:
-        self.inputs = [_Input(tensor.name, tensor.sizes) for tensor in model.inputs]
+        self.inputs = [_Input(x.name, x.sizes, x.dtype, x.scale) for x in model.inputs]
 
 
 @dataclass(frozen=True)
 class _Input:
     name: str
     shape: tuple[int | None, ...]
+    dtype: np.dtype
+    scale: float
 
 
 def _real(values: Any) -> np.ndarray:
