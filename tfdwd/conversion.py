@@ -361,10 +361,9 @@ def checked_activations(
       tfdwd.Error: a loop that collects its results, NaN, infinity or numbers close to it; names the
         layer.
     """
-    plain = _with_plain_names(model)
-    function = _traced(plain, sizes)
+    function = _traced(model, sizes)
     _check_loops(model, function)
-    content = _converted(plain, function)
+    content = _converted(model, function)
     file = lite.Model(content, keep=True)
     names = {name for operator in lite.operators(content) for name in operator.writes}
     kept: dict[str, np.ndarray] = {}
@@ -407,25 +406,10 @@ def convert(
     """
     from tfdwd import rebuild
 
-    model = _with_plain_names(model)
     if images is not None and quantize in _WHOLE:
         model = rebuild.with_global_pools(model)
     function = _traced(model, sizes)
     return _converted(model, function, quantize, float_io, images)
-
-
-def _with_plain_names(model: "keras.Model") -> "keras.Model":
-    """A copy where weights have names that the converter writes a damaged file of."""
-    import keras
-
-    from tfdwd import rebuild
-    from tfdwd.inference import names_for_tensorflow
-
-    plain = re.compile(r"[\w.\\/>:-]*", re.ASCII)
-    if not isinstance(model, keras.Model) or all(plain.fullmatch(v.path) for v in model.variables):
-        return model
-    with names_for_tensorflow([model]):
-        return rebuild.rebuild(model, {})
 
 
 def _converted(
