@@ -16,9 +16,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfdwd import costs
 from tfdwd.inference import at_inference
-from tfdwd.nodes import Inside, functional, is_nested, nodes
+from tfdwd.nodes import Inside, functional, is_convolution, is_nested, nodes
 
 _BATCH, _SIZE = 2, 32  # of the random inputs where the model leaves them open
 # Relative to the largest output: float32 over some layers in another order, or half precision.
@@ -109,7 +108,7 @@ def _at_common_shapes(arguments: Any, specs: Sequence[keras.KerasTensor]) -> Any
 def holds_convolutions(operation: Any) -> bool:
     """Whether there are convolutions inside a layer, at any depth."""
     return isinstance(operation, keras.layers.Layer) and any(
-        costs.is_convolution(layer) for layer in operation._flatten_layers(include_self=False)
+        is_convolution(layer) for layer in operation._flatten_layers(include_self=False)
     )
 
 
@@ -124,7 +123,7 @@ def convolutions_in(layer: keras.layers.Layer) -> Iterator[tuple[str, keras.laye
                 continue
             seen.add(id(part))
             path = prefix + _free(part.name, taken)
-            if costs.is_convolution(part):
+            if is_convolution(part):
                 yield path, part
             yield from search(part, path + "/")
 

@@ -14,7 +14,7 @@ from tfdwd.batches import pack
 from tfdwd.errors import Error
 from tfdwd.training import checkpoints, features, losses
 from tfdwd.training.epochs import Batch, Epochs
-from tfdwd.training.learner import Objective
+from tfdwd.training.objective import Objective
 from tfdwd.training.options import Options, number
 
 _IMAGES = 256  # that outputs are looked at on: at least, where there are so many,
