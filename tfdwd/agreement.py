@@ -79,7 +79,7 @@ def of_outputs(
       tfdwd.Error: the model gives NaN or infinity, or the two differ by more than the limit.
     """
     batch = file.inputs[0].shape[0]
-    expected = outputs_of(model, images, own_batch(model) or min(_BATCH, len(images[0])))
+    expected = outputs_of(model, images, own_batch(model.inputs) or min(_BATCH, len(images[0])))
     if any(output.shape[:1] != images[0].shape[:1] for output in expected):
         # An output that is not (batch, ...), such as a scalar over all images of a batch.
         expected = outputs_of(model, images, batch)

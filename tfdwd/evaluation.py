@@ -231,7 +231,7 @@ def _opened(model: Any) -> _Network:
 def _of_keras(model: "keras.Model") -> _Network:
     import keras
 
-    own = shapes.own_batch(model) if getattr(model, "inputs", None) else None
+    own = shapes.own_batch(getattr(model, "inputs", None) or [])
 
     def run(inputs: list[np.ndarray]) -> list[np.ndarray]:
         found = map(_real, keras.tree.flatten(model.predict_on_batch(pack(model, inputs))))

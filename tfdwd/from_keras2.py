@@ -13,7 +13,9 @@ from absl import logging
 from keras import ops
 
 from tfdwd import graph, probe
+from tfdwd.differences import difference, equal
 from tfdwd.errors import Error
+from tfdwd.inference import at_inference
 
 # Of a whole model: what rounding in many layers may add up to. A wrong connection is far more.
 _WHOLE, _WHOLE_HALF = 1e-3, 0.1
@@ -550,7 +552,7 @@ def _prove(source: Any, model: keras.Model, converter: _Converter) -> None:
             continue
         half = any("16" in tensor.dtype.name for tensor in expected)
         # Of a model that is random at inference there is no more to compare than its layers.
-        worst = probe.difference(probe.outputs(traced, tensors), expected) if certain else 0
+        worst = difference(probe.outputs(traced, tensors), expected) if certain else 0
         if worst > (_WHOLE_HALF if half else _WHOLE):
             raise Error(
                 f"tf_keras model {source.name!r}: expected one that computes the same in Keras 3; "
@@ -609,16 +611,16 @@ def _is_same(
         raise _unlike(layer, f"which failed: {' '.join(str(error).split())}") from error
     if isinstance(found, tuple) and not isinstance(expected, tuple):
         found = np.asarray(found)  # a shape
-    if probe.equal(found, expected):
+    if equal(found, expected):
         return True
-    if probe.equal(_run_layer(layer, args, kwargs), expected):
+    if equal(_run_layer(layer, args, kwargs), expected):
         raise _unlike(
             layer, "which computes something else there: on the same random input they differ by "
-            f"{probe.difference(found, expected):.1e} of the output's scale",
+            f"{difference(found, expected):.1e} of the output's scale",
         )  # fmt: skip
     return False
 
 
 def _at_inference(operation: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
-    results = probe.run(operation, args, kwargs)
+    results = at_inference(operation, args, kwargs)
     return results[0] if len(results) == 1 else results

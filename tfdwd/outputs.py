@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tfdwd.errors import Error
+from tfdwd.names import unique
 
 if TYPE_CHECKING:
     import keras
@@ -137,13 +138,8 @@ def names_of(model: "keras.Model") -> list[str]:
     for path, tensor in keras.tree.flatten_with_path(struct):
         by_key = isinstance(struct, Mapping) or len(path) > 1
         # The first field of the history has another name in tf_keras.
-        name = "/".join(map(str, path)) if by_key else tensor._keras_history[0].name
-        unique, number = name, 0
-        while unique in found:
-            number += 1
-            unique = f"{name}_{number}"
-        found.append(unique)
-    return found
+        found.append("/".join(map(str, path)) if by_key else tensor._keras_history[0].name)
+    return unique(found)
 
 
 # ---------------------------------------------------------------------- labels

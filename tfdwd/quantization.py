@@ -15,6 +15,7 @@ import tf_keras
 from absl import logging
 
 from tfdwd import bridge, graph, probe, rebuild, to_keras2
+from tfdwd.differences import difference, equal
 from tfdwd.errors import Error
 
 _EMA = 0.99  # how much of a range is kept at each training step
@@ -348,7 +349,7 @@ def _check_split(model: keras.Model, made: keras.Model) -> None:
     if not (tensors := probe.example(traced)):
         return
     expected = probe.outputs(traced, tensors)
-    worst = probe.difference(probe.outputs(graph.trace(made), tensors), expected)
+    worst = difference(probe.outputs(graph.trace(made), tensors), expected)
     if worst > _ROUNDING:
         raise Error(
             f"model {model.name!r}: expected equal outputs when activations are layers of their "
@@ -368,8 +369,8 @@ def _check_steps(traced: graph.Graph, steps: Sequence[_Step]) -> None:
             raise _differs(step.operation, " ".join(str(error).split())) from error
         if isinstance(step.layer, to_keras2.Carried):  # it is the original that runs
             continue
-        if not probe.equal(found, writes):
-            worst = probe.difference(found, writes)
+        if not equal(found, writes):
+            worst = difference(found, writes)
             raise _differs(step.operation, f"they differ by {worst:.1e} of the output's scale")
 
 

@@ -5,7 +5,7 @@ Imports nothing heavy, so that a board without TensorFlow can import it.
 
 import math
 import numbers
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -73,15 +73,18 @@ def of_inputs(
     return found
 
 
-def own_batch(model: "keras.Model") -> int | None:
-    """How many images the model takes at once, from ``batch_shape=``; None if any number.
+def own_batch(inputs: Iterable[Any]) -> int | None:
+    """How many images a model takes at once, from ``batch_shape=``; None if any number.
+
+    Args:
+      inputs: the model's, symbolic tensors.
 
     Example:
       >>> import keras
-      >>> own_batch(keras.Sequential([keras.Input(batch_shape=(8, 4)), keras.layers.Dense(2)]))
+      >>> own_batch([keras.Input(batch_shape=(8, 4))])
       8
     """
-    return next((t.shape[0] for t in model.inputs if t.shape[0] is not None), None)
+    return next((x.shape[0] for x in inputs if x.shape and x.shape[0] is not None), None)
 
 
 def images_at_once(model: "keras.Model") -> int:
@@ -94,7 +97,7 @@ def images_at_once(model: "keras.Model") -> int:
     """
     sizes = [[size or 224 for size in tensor.shape[1:]] for tensor in model.inputs]
     numbers = sum(math.prod(size) for size in sizes)
-    return own_batch(model) or max(8, min(128, 2**21 // max(numbers, 1)))
+    return own_batch(model.inputs) or max(8, min(128, 2**21 // max(numbers, 1)))
 
 
 def in_batches(

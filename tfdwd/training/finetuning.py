@@ -240,9 +240,8 @@ def _check_models(model: Any, teacher: Any, wishes: task.Wishes, options: Option
         )
     if teacher is not None and not options.labels_weight and wishes.loss is not None:
         raise Error("loss= compares with labels: beside a teacher pass labels_weight= too")
-    fixed = {shapes.own_batch(network) for network in (model, teacher) if network is not None} - {
-        None
-    }
+    networks = [network for network in (model, teacher) if network is not None]
+    fixed = {shapes.own_batch(network.inputs) for network in networks} - {None}
     if len(fixed) > 1:
         raise Error(
             f"teacher: expected the student's size of a batch, got {sorted(map(str, fixed))}"
