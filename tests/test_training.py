@@ -18,10 +18,12 @@ from cases import randomised
 from keras import layers
 
 import tfdwd
+from tfdwd import execution
 from tfdwd.errors import Error
 from tfdwd.scripts import common, train
 from tfdwd.training import checkpoints
 from tfdwd.training.epochs import Reading, open_epochs
+from tfdwd.training.features import runner
 
 IMAGES = np.random.default_rng(0).normal(size=(96, 8, 8, 4)).astype(np.float32)
 # Learnable: which of the four channels is the brightest.
@@ -51,6 +53,30 @@ def student(teacher: keras.Model) -> keras.Model:
 
 def _agreement(one: keras.Model, other: keras.Model) -> float:
     return float(np.mean(np.argmax(one(IMAGES), 1) == np.argmax(other(IMAGES), 1)))
+
+
+@keras.saving.register_keras_serializable("tests")
+class AlwaysDropout(layers.Dropout):
+    """Monte Carlo dropout: it leaves its caller no choice."""
+
+    def call(self, inputs: Any) -> Any:
+        return super().call(inputs, training=True)
+
+
+@pytest.mark.parametrize("features", [None, ["conv"]])
+def test_nothing_is_active_in_the_teacher(features: list[str] | None) -> None:
+    keras.utils.set_random_seed(0)
+    x = image = keras.Input((8, 8, 4))
+    x = layers.Conv2D(8, 3, name="conv")(x)
+    x = layers.GlobalAveragePooling2D()(AlwaysDropout(0.5)(x))
+    teacher = keras.Model(image, layers.Dense(4)(x))
+    run = runner(teacher, features or ())
+    (once, _), (again, kept) = (run([IMAGES[:8]], False) for _ in range(2))
+    np.testing.assert_array_equal(once[0], again[0])
+    np.testing.assert_allclose(once[0], execution.inference(teacher)(IMAGES[:8]), atol=1e-6)
+    assert len(kept) == len(features or ())
+    (one, _), (other, _) = (run([IMAGES[:8]], True) for _ in range(2))
+    assert np.abs(one[0] - other[0]).max() > 0  # in training the user's dropout is as it was
 
 
 def _weights_apart(one: keras.Model, other: keras.Model) -> float:
@@ -817,6 +843,26 @@ def test_data_that_ends_too_early_or_never_is_told(teacher: keras.Model) -> None
             tfdwd.finetune(model, data, **options)
     with pytest.raises(Error, match="expected a function of the epoch's number"):
         tfdwd.finetune(model, lambda: iter([IMAGES]), **options)
+
+
+@pytest.mark.parametrize("bad", [0, 1])
+def test_what_the_data_raises_is_a_clear_error(bad: int) -> None:
+    def stream(fails: bool) -> Iterator[Any]:
+        yield IMAGES[:16], LABELS[:16]
+        if fails:
+            raise KeyError("no such image")
+        yield IMAGES[16:32], LABELS[16:32]
+
+    def function(epoch: int) -> Any:
+        if epoch == bad:
+            raise KeyError("no such folder")
+        return IMAGES[:32], LABELS[:32]
+
+    options: dict[str, Any] = {"epochs": 2, "batch_size": 16, "steps_per_epoch": 2}
+    with pytest.raises(Error, match=f"function failed for epoch {bad}: KeyError: 'no such folder'"):
+        tfdwd.finetune(_network(), function, **options)
+    with pytest.raises(Error, match=r"batch 1: the data cannot be read: KeyError"):
+        tfdwd.finetune(_network(), lambda epoch: stream(epoch == bad), **options)
 
 
 # ---------------------------------------------------------------------- what is kept

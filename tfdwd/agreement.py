@@ -1,9 +1,9 @@
 """How well a .tflite file agrees with the Keras model that it was made from."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -113,7 +113,9 @@ def outputs_of(model: "keras.Model", images: Sequence[np.ndarray], batch: int) -
     """
     import keras
 
-    called = at_inference(model)
+    from tfdwd import execution
+
+    called = execution.inference(model)
 
     def run(arrays: list[np.ndarray]) -> list[np.ndarray]:
         try:
@@ -123,17 +125,6 @@ def outputs_of(model: "keras.Model", images: Sequence[np.ndarray], batch: int) -
         return [np.asarray(output) for output in keras.tree.flatten(result)]
 
     return in_batches(run, images, batch)
-
-
-def at_inference(model: "keras.Model") -> Callable[[Any], Any]:
-    """The model as a function that draws nothing, whatever its layers' defaults say."""
-    import keras
-
-    if not isinstance(model, keras.Model):  # of tf_keras
-        return lambda inputs: model(inputs, training=False)
-    from tfdwd import execution
-
-    return execution.inference(model)
 
 
 def _reason(model: "keras.Model", error: Exception) -> str:

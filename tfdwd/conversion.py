@@ -488,11 +488,12 @@ def _traced(model: "keras.Model", sizes: Sequence[tuple[int, ...]]) -> Any:
     import keras
     import tensorflow as tf
 
+    from tfdwd import execution
     from tfdwd.inference import names_for_tensorflow
 
     names = _input_names(model)
     given = _output_names(model)
-    run = agreement.at_inference(model)
+    run = execution.inference(model)
 
     def serve(**tensors: Any) -> dict[str, Any]:
         result = run(pack(model, [tensors[name] for name in names]))

@@ -1,4 +1,4 @@
-"""The story: plan -> moments -> factorise -> rebuild -> report."""
+"""Decomposes a network: plan -> moments -> factorise -> rebuild -> report."""
 
 import dataclasses
 import numbers

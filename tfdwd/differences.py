@@ -1,4 +1,4 @@
-"""How far apart two results of the same layers are."""
+"""Compares two results of the same layers: by how much they differ, if by more than rounding."""
 
 from typing import Any
 

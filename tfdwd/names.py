@@ -1,4 +1,4 @@
-"""Names of which no two are equal."""
+"""Makes names unique."""
 
 from collections.abc import Iterable
 

@@ -49,8 +49,8 @@ def of_inputs(
     found = []
     for index, (tensor, own) in enumerate(zip(model.inputs, said, strict=True)):
         name, declared = tensor.name, tuple(tensor.shape[1:])
-        if own is not None and not _fits(own, declared):
-            hint = "; leave the batch axis out" if _fits(own[1:], declared) else ""
+        if own is not None and not fits(own, declared):
+            hint = "; leave the batch axis out" if fits(own[1:], declared) else ""
             raise Error(
                 f"input_shape: expected {_text(declared)} for input {name!r}, got {_text(own)}"
                 f"{hint}"
@@ -170,7 +170,13 @@ def _is_shape(value: Any) -> bool:
     )
 
 
-def _fits(shape: tuple[int, ...], declared: tuple[int | None, ...]) -> bool:
+def fits(shape: Sequence[int], declared: Sequence[int | None]) -> bool:
+    """Whether sizes are those that are declared, where None is any.
+
+    Example:
+      >>> fits((2, 3), (None, 3)), fits((2, 3), (None, 4)), fits((2, 3), (None,))
+      (True, False, False)
+    """
     return len(shape) == len(declared) and all(
         size in (None, got) for size, got in zip(declared, shape, strict=True)
     )

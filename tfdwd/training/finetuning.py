@@ -1,4 +1,4 @@
-"""The way into fine-tuning."""
+"""`finetune`: checks what the user gave, puts the parts of a run together and starts it."""
 
 import contextlib
 import importlib.util

@@ -9,6 +9,7 @@ import numpy as np
 
 from tfdwd import outputs, workers
 from tfdwd.errors import Error
+from tfdwd.shapes import fits
 
 _SMALL = 1e-7  # under which a probability is cut off before its logarithm
 _CONSTANT = 1e-12  # part of the power under which a variance is rounding
@@ -172,9 +173,7 @@ def _same_places(sizes: tuple[int, ...], shape: tuple[int | None, ...]) -> bool:
     """Whether labels fit an output, where a last axis of 1 may be there or not."""
     sizes = sizes[:-1] if sizes[-1:] == (1,) else sizes
     shape = shape[:-1] if shape[-1:] == (1,) else shape
-    return len(sizes) == len(shape) and all(
-        size in (None, own) for own, size in zip(sizes, shape, strict=True)
-    )
+    return fits(sizes, shape)
 
 
 class _OfFunction(keras.losses.Loss):

@@ -10,8 +10,8 @@ import numpy as np
 from absl import logging
 
 from tfdwd import outputs, workers
-from tfdwd.batches import pack
 from tfdwd.errors import Error
+from tfdwd.execution import predictor
 from tfdwd.training import checkpoints, features, losses
 from tfdwd.training.epochs import Batch, Epochs
 from tfdwd.training.objective import Objective
@@ -248,15 +248,14 @@ def _fit(one: tuple[int | None, ...], other: tuple[int | None, ...]) -> bool:
 
 def _values(model: Any, first: Iterable[Batch]) -> list[np.ndarray]:
     """What each output gives for the first images, of one size of image."""
+    predict = predictor(model)
     found: list[list[np.ndarray]] = []
     sizes = None
     for inputs, _ in first:
         if sizes not in (None, [array.shape[1:] for array in inputs]):
             continue
         sizes = [array.shape[1:] for array in inputs]
-        given = keras.tree.flatten(model.predict_on_batch(pack(model, inputs)))
-        # Under a strategy each device has run all the images.
-        found.append([np.asarray(y)[: len(inputs[0])] for y in given])
+        found.append(predict(inputs))
         if max(sum(each[n].size for each in found) for n in range(len(found[0]))) > _VALUES:
             break
     return [np.concatenate(arrays).astype(np.float32) for arrays in zip(*found, strict=True)]
