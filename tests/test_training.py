@@ -283,7 +283,10 @@ def test_a_quantise_aware_student_is_finetuned_and_exported(
     [
         ({"epochs": 0}, "epochs: expected a whole number of at least 1, got 0"),
         ({"optimizer": "lion"}, "optimizer: expected one of adamw, sgd, got 'lion'"),
-        ({"features_weight": 1.0}, "labels_weight= and features= are of losses beside a teacher"),
+        (
+            {"features_weight": 1.0},
+            "labels_weight= and features= are parts of a loss",
+        ),
         ({"features": ["conv"]}, "pass teacher=model or omit them"),
         ({"folder": "none"}, "folder: none does not exist"),
         ({"folder": __file__}, "folder: .* is no folder"),
@@ -318,7 +321,7 @@ def test_wrong_data(teacher: keras.Model) -> None:
         tfdwd.finetune(_network(), [], epochs=1, teacher=teacher)
     with pytest.raises(Error, match="pass steps_per_epoch"):
         tfdwd.finetune(_network(), lambda epoch: iter([IMAGES]), epochs=1, teacher=teacher)
-    with pytest.raises(Error, match="features_weight: expected a student of the teacher"):
+    with pytest.raises(Error, match="features_weight: expected a student in which conv"):
         tfdwd.finetune(_network(), IMAGES, epochs=1, teacher=teacher, features_weight=1.0)
 
 
@@ -582,7 +585,7 @@ WRONG_LABELS: dict[str, tuple[str, Any, dict[str, Any], str]] = {
     "sigmoids": ("one sigmoid", YES * 2, {"loss": "binary_crossentropy"},
                  "expected numbers of 0..1, got 2.0 in image 1"),
     "regression": ("logits", np.full((24, 4), np.inf), {"loss": "mse"}, "got inf in image 0"),
-    "no loss": ("logits", NUMBERS, {}, "is no probabilities: expected loss="),
+    "no loss": ("logits", NUMBERS, {}, "holds no probabilities: expected loss="),
     "unknown loss": ("logits", NUMBERS, {"loss": "cosy"}, "expected the name of a Keras loss"),
     "broadcast": ("logits", np.zeros(24), {"loss": "mse"}, "mean_squared_error expects them in the "
                   r"shape of the output, \(images, 4\), got \(24,\)"),
@@ -597,7 +600,7 @@ WRONG_LABELS: dict[str, tuple[str, Any, dict[str, Any], str]] = {
     "a loss without labels": ("dict", {"classes": NUMBERS}, {"loss": {"boxes": "mse"}},
                               "'boxes' has a loss, but the data holds no labels for it"),
     "smoothing": ("logits", np.zeros((24, 4)), {"loss": "mse", "label_smoothing": 0.1},
-                  "label_smoothing is of the cross-entropy"),
+                  "label_smoothing= belongs to the default"),
 }  # fmt: skip
 
 
@@ -971,7 +974,7 @@ def test_models_that_do_not_fit() -> None:
     nan.set_weights([np.full_like(w, np.nan) for w in nan.get_weights()])
     with pytest.raises(Error, match=r"output .* of the teacher is NaN or infinite"):
         tfdwd.finetune(_small(HEADS["image"]), SMALL, epochs=1, teacher=nan)
-    with pytest.raises(Error, match="loss= compares with labels: beside a teacher pass labels_w"):
+    with pytest.raises(Error, match="loss= compares outputs with labels: with a teacher, pass l"):
         tfdwd.finetune(softmax, SMALL, epochs=1, teacher=softmax, loss="mse")
 
 
@@ -1023,7 +1026,7 @@ def test_the_command_takes_what_is_said_of_outputs(tmp_path: Path, capsys: Any) 
         (["--loss_weight=a/0=much"], "--loss_weight: expected OUTPUT=NUMBER"),
         (["--loss_weight=2"], "--loss_weight: expected OUTPUT=NUMBER"),
         (["--outputs=a/0=values", "--outputs=logits"], "--outputs: expected OUTPUT=..."),
-        (["--loss=mse"], "loss= compares with labels"),
+        (["--loss=mse"], "loss= compares outputs with labels"),
         (["--learning_rate=nan"], "learning_rate: expected a finite number"),
         (["--features=none"], "the student has no layer 'none'"),
     ):

@@ -298,7 +298,7 @@ def _class(layer: Any) -> Any:
         found = keras.saving.get_registered_object(tf_keras.saving.get_registered_name(kind))
     if found is None or not issubclass(found, keras.Layer):
         raise _unlike(
-            layer, "which it has not (for a layer of your own, register its Keras 3 class under "
+            layer, "and it has none (for a layer of your own, register its Keras 3 class under "
             "the same name with keras.saving.register_keras_serializable)",
         )  # fmt: skip
     return found

@@ -227,7 +227,5 @@ def _length(data: Any, rows: int, fixed: int | None) -> int:
     try:
         length = len(data)
     except (TypeError, NotImplementedError) as error:  # as of a generator or an endless Dataset
-        raise Error(
-            "dataset: expected one that knows how many batches it has; pass steps_per_epoch"
-        ) from error
+        raise Error("dataset: the number of batches is unknown; pass steps_per_epoch") from error
     return max(1, length * rows // fixed if fixed else length)

@@ -70,8 +70,8 @@ def chosen(student: Any, teacher: Any, names: Sequence[str] | None) -> list[str]
         ]
         if not found:
             raise Error(
-                "features_weight: expected a student of the teacher, with convolutions that were "
-                "replaced; there are none. Name the layers with features=[...]"
+                "features_weight: expected a student in which convolutions of the teacher were "
+                "replaced, found none; name the layers to compare with features=[...]"
             )
         return found
     if isinstance(names, str) or not all(isinstance(name, str) for name in names) or not names:

@@ -227,15 +227,15 @@ def against_labels(given: Any, kind: str, smoothing: float, name: str) -> LabelL
     if given is not None:
         if smoothing:
             raise Error(
-                "label_smoothing is of the cross-entropy that is taken by default; with loss= set "
-                "it there"
+                "label_smoothing= belongs to the default cross-entropy; set the smoothing in the "
+                "loss that you pass as loss="
             )
         return GivenLoss(given, f"loss of {name!r}")
     if kind == outputs.VALUES:
         raise Error(
-            f"output {name!r} is no probabilities: expected loss=, such as 'mean_squared_error', "
-            "'binary_crossentropy', or outputs='logits' for a classifier without a softmax; or a "
-            "teacher"
+            f"output {name!r} holds no probabilities: expected loss=, such as "
+            "'mean_squared_error' or 'binary_crossentropy', outputs='logits' for a classifier "
+            "without a softmax, or a teacher"
         )
     return LabelEntropy(kind == outputs.LOGITS, smoothing)
 

@@ -83,7 +83,7 @@ class Task:
                 continue
             called = "labels" if len(self.names) == 1 else f"labels of {name!r}"
             if own is None:
-                raise Error(f"{called}: expected them in every batch, got a batch without")
+                raise Error(f"{called}: expected labels in every batch, got a batch without them")
             found.append(loss.check(np.asarray(own), shape, first, called))
         return tuple(found)
 
@@ -109,8 +109,8 @@ def first_batches(epochs: Epochs) -> tuple[list[Batch], Iterator[Batch]]:
         found.append(batch)
     if not found:
         raise Error(
-            "dataset: the data ended before the epoch to go on with; a generator can be read only "
-            "once, pass a new one"
+            "dataset: the data ended before the epoch to go on with. A generator can be read only "
+            "once; pass a new one"
         )
     return found, itertools.chain(found, epochs.stream)
 
@@ -236,7 +236,7 @@ def _check_alike(model: Any, teacher: Any) -> None:
         )
         if len(theirs) != len(own) or not all(map(_fit, theirs, own)):
             raise Error(
-                f"teacher: expected a model of the {what} {own} of the student, got {theirs}"
+                f"teacher: expected a model with the {what} of the student, {own}, got {theirs}"
             )
 
 
