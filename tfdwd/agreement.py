@@ -10,7 +10,7 @@ import numpy as np
 from tfdwd import lite
 from tfdwd import outputs as kinds
 from tfdwd.batches import pack
-from tfdwd.errors import Error
+from tfdwd.errors import Error, one_line
 from tfdwd.records import Record, Share
 from tfdwd.shapes import in_batches, own_batch
 
@@ -131,7 +131,7 @@ def _reason(model: "keras.Model", error: Exception) -> str:
     first = [x.name for x in all_layers(model) if getattr(x, "data_format", "") == "channels_first"]
     if first:
         return f"layer {first[0]!r} is channels_first, which TensorFlow does not run on a CPU"
-    return " ".join(str(error).split())
+    return one_line(error)
 
 
 def _agreement(

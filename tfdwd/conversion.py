@@ -18,7 +18,7 @@ from absl import logging
 from tfdwd import agreement, files, lite, outputs, reporting, shapes
 from tfdwd.agreement import LayerNoise, OutputAgreement
 from tfdwd.batches import first, pack
-from tfdwd.errors import Error
+from tfdwd.errors import Error, one_line
 from tfdwd.names import unique
 from tfdwd.records import Count, Positive
 from tfdwd.shapes import InputShape
@@ -508,7 +508,7 @@ def _traced(model: "keras.Model", sizes: Sequence[tuple[int, ...]]) -> Any:
         with names_for_tensorflow(layers):
             return tf.function(serve).get_concrete_function(**specs)
     except Exception as error:  # layers raise what they like of a size that they cannot have
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise Error(f"model {model.name!r} cannot run on inputs of {sizes}: {reason}") from error
 
 

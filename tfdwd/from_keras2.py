@@ -14,7 +14,7 @@ from keras import ops
 
 from tfdwd import graph, probe
 from tfdwd.differences import difference, equal
-from tfdwd.errors import Error
+from tfdwd.errors import Error, one_line
 from tfdwd.inference import at_inference
 
 # Of a whole model: what rounding in many layers may add up to. A wrong connection is far more.
@@ -161,7 +161,7 @@ class _Converter:
         except Error:
             raise
         except Exception as error:  # Keras raises whatever a configuration makes it stumble on
-            raise _unlike(layer, f"which failed: {' '.join(str(error).split())}") from error
+            raise _unlike(layer, f"which failed: {one_line(error)}") from error
 
     def finish(self, layer: Any, parts: list[Any]) -> None:
         """Weights and flags of what is built by now."""
@@ -608,7 +608,7 @@ def _is_same(
     try:
         found = _call(converter.parts[id(layer)], node, args, kwargs, _at_inference)
     except Exception as error:
-        raise _unlike(layer, f"which failed: {' '.join(str(error).split())}") from error
+        raise _unlike(layer, f"which failed: {one_line(error)}") from error
     if isinstance(found, tuple) and not isinstance(expected, tuple):
         found = np.asarray(found)  # a shape
     if equal(found, expected):

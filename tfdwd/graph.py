@@ -7,7 +7,7 @@ from typing import Any
 import keras
 
 from tfdwd import opening, shapes
-from tfdwd.errors import Error
+from tfdwd.errors import Error, one_line
 from tfdwd.nodes import Inside, functional, is_nested, nested_inputs, nodes
 
 __all__ = [
@@ -243,7 +243,7 @@ def infer_specs(
         try:
             outputs = keras.tree.flatten(call.operation.compute_output_spec(*args, **kwargs))
         except Exception as error:  # layers raise what they like of a size that they cannot have
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             raise Error(
                 f"layer {call.path!r} cannot run where the inputs are {input_shapes}: {reason}"
             ) from error

@@ -12,7 +12,7 @@ from absl import logging
 
 from tfdwd import workers
 from tfdwd.batches import batches, elements, is_whole
-from tfdwd.errors import Error
+from tfdwd.errors import Error, one_line
 
 _NO_END = 2**62  # rows: the steps bound what is read
 # Inputs (rows, ...) in the order of the model's, and labels: an array, a dict or a list of these.
@@ -159,7 +159,7 @@ def _of_function(dataset: Callable[[int], Any], reading: Reading, first: int) ->
         except Exception as error:  # a user's function may raise anything
             raise Error(
                 f"dataset: the function failed for epoch {epoch}: {type(error).__name__}: "
-                f"{' '.join(str(error).split())}"
+                f"{one_line(error)}"
             ) from error
 
     def opened(epoch: int) -> tuple[int, Iterator[Batch]]:

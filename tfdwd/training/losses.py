@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from tfdwd import outputs, workers
-from tfdwd.errors import Error
+from tfdwd.errors import Error, one_line
 from tfdwd.shapes import fits
 
 _SMALL = 1e-7  # under which a probability is cut off before its logarithm
@@ -132,7 +132,7 @@ class GivenLoss:
         except Exception as error:  # a user's function may raise anything
             raise Error(
                 f"{self.option}: it failed on labels of {tuple(wanted.shape)} and outputs of "
-                f"{tuple(found.shape)}: {' '.join(str(error).split())[:300]}; compute with "
+                f"{tuple(found.shape)}: {one_line(error)[:300]}; compute with "
                 "keras.ops, since the step is compiled"
             ) from error
         # Keras has divided such a mean by the devices of a strategy already.

@@ -10,7 +10,7 @@ import numpy as np
 from absl import logging
 
 from tfdwd import outputs, workers
-from tfdwd.errors import Error
+from tfdwd.errors import Error, one_line
 from tfdwd.execution import predictor
 from tfdwd.training import checkpoints, features, losses
 from tfdwd.training.epochs import Batch, Epochs
@@ -224,7 +224,7 @@ def try_losses(task: Task, model: Any, batch: Batch) -> None:
         except Exception as error:  # sizes that only the data shows
             raise Error(
                 f"labels of {name!r}: expected some that fit outputs of {output.shape}, got "
-                f"{np.shape(wanted)}: {' '.join(str(error).split())[:300]}"
+                f"{np.shape(wanted)}: {one_line(error)[:300]}"
             ) from error
 
 
