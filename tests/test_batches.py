@@ -360,7 +360,7 @@ def ragged_array():
         (IMAGES[..., 0], r"'image': expected shape \(rows, 4, 4, 1\), got \(10, 4, 4\); the ch"),
         (IMAGES[0], "the batch axis is missing"),
         (tf.data.Dataset.from_tensor_slices(IMAGES), "the batch axis is missing: batch the data"),
-        (IMAGES[:, :3], r"batch 0, input 'image': expected .* got \(10, 3, 4, 1\)$"),
+        (IMAGES[:, :3], r"batch 0, input 'image': expected .* got \(10, 3, 4, 1\); resize"),
         ([IMAGES, IMAGES[:, :3]], "batch 1, input 'image'"),
         (np.float32(3), r"got \(\)"),
         (with_value(np.nan, 6), "batch 0, input 'image': NaN or infinity in row 6"),
@@ -399,7 +399,7 @@ def test_labels_of_another_length_are_a_clear_error(one_input):
 
 
 def test_batch_size_below_one_is_a_clear_error(one_input):
-    with pytest.raises(Error, match="batch_size of at least 1, got 0"):
+    with pytest.raises(Error, match="batch_size of at least 1, a whole number, got 0"):
         list(batches(IMAGES, one_input, 0))
 
 

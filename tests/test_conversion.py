@@ -576,3 +576,8 @@ def test_names_that_tensorflow_cannot_save_are_those_of_the_file(name, tmp_path)
     [output] = lite.Model(tmp_path / "model.tflite").outputs
     assert output.name == name
     assert [variable.path for variable in model.variables] == weights
+
+
+def test_of_data_without_an_end_the_first_images_are_taken(classifier, tmp_path):
+    data = tf.data.Dataset.from_tensors(np.ones((3, 8, 8, 3))).repeat()
+    assert export(classifier, tmp_path / "model.tflite", data=data).images == 64

@@ -637,3 +637,12 @@ def test_an_evaluation_prints_checks_itself_and_survives_json():
     for metric, value in [("top1", 1.5), ("mean_iou", -0.1), ("mse", np.nan), ("mse", np.inf)]:
         with pytest.raises(Error, match=f"metric '{metric}': expected"):
             Score(metric, value)
+
+
+def test_of_data_without_an_end_the_first_images_are_taken():
+    images = RANDOM.normal(size=(5, 2, 3)).astype(np.float32)
+    data = tf.data.Dataset.from_tensors((images, images)).repeat()
+    with pytest.raises(Error, match="images=n"):
+        evaluate(echo_of(2, 3), data, metric="mse")
+    result = evaluate(echo_of(2, 3), data, metric="mse", images=7)
+    assert result.count == 7 and result["mse"] == 0

@@ -571,10 +571,10 @@ def test_what_is_not_finite_is_a_clear_error(value):
     with pytest.raises(Error, match=f"covariance of the inputs: {message}"):
         factorize.gram(np.full((4, 4), value))
     with pytest.raises(Error, match=f"covariance of the inputs with the response: {message}"):
-        factorize.target(target.gram, value * x.T @ y, kernel)
+        factorize.target(target.gram, np.full((27, 6), value), kernel)
     for solve in (lambda: factorize.svd(broken, 1), lambda: factorize.target(target.gram, x.T @ y,
                                                                              broken)):  # fmt: skip
         with pytest.raises(Error, match=f"(kernel|response): {message}"):
             solve()
     with pytest.raises(Error, match=f"metric: {message}"):
-        factorize.joint(target, 1, value * np.eye(6))
+        factorize.joint(target, 1, np.full((6, 6), value))

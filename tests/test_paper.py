@@ -104,5 +104,6 @@ def test_the_first_steps_on_imagenet(tmp_path: Path) -> None:
     assert [row[0] for row in rows] == ["separable", "regular", "auto"]
     assert len(headers) == len(rows[0])
     cost = {row[0]: float(row[1]) for row in rows}
-    assert 0.95 * cost["separable"] < cost["auto"] <= cost["separable"] < cost["regular"] / 2
+    # With one unit in each stage the first and the last layer are a third of the cost.
+    assert 0.95 * cost["separable"] < cost["auto"] <= cost["separable"] < cost["regular"] / 1.5
     assert (tmp_path / "runs/auto/last.keras").exists()

@@ -206,12 +206,12 @@ def _exported(drawn: networks.Drawn, student: keras.Model, folder: Path) -> str:
     return "exported"
 
 
-def _settings(count: int, phases: list[Phase]) -> Any:
+def _settings(count: int) -> Any:
     return settings(
         max_examples=count,
         deadline=None,
         database=None,
-        phases=phases,
+        phases=[Phase.generate],  # a network is small as it is; to shrink one takes minutes
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
     )
 
@@ -220,7 +220,7 @@ def draw_and_try(number: int, count: int, folder: Path, journal: Any) -> None:
     """What a child of the nightly run does."""
 
     @seed(number)
-    @_settings(count, [Phase.generate])
+    @_settings(count)
     @given(networks.networks(), ways(dearest=3))
     def tried(drawn: networks.Drawn, way: Way) -> None:
         journal(f"{drawn!r}\n  {way}", lambda: trial(drawn, way, folder))
@@ -232,7 +232,7 @@ def draw_and_try(number: int, count: int, folder: Path, journal: Any) -> None:
 @pytest.mark.parametrize("number", range(4))
 def test_random_networks(number: int, tmp_path: Path) -> None:
     @seed(number)
-    @_settings(25, [Phase.generate, Phase.shrink])
+    @_settings(25)
     @given(networks.networks(), ways(dearest=12))
     def tried(drawn: networks.Drawn, way: Way) -> None:
         trial(drawn, way, tmp_path)
@@ -252,7 +252,7 @@ def test_every_part_is_drawn() -> None:
     seen: collections.Counter[str] = collections.Counter()
 
     @seed(0)
-    @_settings(150, [Phase.generate])
+    @_settings(150)
     @given(networks.networks())
     def drawn(drawn: networks.Drawn) -> None:
         seen.update(set(re.findall(r"[A-Z]\w+(?=\()|ops\.\w+", repr(drawn))))

@@ -449,9 +449,15 @@ def test_decompose_leaves_nothing_behind_when_a_pattern_matches_nothing(folder, 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_plan_is_written_and_carried_out(folder, tmp_path, monkeypatch, capsys):
+def test_a_plan_is_written_and_carried_out(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    model, images = f"--model={folder}/model.keras", f"--images={folder}/images.npz"
+    layers = keras.layers
+    network = keras.Sequential(
+        [keras.Input((8, 8, 4)), layers.Conv2D(6, 3), layers.DepthwiseConv2D(3), layers.Flatten()]
+    )
+    network.save(tmp_path / "model.keras")
+    np.save(tmp_path / "images.npy", np.random.default_rng(0).normal(size=(40, 8, 8, 4)))
+    model, images = f"--model={tmp_path}/model.keras", f"--images={tmp_path}/images.npy"
     # Nothing has to become faster for this budget: how fast the machine is does not matter.
     wide = ["--max_error=1e9", "--threads=1", f"--output={tmp_path}/plan.json"]
     assert call("plan", model, images, *wide) == 0

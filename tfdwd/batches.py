@@ -210,7 +210,8 @@ def first(model: "keras.Model | lite.Model", data: Any, count: int) -> list[np.n
       >>> first(model, np.zeros((5, 8, 8, 3)), 2)[0].shape
       (2, 8, 8, 3)
     """
-    return peek((inputs for inputs, _ in batches(data, model, min(count, 64))), count)[0]
+    read = batches(data, model, min(count, 64), images=count)
+    return peek((inputs for inputs, _ in read), count)[0]
 
 
 def peek(

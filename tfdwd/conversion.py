@@ -551,7 +551,7 @@ def _input_names(model: "keras.Model") -> list[str]:
 
 
 def _output_names(model: "keras.Model") -> list[str]:
-    """The names of the outputs in ASCII: of others the converter writes a damaged file."""
+    """The names of the outputs, in ASCII."""
     return _unique([re.sub(r"[^ -~]", "_", name) for name in outputs.names_of(model)])
 
 

@@ -126,6 +126,7 @@ def evaluate(
     reference: "keras.Model | str | os.PathLike[str] | None" = None,
     peak: float | None = None,
     batch_size: int = 64,
+    images: int | None = None,
 ) -> Evaluation:
     """Measures how well a network of any task does its work, against labels or another network.
 
@@ -163,6 +164,7 @@ def evaluate(
       peak: white minus black, for "psnr". By default the highest value of the labels' type where
         that is uint8 or uint16; else 1 if no label is above 1.5, and 255.
       batch_size: images that Keras runs at once. A model or file of a fixed batch runs at that.
+      images: how many of the first images to use, of data without an end above all; by default all.
 
     Returns:
       The values, with what each depends on, and the number of images.
@@ -185,7 +187,7 @@ def evaluate(
     chosen: list[_Measured] = []
     count = 0
     with contextlib.ExitStack() as stack:
-        stream = batches(data, network.source, batch_size, other is None)
+        stream = batches(data, network.source, batch_size, other is None, images=images)
         for inputs, labels in reporting.progress(stream, "evaluating"):
             found = _outputs_for(network, inputs, count)
             truth = labels
@@ -264,13 +266,15 @@ class _Sizes:
     """The inputs of a file as `batches` looks at them, with None for a size that is open."""
 
     def __init__(self, model: "lite.Model") -> None:
-        self.inputs = [_Input(tensor.name, tensor.sizes) for tensor in model.inputs]
+        self.inputs = [_Input(x.name, x.sizes, x.dtype, x.scale) for x in model.inputs]
 
 
 @dataclass(frozen=True)
 class _Input:
     name: str
     shape: tuple[int | None, ...]
+    dtype: np.dtype
+    scale: float
 
 
 def _real(values: Any) -> np.ndarray:

@@ -41,7 +41,8 @@ class Moments:
         self.count += len(x)
         self.sum_x += x.sum(axis=0, dtype=np.float64)
         self.sum_y += y.sum(axis=0, dtype=np.float64)
-        xx, yy = x.T @ x, y.T @ y  # numpy calls the symmetric product, half the work
+        with np.errstate(over="ignore", invalid="ignore"):
+            xx, yy = x.T @ x, y.T @ y  # numpy calls the symmetric product, half the work
         if not (_in_float32(xx) and _in_float32(yy)):
             x, y = x.astype(np.float64), y.astype(np.float64)
             xx, yy = x.T @ x, y.T @ y
