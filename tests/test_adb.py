@@ -255,7 +255,7 @@ mv $1.part $1) > /dev/null 2>&1 &""")
         ),
         ("printf '{}' > $1", "BenchmarkReport"),
         ("echo 'Error: Activity class does not exist.'", "does not start the app: .* not exist"),
-        ("true", "has not come to an end for 1 seconds: fewer rounds"),
+        ("true", "has not finished after 1 seconds: fewer rounds"),
     ],
 )
 def test_an_app_that_fails(

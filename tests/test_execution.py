@@ -81,6 +81,33 @@ def test_the_student_keeps_what_the_user_wants_active():
     np.testing.assert_array_equal(*(execution.inference(student)(x) for _ in range(2)))
 
 
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_evaluation_draws_nothing(wrapped):
+    model = with_inside(AlwaysDropout(0.5))
+    if wrapped:
+        x = keras.Input((16, 16, 4))
+        model = keras.Model(x, model(x))
+    images = np.random.default_rng(0).normal(size=(5, 16, 16, 4)).astype(np.float32)
+    exact = np.asarray(execution.inference(model)(images))
+    assert tfdwd.evaluate(model, (images, exact), metric="mse")["mse"] < 1e-10
+    assert tfdwd.evaluate(model, images, reference=model)["agreement"] == pytest.approx(1)
+
+
+class WithOwnCall(keras.Model):
+    """A Functional model that computes something else than its graph."""
+
+    def call(self, inputs, training=None):
+        return super().call(inputs, training=training) + 1
+
+
+def test_a_model_with_a_call_of_its_own_is_called():
+    x = keras.Input((4,))
+    model = WithOwnCall(x, layers.Dropout(0.5)(x))
+    ones = np.ones((3, 4), np.float32)
+    np.testing.assert_array_equal(execution.inference(model)(ones), 2 * ones)
+    np.testing.assert_array_equal(execution.predictor(model)([ones])[0], 2 * ones)
+
+
 @pytest.mark.parametrize("name", [*NETWORKS, *HIDING])
 def test_inference_is_the_model_at_inference(name):
     model = network(name)

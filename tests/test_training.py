@@ -18,10 +18,12 @@ from cases import randomised
 from keras import layers
 
 import tfdwd
+from tfdwd import execution
 from tfdwd.errors import Error
 from tfdwd.scripts import common, train
 from tfdwd.training import checkpoints
 from tfdwd.training.epochs import Reading, open_epochs
+from tfdwd.training.features import runner
 
 IMAGES = np.random.default_rng(0).normal(size=(96, 8, 8, 4)).astype(np.float32)
 # Learnable: which of the four channels is the brightest.
@@ -51,6 +53,30 @@ def student(teacher: keras.Model) -> keras.Model:
 
 def _agreement(one: keras.Model, other: keras.Model) -> float:
     return float(np.mean(np.argmax(one(IMAGES), 1) == np.argmax(other(IMAGES), 1)))
+
+
+@keras.saving.register_keras_serializable("tests")
+class AlwaysDropout(layers.Dropout):
+    """Monte Carlo dropout: it leaves its caller no choice."""
+
+    def call(self, inputs: Any) -> Any:
+        return super().call(inputs, training=True)
+
+
+@pytest.mark.parametrize("features", [None, ["conv"]])
+def test_nothing_is_active_in_the_teacher(features: list[str] | None) -> None:
+    keras.utils.set_random_seed(0)
+    x = image = keras.Input((8, 8, 4))
+    x = layers.Conv2D(8, 3, name="conv")(x)
+    x = layers.GlobalAveragePooling2D()(AlwaysDropout(0.5)(x))
+    teacher = keras.Model(image, layers.Dense(4)(x))
+    run = runner(teacher, features or ())
+    (once, _), (again, kept) = (run([IMAGES[:8]], False) for _ in range(2))
+    np.testing.assert_array_equal(once[0], again[0])
+    np.testing.assert_allclose(once[0], execution.inference(teacher)(IMAGES[:8]), atol=1e-6)
+    assert len(kept) == len(features or ())
+    (one, _), (other, _) = (run([IMAGES[:8]], True) for _ in range(2))
+    assert np.abs(one[0] - other[0]).max() > 0  # in training the user's dropout is as it was
 
 
 def _weights_apart(one: keras.Model, other: keras.Model) -> float:
@@ -257,7 +283,10 @@ def test_a_quantise_aware_student_is_finetuned_and_exported(
     [
         ({"epochs": 0}, "epochs: expected a whole number of at least 1, got 0"),
         ({"optimizer": "lion"}, "optimizer: expected one of adamw, sgd, got 'lion'"),
-        ({"features_weight": 1.0}, "labels_weight= and features= are of losses beside a teacher"),
+        (
+            {"features_weight": 1.0},
+            "labels_weight= and features= are parts of a loss",
+        ),
         ({"features": ["conv"]}, "pass teacher=model or omit them"),
         ({"folder": "none"}, "folder: none does not exist"),
         ({"folder": __file__}, "folder: .* is no folder"),
@@ -292,7 +321,7 @@ def test_wrong_data(teacher: keras.Model) -> None:
         tfdwd.finetune(_network(), [], epochs=1, teacher=teacher)
     with pytest.raises(Error, match="pass steps_per_epoch"):
         tfdwd.finetune(_network(), lambda epoch: iter([IMAGES]), epochs=1, teacher=teacher)
-    with pytest.raises(Error, match="features_weight: expected a student of the teacher"):
+    with pytest.raises(Error, match="features_weight: expected a student in which conv"):
         tfdwd.finetune(_network(), IMAGES, epochs=1, teacher=teacher, features_weight=1.0)
 
 
@@ -556,7 +585,7 @@ WRONG_LABELS: dict[str, tuple[str, Any, dict[str, Any], str]] = {
     "sigmoids": ("one sigmoid", YES * 2, {"loss": "binary_crossentropy"},
                  "expected numbers of 0..1, got 2.0 in image 1"),
     "regression": ("logits", np.full((24, 4), np.inf), {"loss": "mse"}, "got inf in image 0"),
-    "no loss": ("logits", NUMBERS, {}, "is no probabilities: expected loss="),
+    "no loss": ("logits", NUMBERS, {}, "holds no probabilities: expected loss="),
     "unknown loss": ("logits", NUMBERS, {"loss": "cosy"}, "expected the name of a Keras loss"),
     "broadcast": ("logits", np.zeros(24), {"loss": "mse"}, "mean_squared_error expects them in the "
                   r"shape of the output, \(images, 4\), got \(24,\)"),
@@ -571,7 +600,7 @@ WRONG_LABELS: dict[str, tuple[str, Any, dict[str, Any], str]] = {
     "a loss without labels": ("dict", {"classes": NUMBERS}, {"loss": {"boxes": "mse"}},
                               "'boxes' has a loss, but the data holds no labels for it"),
     "smoothing": ("logits", np.zeros((24, 4)), {"loss": "mse", "label_smoothing": 0.1},
-                  "label_smoothing is of the cross-entropy"),
+                  "label_smoothing= belongs to the default"),
 }  # fmt: skip
 
 
@@ -819,6 +848,26 @@ def test_data_that_ends_too_early_or_never_is_told(teacher: keras.Model) -> None
         tfdwd.finetune(model, lambda: iter([IMAGES]), **options)
 
 
+@pytest.mark.parametrize("bad", [0, 1])
+def test_what_the_data_raises_is_a_clear_error(bad: int) -> None:
+    def stream(fails: bool) -> Iterator[Any]:
+        yield IMAGES[:16], LABELS[:16]
+        if fails:
+            raise KeyError("no such image")
+        yield IMAGES[16:32], LABELS[16:32]
+
+    def function(epoch: int) -> Any:
+        if epoch == bad:
+            raise KeyError("no such folder")
+        return IMAGES[:32], LABELS[:32]
+
+    options: dict[str, Any] = {"epochs": 2, "batch_size": 16, "steps_per_epoch": 2}
+    with pytest.raises(Error, match=f"function failed for epoch {bad}: KeyError: 'no such folder'"):
+        tfdwd.finetune(_network(), function, **options)
+    with pytest.raises(Error, match=r"batch 1: the data cannot be read: KeyError"):
+        tfdwd.finetune(_network(), lambda epoch: stream(epoch == bad), **options)
+
+
 # ---------------------------------------------------------------------- what is kept
 
 
@@ -925,7 +974,7 @@ def test_models_that_do_not_fit() -> None:
     nan.set_weights([np.full_like(w, np.nan) for w in nan.get_weights()])
     with pytest.raises(Error, match=r"output .* of the teacher is NaN or infinite"):
         tfdwd.finetune(_small(HEADS["image"]), SMALL, epochs=1, teacher=nan)
-    with pytest.raises(Error, match="loss= compares with labels: beside a teacher pass labels_w"):
+    with pytest.raises(Error, match="loss= compares outputs with labels: with a teacher, pass l"):
         tfdwd.finetune(softmax, SMALL, epochs=1, teacher=softmax, loss="mse")
 
 
@@ -977,7 +1026,7 @@ def test_the_command_takes_what_is_said_of_outputs(tmp_path: Path, capsys: Any) 
         (["--loss_weight=a/0=much"], "--loss_weight: expected OUTPUT=NUMBER"),
         (["--loss_weight=2"], "--loss_weight: expected OUTPUT=NUMBER"),
         (["--outputs=a/0=values", "--outputs=logits"], "--outputs: expected OUTPUT=..."),
-        (["--loss=mse"], "loss= compares with labels"),
+        (["--loss=mse"], "loss= compares outputs with labels"),
         (["--learning_rate=nan"], "learning_rate: expected a finite number"),
         (["--features=none"], "the student has no layer 'none'"),
     ):

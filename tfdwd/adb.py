@@ -167,7 +167,7 @@ def benchmark_app(
         while not (text := _adb(serial, "shell", f"cat {_FOLDER}/{name} 2>/dev/null; true")):
             if time.monotonic() > end:
                 raise Error(
-                    f"the app on phone {serial} has not come to an end for {_TIMEOUT_SECONDS} "
+                    f"the app on phone {serial} has not finished after {_TIMEOUT_SECONDS} "
                     "seconds: fewer rounds, or look at its screen"
                 )
             time.sleep(_POLL_SECONDS)
@@ -203,7 +203,7 @@ def _only_phone(serial: str | None) -> str:
     if state == "unauthorized":
         raise Error(f"phone {chosen} is locked to this computer: allow USB debugging on its screen")
     if state != "device":
-        raise Error(f"phone {chosen} is {state}, expected one that is ready: plug it in anew")
+        raise Error(f"phone {chosen} is {state}, expected one that is ready: plug it in again")
     return chosen
 
 

@@ -1,16 +1,16 @@
 """How well a .tflite file agrees with the Keras model that it was made from."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tfdwd import lite
 from tfdwd import outputs as kinds
 from tfdwd.batches import pack
-from tfdwd.errors import Error
+from tfdwd.errors import Error, one_line
 from tfdwd.records import Record, Share
 from tfdwd.shapes import in_batches, own_batch
 
@@ -79,7 +79,7 @@ def of_outputs(
       tfdwd.Error: the model gives NaN or infinity, or the two differ by more than the limit.
     """
     batch = file.inputs[0].shape[0]
-    expected = outputs_of(model, images, own_batch(model) or min(_BATCH, len(images[0])))
+    expected = outputs_of(model, images, own_batch(model.inputs) or min(_BATCH, len(images[0])))
     if any(output.shape[:1] != images[0].shape[:1] for output in expected):
         # An output that is not (batch, ...), such as a scalar over all images of a batch.
         expected = outputs_of(model, images, batch)
@@ -113,7 +113,9 @@ def outputs_of(model: "keras.Model", images: Sequence[np.ndarray], batch: int) -
     """
     import keras
 
-    called = at_inference(model)
+    from tfdwd import execution
+
+    called = execution.inference(model)
 
     def run(arrays: list[np.ndarray]) -> list[np.ndarray]:
         try:
@@ -125,22 +127,11 @@ def outputs_of(model: "keras.Model", images: Sequence[np.ndarray], batch: int) -
     return in_batches(run, images, batch)
 
 
-def at_inference(model: "keras.Model") -> Callable[[Any], Any]:
-    """The model as a function that draws nothing, whatever its layers' defaults say."""
-    import keras
-
-    if not isinstance(model, keras.Model):  # of tf_keras
-        return lambda inputs: model(inputs, training=False)
-    from tfdwd import execution
-
-    return execution.inference(model)
-
-
 def _reason(model: "keras.Model", error: Exception) -> str:
     first = [x.name for x in all_layers(model) if getattr(x, "data_format", "") == "channels_first"]
     if first:
         return f"layer {first[0]!r} is channels_first, which TensorFlow does not run on a CPU"
-    return " ".join(str(error).split())
+    return one_line(error)
 
 
 def _agreement(

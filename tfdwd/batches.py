@@ -363,7 +363,10 @@ def _check_end(number: int, rows: int, *, length: int | None, images: int | None
         raise Error(f"expected images, got {rows} in {number + 1} batches; the others are empty")
     if images is not None:
         return
-    way_out = "it may be endless; pass images=, the number of images to take from it"
+    way_out = (
+        "it may be endless; cut it, such as with data.take(n) or itertools.islice(data, n), or "
+        "pass images=n where there is that option"
+    )
     if length is None and rows >= _ENDLESS:
         raise Error(f"the data has no known length, and gave {rows:,} rows: {way_out}")
     if length is not None and number >= length:

@@ -10,7 +10,7 @@ from typing import Any
 import h5py
 import keras
 
-from tfdwd.errors import Error
+from tfdwd.errors import Error, one_line
 
 
 def to_keras3(model: Any) -> keras.Model:
@@ -77,7 +77,7 @@ def load(path: str | os.PathLike[str]) -> keras.Model:
     except Error:
         raise
     except Exception as error:  # Keras raises whatever its readers of zip, HDF5 and JSON raise
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise Error(f"{file} is no Keras model that can be loaded here: {reason}") from error
     return to_keras3(model)
 

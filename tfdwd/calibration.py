@@ -208,7 +208,7 @@ class Collected:
 
         Where the original's response falls in a flat part of the activation behind the layer (for
         a ReLU: below zero), the student's may fall anywhere in it. So there the first answer's
-        own response, cut off at the edge of the flat part, is as good, and is wanted instead.
+        own response, cut off at the edge of the flat part, becomes the target instead.
 
         Args:
           stack, bias: the first answer; the bias is (n,) or None.

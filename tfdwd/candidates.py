@@ -10,6 +10,7 @@ import numpy as np
 
 from tfdwd import costs, graph
 from tfdwd.errors import Error
+from tfdwd.nodes import is_convolution
 
 # What a plan tries: ranks up to this, and widths of bottlenecks as parts of the convolution's MACs.
 _RANKS = 4
@@ -87,7 +88,7 @@ def find_convolutions(traced: graph.Graph) -> list[Conv]:
 
     for place, call in enumerate(traced.calls):
         add_hidden(place)
-        if not costs.is_convolution(call.operation):
+        if not is_convolution(call.operation):
             continue
         inputs, outputs = (
             costs.positions(traced.specs[n].shape, call.operation)

@@ -1,4 +1,4 @@
-"""What Linux tells in /sys of the clock and the heat while something is timed.
+"""Reads the clock, the governor and the temperature from /sys while something is timed.
 
 Imports nothing heavy, so that `benchmarking` runs on a board without TensorFlow.
 """

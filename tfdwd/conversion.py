@@ -18,7 +18,8 @@ from absl import logging
 from tfdwd import agreement, files, lite, outputs, reporting, shapes
 from tfdwd.agreement import LayerNoise, OutputAgreement
 from tfdwd.batches import first, pack
-from tfdwd.errors import Error
+from tfdwd.errors import Error, one_line
+from tfdwd.names import unique
 from tfdwd.records import Count, Positive
 from tfdwd.shapes import InputShape
 
@@ -301,7 +302,7 @@ def file_shapes(
       tfdwd.Error: as `tfdwd.shapes.of_inputs`.
     """
     sizes = shapes.of_inputs(model, input_shape, images)
-    batch = shapes.own_batch(model) or 1
+    batch = shapes.own_batch(model.inputs) or 1
     if batch > 1 and _is_same_alone(model, sizes, images, batch):
         batch = 1
     return [(batch, *size) for size in sizes]
@@ -487,11 +488,12 @@ def _traced(model: "keras.Model", sizes: Sequence[tuple[int, ...]]) -> Any:
     import keras
     import tensorflow as tf
 
+    from tfdwd import execution
     from tfdwd.inference import names_for_tensorflow
 
     names = _input_names(model)
     given = _output_names(model)
-    run = agreement.at_inference(model)
+    run = execution.inference(model)
 
     def serve(**tensors: Any) -> dict[str, Any]:
         result = run(pack(model, [tensors[name] for name in names]))
@@ -506,7 +508,7 @@ def _traced(model: "keras.Model", sizes: Sequence[tuple[int, ...]]) -> Any:
         with names_for_tensorflow(layers):
             return tf.function(serve).get_concrete_function(**specs)
     except Exception as error:  # layers raise what they like of a size that they cannot have
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise Error(f"model {model.name!r} cannot run on inputs of {sizes}: {reason}") from error
 
 
@@ -547,24 +549,12 @@ def _input_names(model: "keras.Model") -> list[str]:
         name = re.sub(r"\W", "_", tensor.name, flags=re.ASCII)
         fine = name.isidentifier() and not keyword.iskeyword(name) and name != "self"
         names.append(name if fine else f"input_{name}")
-    return _unique(names)
+    return unique(names)
 
 
 def _output_names(model: "keras.Model") -> list[str]:
     """The names of the outputs, in ASCII."""
-    return _unique([re.sub(r"[^ -~]", "_", name) for name in outputs.names_of(model)])
-
-
-def _unique(names: Sequence[str]) -> list[str]:
-    """Numbers the second and later of equal names."""
-    found: list[str] = []
-    for name in names:
-        unique, number = name, 0
-        while unique in found:
-            number += 1
-            unique = f"{name}_{number}"
-        found.append(unique)
-    return found
+    return unique([re.sub(r"[^ -~]", "_", name) for name in outputs.names_of(model)])
 
 
 def _conversion_message(model: "keras.Model", error: Exception) -> str:

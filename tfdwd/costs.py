@@ -134,14 +134,6 @@ def layer_macs(layer: Any, inputs: int, outputs: int) -> int | None:
     return sum(int(math.prod(kernel.shape)) for kernel in kernels) * at
 
 
-def is_convolution(layer: Any) -> bool:
-    """Whether a layer or operation convolves in 1 to 3 axes: regular, depthwise, separable,
-    transposed or recurrent."""
-    layers = {"BaseConv", "BaseDepthwiseConv", "BaseSeparableConv", "BaseConvTranspose", "ConvLSTM"}
-    operations = {"Conv", "DepthwiseConv", "SeparableConv", "ConvTranspose"}  # of keras.ops
-    return bool(_families(layer) & layers) or type(layer).__name__ in operations
-
-
 def positions(shape: Sequence[int | None], layer: Any) -> int | None:
     """At how many positions of a (batch, ..., channels) tensor a kernel acts; None if open."""
     first = getattr(layer, "data_format", None) == "channels_first"

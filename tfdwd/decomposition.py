@@ -1,4 +1,4 @@
-"""The story: plan -> moments -> factorise -> rebuild -> report."""
+"""Decomposes a network: plan -> moments -> factorise -> rebuild -> report."""
 
 import dataclasses
 import numbers
@@ -26,8 +26,8 @@ from tfdwd.candidates import Conv, Option, find_convolutions, matching
 from tfdwd.errors import Error
 from tfdwd.fisher import with_identity
 from tfdwd.moments import Moments
-from tfdwd.plans import LayerPlan, Plan
-from tfdwd.records import Count, Record
+from tfdwd.plans import Layer, LayerPlan, Plan
+from tfdwd.records import Count
 from tfdwd.shapes import images_at_once
 
 METHODS = ("svd", "gsvd", "sequential", "joint", "channel")
@@ -38,18 +38,10 @@ RECTIFICATIONS = 2
 
 
 @dataclasses.dataclass(frozen=True)
-class LayerReport(Record):
+class LayerReport(Layer):
     """What became of one convolution.
 
-    Attributes:
-      name: the layer's name, with the names of the nested models around it: "backbone/conv1".
-      replaced: whether a stack took its place.
-      reason: why it was kept; empty if it was replaced.
-      stack: "separable", "bottleneck", "channel", or empty if kept.
-      rank: of a separable stack; 0 otherwise.
-      width: of a bottleneck, or filters of a channel decomposition; 0 otherwise.
-      macs_before, macs_after: of one image, all calls of a shared layer together.
-      parameters_before, parameters_after: kernels and biases.
+    Attributes beside those of a `tfdwd.plans.Layer`:
       error: part of the response's variance on the calibration data that the stack misses, 0..1
         (more for a stack that is worse than a constant); None without data. Where a ReLU follows,
         what it cuts off counts too, though "joint" knows better than to fit it.
@@ -60,16 +52,6 @@ class LayerReport(Record):
         without "joint".
     """
 
-    name: str
-    replaced: bool
-    reason: str
-    stack: str
-    rank: Count
-    width: Count
-    macs_before: Count
-    macs_after: Count
-    parameters_before: Count
-    parameters_after: Count
     error: float | None = None
     irreducible: float | None = None
     metric: str = ""

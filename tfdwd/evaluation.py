@@ -1,4 +1,4 @@
-"""What a network's outputs are worth, as a Keras model or as a .tflite file."""
+"""Evaluates a Keras model or a .tflite file: metrics of its outputs on data."""
 
 import contextlib
 import os
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tfdwd import metrics, outputs, reporting, shapes
-from tfdwd.batches import batches, pack
+from tfdwd.batches import batches
 from tfdwd.errors import Error
 from tfdwd.records import Positive, Record
 
@@ -229,15 +229,13 @@ def _opened(model: Any) -> _Network:
 
 
 def _of_keras(model: "keras.Model") -> _Network:
-    import keras
+    from tfdwd import execution
 
-    own = shapes.own_batch(model) if getattr(model, "inputs", None) else None
+    predict = execution.predictor(model)
+    own = shapes.own_batch(getattr(model, "inputs", None) or [])
 
     def run(inputs: list[np.ndarray]) -> list[np.ndarray]:
-        found = map(_real, keras.tree.flatten(model.predict_on_batch(pack(model, inputs))))
-        # Under a strategy of several devices each has run all the images.
-        rows = len(inputs[0])
-        return [array[:rows] if array.ndim and len(array) > rows else array for array in found]
+        return list(map(_real, predict(inputs)))
 
     def named(inputs: list[np.ndarray]) -> dict[str, np.ndarray]:
         found = run(inputs) if own is None else shapes.in_batches(run, inputs, own)

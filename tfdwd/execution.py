@@ -1,14 +1,15 @@
-"""Running the calls of a graph on TensorFlow tensors."""
+"""Runs models, and the calls of a graph, as at inference; and convolutions at some positions."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from tfdwd.graph import Call, functional, trace
-from tfdwd.inference import at_inference
+from tfdwd.batches import pack
+from tfdwd.graph import Call, functional, is_nested, trace
+from tfdwd.inference import at_inference, is_users_noise
 
 
 def run_call(call: Call, operation: Any, values: Mapping[int, Any]) -> dict[int, Any]:
@@ -21,14 +22,15 @@ def run_call(call: Call, operation: Any, values: Mapping[int, Any]) -> dict[int,
     return dict(zip(call.outputs, results, strict=True))
 
 
-def inference(model: keras.Model) -> Callable[[Any], Any]:
+def inference(model: Any) -> Callable[[Any], Any]:
     """The model as a function that is at inference throughout, whatever its layers' defaults say.
 
     ``model(x, training=False)`` leaves a user's dropout active whose ``call`` asks for training
     (Monte Carlo dropout); here it passes its input, as in calibration, so that two runs are equal.
 
     Args:
-      model: a Functional or built Sequential model; stays as it is.
+      model: a Functional or built Sequential model; stays as it is. One whose graph Keras 3 does
+        not know (of tf_keras, or with a ``call`` of its own) is called with ``training=False``.
 
     Returns:
       A function from the model's inputs, in the structure in which it takes them, to its outputs
@@ -39,6 +41,8 @@ def inference(model: keras.Model) -> Callable[[Any], Any]:
       >>> inference(model)(np.ones((2, 4), np.float32)).shape
       TensorShape([2, 4])
     """
+    if not is_nested(model):
+        return lambda inputs: model(inputs, training=False)
     traced, function = trace(model), functional(model)
 
     def run(inputs: Any) -> Any:
@@ -54,6 +58,46 @@ def inference(model: keras.Model) -> Callable[[Any], Any]:
         return keras.tree.pack_sequence_as(function._outputs_struct, outputs)
 
     return run
+
+
+def predictor(model: Any) -> Callable[[Sequence[np.ndarray]], list[np.ndarray]]:
+    """`inference` on arrays, compiled, by whichever backend.
+
+    Args:
+      model: a model of Keras 3 or of tf_keras.
+
+    Returns:
+      A function from one array (images, ...) for each input, in the order of ``model.inputs``, to
+      a flat list of the outputs.
+
+    Example:
+      >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dropout(0.5)])
+      >>> predictor(model)([np.ones((2, 4))])[0].shape
+      (2, 4)
+    """
+    compiled = model  # which keeps what was compiled for the next time
+    if isinstance(model, keras.Model) and any(map(is_users_noise, model._flatten_layers())):
+        compiled = _AtInference(model)
+
+    def run(inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        given = keras.tree.flatten(compiled.predict_on_batch(pack(model, list(inputs))))
+        arrays = map(np.asarray, given)
+        # Under a strategy of several devices each has run all the images.
+        rows = len(inputs[0])
+        return [array[:rows] if array.ndim and len(array) > rows else array for array in arrays]
+
+    return run
+
+
+class _AtInference(keras.Model):
+    """A model of which Keras can compile `inference`."""
+
+    def __init__(self, model: keras.Model) -> None:
+        super().__init__(name="at_inference")
+        self.model, self.run, self.built = model, inference(model), True
+
+    def call(self, inputs: Any) -> Any:
+        return self.run(inputs)
 
 
 def response(conv: keras.layers.Conv2D, x: tf.Tensor) -> tf.Tensor:

@@ -13,7 +13,9 @@ from absl import logging
 from keras import ops
 
 from tfdwd import graph, probe
-from tfdwd.errors import Error
+from tfdwd.differences import difference, equal
+from tfdwd.errors import Error, one_line
+from tfdwd.inference import at_inference
 
 # Of a whole model: what rounding in many layers may add up to. A wrong connection is far more.
 _WHOLE, _WHOLE_HALF = 1e-3, 0.1
@@ -159,7 +161,7 @@ class _Converter:
         except Error:
             raise
         except Exception as error:  # Keras raises whatever a configuration makes it stumble on
-            raise _unlike(layer, f"which failed: {' '.join(str(error).split())}") from error
+            raise _unlike(layer, f"which failed: {one_line(error)}") from error
 
     def finish(self, layer: Any, parts: list[Any]) -> None:
         """Weights and flags of what is built by now."""
@@ -296,7 +298,7 @@ def _class(layer: Any) -> Any:
         found = keras.saving.get_registered_object(tf_keras.saving.get_registered_name(kind))
     if found is None or not issubclass(found, keras.Layer):
         raise _unlike(
-            layer, "which it has not (for a layer of your own, register its Keras 3 class under "
+            layer, "and it has none (for a layer of your own, register its Keras 3 class under "
             "the same name with keras.saving.register_keras_serializable)",
         )  # fmt: skip
     return found
@@ -550,7 +552,7 @@ def _prove(source: Any, model: keras.Model, converter: _Converter) -> None:
             continue
         half = any("16" in tensor.dtype.name for tensor in expected)
         # Of a model that is random at inference there is no more to compare than its layers.
-        worst = probe.difference(probe.outputs(traced, tensors), expected) if certain else 0
+        worst = difference(probe.outputs(traced, tensors), expected) if certain else 0
         if worst > (_WHOLE_HALF if half else _WHOLE):
             raise Error(
                 f"tf_keras model {source.name!r}: expected one that computes the same in Keras 3; "
@@ -606,19 +608,19 @@ def _is_same(
     try:
         found = _call(converter.parts[id(layer)], node, args, kwargs, _at_inference)
     except Exception as error:
-        raise _unlike(layer, f"which failed: {' '.join(str(error).split())}") from error
+        raise _unlike(layer, f"which failed: {one_line(error)}") from error
     if isinstance(found, tuple) and not isinstance(expected, tuple):
         found = np.asarray(found)  # a shape
-    if probe.equal(found, expected):
+    if equal(found, expected):
         return True
-    if probe.equal(_run_layer(layer, args, kwargs), expected):
+    if equal(_run_layer(layer, args, kwargs), expected):
         raise _unlike(
             layer, "which computes something else there: on the same random input they differ by "
-            f"{probe.difference(found, expected):.1e} of the output's scale",
+            f"{difference(found, expected):.1e} of the output's scale",
         )  # fmt: skip
     return False
 
 
 def _at_inference(operation: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
-    results = probe.run(operation, args, kwargs)
+    results = at_inference(operation, args, kwargs)
     return results[0] if len(results) == 1 else results

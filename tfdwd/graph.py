@@ -6,8 +6,8 @@ from typing import Any
 
 import keras
 
-from tfdwd import opening
-from tfdwd.errors import Error
+from tfdwd import opening, shapes
+from tfdwd.errors import Error, one_line
 from tfdwd.nodes import Inside, functional, is_nested, nested_inputs, nodes
 
 __all__ = [
@@ -131,8 +131,8 @@ def trace(model: Any) -> Graph:
         tuple(tracer.calls), inputs, outputs, tracer.specs, tuple(tracer.hidden), tracer.openings
     )
     if tracer.resized:  # the symbolic tensors inside that model have the shapes of its own inputs
-        shapes = [tracer.specs[n].shape for n in inputs]
-        graph = dataclasses.replace(graph, specs=infer_specs(graph, shapes))
+        sizes = [tracer.specs[n].shape for n in inputs]
+        graph = dataclasses.replace(graph, specs=infer_specs(graph, sizes))
     return graph
 
 
@@ -243,7 +243,7 @@ def infer_specs(
         try:
             outputs = keras.tree.flatten(call.operation.compute_output_spec(*args, **kwargs))
         except Exception as error:  # layers raise what they like of a size that they cannot have
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             raise Error(
                 f"layer {call.path!r} cannot run where the inputs are {input_shapes}: {reason}"
             ) from error
@@ -266,7 +266,7 @@ def at_sizes(graph: Graph, sizes: Sequence[tuple[int, ...]]) -> Graph:
 
 def own_batch(graph: Graph) -> int | None:
     """How many images the network takes at once; None if any number."""
-    return next((graph.specs[n].shape[0] for n in graph.inputs if graph.specs[n].shape[0]), None)
+    return shapes.own_batch(graph.specs[n] for n in graph.inputs)
 
 
 def rows_per_image(

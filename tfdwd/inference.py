@@ -1,4 +1,4 @@
-"""Running layers as at inference, whatever their defaults or the graph say."""
+"""Runs layers as at inference, whatever their defaults or the graph say."""
 
 import contextlib
 import re
@@ -24,9 +24,15 @@ def at_inference(operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any])
     """
     if isinstance(operation, keras.layers.Layer):
         kwargs = {**kwargs, "training": False}
-        if isinstance(operation, _NOISE) and not type(operation).__module__.startswith("keras."):
+        if is_users_noise(operation):
             return keras.tree.flatten(args[0] if args else kwargs["inputs"])
     return keras.tree.flatten(operation(*args, **kwargs))
+
+
+def is_users_noise(operation: Any) -> bool:
+    """Whether it is a dropout or noise with a ``call`` of the user, which may leave no choice."""
+    own = not type(operation).__module__.startswith("keras.")
+    return own and isinstance(operation, _NOISE)
 
 
 @contextlib.contextmanager

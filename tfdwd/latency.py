@@ -264,6 +264,9 @@ def write_micro_models(
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Error(f"cannot make the folder {folder}: {error.strerror}") from error
+    try:
         conversion.export(
             model, folder / _NETWORK, quantize=quantize, data=images, input_shape=input_shape
         )

@@ -15,7 +15,7 @@ from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from tfdwd import memory
-from tfdwd.errors import Error
+from tfdwd.errors import Error, one_line
 from tfdwd.shapes import in_batches
 
 Source = str | os.PathLike[str] | bytes
@@ -169,7 +169,7 @@ class Model:
         try:
             self.interpreter.invoke()
         except (ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             raise Error(f"LiteRT {runtime_version()} cannot run the model: {reason}") from error
 
     def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -317,7 +317,7 @@ def try_out(*paths: str) -> None:
             model = Model(path)
             model.run([x.real(np.zeros(x.shape, x.dtype)) for x in model.inputs])
         except Error as error:
-            sys.exit(" ".join(str(error).split()))
+            sys.exit(one_line(error))
         except MemoryError:
             sys.exit(f"{path} needs more memory than there is")
 

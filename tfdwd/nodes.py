@@ -61,6 +61,15 @@ def is_nested(operation: Any) -> bool:
     return own.__module__.partition(".")[0] == "keras"
 
 
+def is_convolution(layer: Any) -> bool:
+    """Whether a layer or operation convolves in 1 to 3 axes: regular, depthwise, separable,
+    transposed or recurrent."""
+    layers = {"BaseConv", "BaseDepthwiseConv", "BaseSeparableConv", "BaseConvTranspose", "ConvLSTM"}
+    operations = {"Conv", "DepthwiseConv", "SeparableConv", "ConvTranspose"}  # of keras.ops
+    families = {kind.__name__ for kind in type(layer).__mro__}
+    return bool(families & layers) or type(layer).__name__ in operations
+
+
 def nodes(model: Any) -> Iterator[Any]:
     """Keras' nodes of a model or an opened layer (nested ones closed), each after its sources."""
     if isinstance(model, Inside):

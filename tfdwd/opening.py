@@ -16,13 +16,12 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfdwd import costs
+from tfdwd.differences import equal
 from tfdwd.inference import at_inference
-from tfdwd.nodes import Inside, functional, is_nested, nodes
+from tfdwd.names import unique
+from tfdwd.nodes import Inside, functional, is_convolution, is_nested, nodes
 
 _BATCH, _SIZE = 2, 32  # of the random inputs where the model leaves them open
-# Relative to the largest output: float32 over some layers in another order, or half precision.
-_CLOSE, _CLOSE_HALF = 1e-4, 2e-2
 # Which recording of a layer was compared with the layer: a network is traced many times.
 _compared: "weakref.WeakKeyDictionary[keras.layers.Layer, str]" = weakref.WeakKeyDictionary()
 
@@ -109,7 +108,7 @@ def _at_common_shapes(arguments: Any, specs: Sequence[keras.KerasTensor]) -> Any
 def holds_convolutions(operation: Any) -> bool:
     """Whether there are convolutions inside a layer, at any depth."""
     return isinstance(operation, keras.layers.Layer) and any(
-        costs.is_convolution(layer) for layer in operation._flatten_layers(include_self=False)
+        is_convolution(layer) for layer in operation._flatten_layers(include_self=False)
     )
 
 
@@ -118,13 +117,11 @@ def convolutions_in(layer: keras.layers.Layer) -> Iterator[tuple[str, keras.laye
     seen: set[int] = set()
 
     def search(holder: Any, prefix: str) -> Iterator[tuple[str, keras.layers.Layer]]:
-        taken: set[str] = set()
-        for part in holder._layers:
-            if id(part) in seen:
-                continue
-            seen.add(id(part))
-            path = prefix + _free(part.name, taken)
-            if costs.is_convolution(part):
+        parts = [part for part in holder._layers if id(part) not in seen]
+        seen.update(map(id, parts))
+        for part, name in zip(parts, unique(part.name for part in parts), strict=True):
+            path = prefix + name
+            if is_convolution(part):
                 yield path, part
             yield from search(part, path + "/")
 
@@ -286,24 +283,11 @@ def _simplify(node: Any) -> None:
 def _names(layer: keras.layers.Layer, made: Sequence[Any]) -> dict[int, str]:
     """Names that are the same each time: what the call made itself has a number in its name."""
     own = {id(part) for part in layer._flatten_layers()}
-    names: dict[int, str] = {}
-    taken: set[str] = set()
-    for held in True, False:
-        for node in made:
-            operation = node.operation
-            if id(operation) not in names and (id(operation) in own) == held:
-                name = operation.name if held else re.sub(r"_\d+$", "", operation.name)
-                names[id(operation)] = _free(name, taken)
-    return names
-
-
-def _free(name: str, taken: set[str]) -> str:
-    number, free = 0, name
-    while free in taken:
-        number += 1
-        free = f"{name}_{number}"
-    taken.add(free)
-    return free
+    operations = {id(node.operation): node.operation for node in made}
+    names = {number: x.name for number, x in operations.items() if number in own}
+    for number, operation in operations.items():
+        names.setdefault(number, re.sub(r"_\d+$", "", operation.name))
+    return dict(zip(names, unique(names.values()), strict=True))
 
 
 def _signature(inside: Inside) -> list[Any]:
@@ -349,7 +333,7 @@ def _unlike(layer: keras.layers.Layer, inside: Inside, args: Any, kwargs: Mappin
     own_args, own_kwargs = keras.tree.pack_sequence_as((args, dict(kwargs)), flat)
     with keras.StatelessScope():  # what the layer counts or draws stays as it is
         expected, given = at_inference(layer, own_args, own_kwargs), run(inside, values)
-    if not _equal(given, expected):
+    if not equal(given, expected):
         return "whose call gives other outputs when it is traced"
     _compared[layer] = recording
     return ""
@@ -385,17 +369,6 @@ def _random_values(specs: Sequence[keras.KerasTensor]) -> list[Any]:
         array = np.ones(shape) if whole else random.normal(size=shape)
         values.append(keras.ops.convert_to_tensor(array, spec.dtype))
     return values
-
-
-def _equal(found: Sequence[Any], expected: Sequence[Any]) -> bool:
-    for a, b in zip(found, expected, strict=True):
-        half = "16" in keras.backend.standardize_dtype(b.dtype)
-        a, b = (np.asarray(keras.ops.convert_to_numpy(x), np.float64) for x in (a, b))
-        scale = np.abs(b[np.isfinite(b)]).max(initial=0.0) + 1e-30
-        tolerance = (_CLOSE_HALF if half else _CLOSE) * scale
-        if a.shape != b.shape or not np.allclose(a, b, 0, tolerance, equal_nan=True):
-            return False
-    return True
 
 
 def _tensors(structure: Any) -> list[keras.KerasTensor]:

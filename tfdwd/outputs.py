@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tfdwd.errors import Error
+from tfdwd.names import unique
+from tfdwd.shapes import fits
 
 if TYPE_CHECKING:
     import keras
@@ -137,13 +139,8 @@ def names_of(model: "keras.Model") -> list[str]:
     for path, tensor in keras.tree.flatten_with_path(struct):
         by_key = isinstance(struct, Mapping) or len(path) > 1
         # The first field of the history has another name in tf_keras.
-        name = "/".join(map(str, path)) if by_key else tensor._keras_history[0].name
-        unique, number = name, 0
-        while unique in found:
-            number += 1
-            unique = f"{name}_{number}"
-        found.append(unique)
-    return found
+        found.append("/".join(map(str, path)) if by_key else tensor._keras_history[0].name)
+    return unique(found)
 
 
 # ---------------------------------------------------------------------- labels
@@ -178,9 +175,9 @@ def class_labels(
     if labels.ndim == len(shape) + 1 and labels.shape[-1] == 1 != classes:
         labels = labels[..., 0]
     sizes = labels.shape[1:]
-    if labels.ndim == len(shape) + 1 and _fits(sizes, tuple(shape)):
+    if labels.ndim == len(shape) + 1 and fits(sizes, tuple(shape)):
         return _distributions(labels, first, name)
-    if labels.ndim != len(shape) or not _fits(sizes, places):
+    if labels.ndim != len(shape) or not fits(sizes, places):
         raise Error(
             f"{name}: expected {_WHOLE_LABELS} for an output of shape {_text(tuple(shape))}, so "
             f"{_text(places)} or {_text(tuple(shape))}, got {_text(sizes)}"
@@ -312,12 +309,6 @@ def _place(index: tuple[Any, ...], first: int) -> str:
 def _others(wrong: np.ndarray) -> str:
     images = int(wrong.reshape(len(wrong), -1).any(1).sum()) - 1
     return f" (and in {images} more images)" if images else ""
-
-
-def _fits(sizes: tuple[int, ...], expected: tuple[int | None, ...]) -> bool:
-    return len(sizes) == len(expected) and all(
-        want in (None, got) for want, got in zip(expected, sizes, strict=True)
-    )
 
 
 def _text(sizes: tuple[int | None, ...]) -> str:

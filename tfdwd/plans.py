@@ -8,21 +8,18 @@ from tfdwd.records import Amount, Count, Positive, Record
 
 
 @dataclasses.dataclass(frozen=True)
-class LayerPlan(Record):
-    """What is to become of one convolution. To be edited by hand where that is wanted.
+class Layer(Record):
+    """What is said of one convolution, planned or done.
 
     Attributes:
       name: the layer's name, with the names of the nested models around it: "backbone/conv1".
-      replaced: whether a stack is to take its place.
+      replaced: whether a stack takes its place.
       reason: why it is kept; empty if it is replaced.
-      stack: "separable", "bottleneck", or empty if kept.
+      stack: "separable", "bottleneck", "channel", or empty if kept.
       rank: of a separable stack; 0 otherwise.
-      width: of a bottleneck; 0 otherwise.
+      width: of a bottleneck, or filters of a channel decomposition; 0 otherwise.
       macs_before, macs_after: of one image, all calls of a shared layer together.
       parameters_before, parameters_after: kernels and biases.
-      error: predicted loss in log-likelihood, in nats for each image; 0 if kept.
-      ms_before, ms_after: measured alone, in milliseconds, all calls together; None if it was not
-        measured, as nothing could take its place.
     """
 
     name: str
@@ -35,6 +32,18 @@ class LayerPlan(Record):
     macs_after: Count
     parameters_before: Count
     parameters_after: Count
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerPlan(Layer):
+    """What is to become of one convolution. To be edited by hand where that is wanted.
+
+    Attributes beside those of a `Layer`, whose stack is separable or a bottleneck:
+      error: predicted loss in log-likelihood, in nats for each image; 0 if kept.
+      ms_before, ms_after: measured alone, in milliseconds, all calls together; None if it was not
+        measured, as nothing could take its place.
+    """
+
     error: float = 0.0
     ms_before: Amount | None = None
     ms_after: Amount | None = None

@@ -12,9 +12,6 @@ from tfdwd.inference import at_inference
 
 # Sizes for axes that a model leaves open; the first that the model runs at is used.
 _SIZES = (32, 64, 96, 224)
-# Rounding of one layer, relative to the largest value of its output.
-_HALF = {"float16": 1e-2, "bfloat16": 1e-1}
-_FULL = 3e-5
 
 
 def inputs(specs: Sequence[Any], images: int) -> Iterator[list[Any]]:
@@ -58,57 +55,6 @@ def _random(random: np.random.Generator, shape: tuple[int, ...], dtype: str, kin
     return values.astype(keras.ops.convert_to_numpy(keras.ops.zeros((), dtype)).dtype)
 
 
-def difference(found: Any, expected: Any) -> float:
-    """Largest difference of two structures of tensors.
-
-    Returns:
-      For each image relative to the largest value in it, and of all images the largest; infinite
-      where shapes or the positions of NaN and infinity differ.
-    """
-    found, expected = keras.tree.flatten(found), keras.tree.flatten(expected)
-    if len(found) != len(expected):
-        return np.inf
-    return max((_difference(*pair) for pair in zip(found, expected, strict=True)), default=0.0)
-
-
-def _difference(found: Any, expected: Any) -> float:
-    a, b = np.asarray(found), np.asarray(expected)
-    if a.shape != b.shape:
-        return np.inf
-    if a.dtype == object or not a.size:  # text, or nothing
-        return 0.0 if np.array_equal(a, b) else np.inf
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    finite = np.isfinite(b)
-    if not np.array_equal(np.isfinite(a), finite) or not np.array_equal(
-        a[~finite], b[~finite], equal_nan=True
-    ):
-        return np.inf
-    a, b = np.where(finite, a, 0), np.where(finite, b, 0)
-    if not b.ndim:
-        a, b = a[None], b[None]
-    each = tuple(range(1, b.ndim))
-    scale = np.abs(b).max(each, keepdims=True)
-    return float((np.abs(a - b) / np.where(scale, scale, 1)).max())
-
-
-def equal(found: Any, expected: Any) -> bool:
-    """Whether two results of one layer differ by rounding at most; see `difference`."""
-    dtypes = {
-        keras.backend.standardize_dtype(tensor.dtype) for tensor in keras.tree.flatten(expected)
-    }
-    tolerance = max([_HALF.get(dtype, _FULL) for dtype in dtypes], default=_FULL)
-    return difference(found, expected) <= tolerance
-
-
-def run(operation: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
-    """Calls a Keras 3 layer or operation as at inference, whatever its default or the graph says.
-
-    Returns:
-      The outputs as a flat list.
-    """
-    return at_inference(operation, args, kwargs)
-
-
 def walk(
     traced: Graph, tensors: Sequence[Any]
 ) -> Iterator[tuple[Call, dict[int, Any], dict[int, Any]]]:
@@ -127,7 +73,7 @@ def walk(
     with unchanged(*layers):
         for index, call in enumerate(traced.calls):
             reads = {number: values[number] for number in call.inputs}
-            results = run(call.operation, *call.fill(reads))
+            results = at_inference(call.operation, *call.fill(reads))
             writes = dict(zip(call.outputs, results, strict=True))
             values.update(writes)
             yield call, reads, writes

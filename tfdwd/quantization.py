@@ -15,7 +15,8 @@ import tf_keras
 from absl import logging
 
 from tfdwd import bridge, graph, probe, rebuild, to_keras2
-from tfdwd.errors import Error
+from tfdwd.differences import difference, equal
+from tfdwd.errors import Error, one_line
 
 _EMA = 0.99  # how much of a range is kept at each training step
 _ROUNDING = 1e-3  # of a whole model: what float32 may add up to
@@ -315,7 +316,7 @@ def _steps(traced: graph.Graph) -> list[_Step]:
                     fill = functools.partial(_fill, call)
                     made[id(operation)] = to_keras2.Carried(operation, fill, name)
         except Exception as error:  # tf_keras raises whatever a configuration makes it stumble on
-            raise _differs(operation, " ".join(str(error).split())) from error
+            raise _differs(operation, one_line(error)) from error
         steps.append(_Step(made[id(operation)], operation, call.inputs, call.outputs, training))
     return steps
 
@@ -348,7 +349,7 @@ def _check_split(model: keras.Model, made: keras.Model) -> None:
     if not (tensors := probe.example(traced)):
         return
     expected = probe.outputs(traced, tensors)
-    worst = probe.difference(probe.outputs(graph.trace(made), tensors), expected)
+    worst = difference(probe.outputs(graph.trace(made), tensors), expected)
     if worst > _ROUNDING:
         raise Error(
             f"model {model.name!r}: expected equal outputs when activations are layers of their "
@@ -365,11 +366,11 @@ def _check_steps(traced: graph.Graph, steps: Sequence[_Step]) -> None:
             options = {"training": False} if step.layer._call_spec.expects_training_arg else {}
             found = step.run(step.layer, reads, **options)
         except Exception as error:
-            raise _differs(step.operation, " ".join(str(error).split())) from error
+            raise _differs(step.operation, one_line(error)) from error
         if isinstance(step.layer, to_keras2.Carried):  # it is the original that runs
             continue
-        if not probe.equal(found, writes):
-            worst = probe.difference(found, writes)
+        if not equal(found, writes):
+            worst = difference(found, writes)
             raise _differs(step.operation, f"they differ by {worst:.1e} of the output's scale")
 
 

@@ -5,7 +5,7 @@ Imports nothing heavy, so that a board without TensorFlow can import it.
 
 import math
 import numbers
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -49,8 +49,8 @@ def of_inputs(
     found = []
     for index, (tensor, own) in enumerate(zip(model.inputs, said, strict=True)):
         name, declared = tensor.name, tuple(tensor.shape[1:])
-        if own is not None and not _fits(own, declared):
-            hint = "; leave the batch axis out" if _fits(own[1:], declared) else ""
+        if own is not None and not fits(own, declared):
+            hint = "; leave the batch axis out" if fits(own[1:], declared) else ""
             raise Error(
                 f"input_shape: expected {_text(declared)} for input {name!r}, got {_text(own)}"
                 f"{hint}"
@@ -73,15 +73,18 @@ def of_inputs(
     return found
 
 
-def own_batch(model: "keras.Model") -> int | None:
-    """How many images the model takes at once, from ``batch_shape=``; None if any number.
+def own_batch(inputs: Iterable[Any]) -> int | None:
+    """How many images a model takes at once, from ``batch_shape=``; None if any number.
+
+    Args:
+      inputs: the model's, symbolic tensors.
 
     Example:
       >>> import keras
-      >>> own_batch(keras.Sequential([keras.Input(batch_shape=(8, 4)), keras.layers.Dense(2)]))
+      >>> own_batch([keras.Input(batch_shape=(8, 4))])
       8
     """
-    return next((t.shape[0] for t in model.inputs if t.shape[0] is not None), None)
+    return next((x.shape[0] for x in inputs if x.shape and x.shape[0] is not None), None)
 
 
 def images_at_once(model: "keras.Model") -> int:
@@ -94,7 +97,7 @@ def images_at_once(model: "keras.Model") -> int:
     """
     sizes = [[size or 224 for size in tensor.shape[1:]] for tensor in model.inputs]
     numbers = sum(math.prod(size) for size in sizes)
-    return own_batch(model) or max(8, min(128, 2**21 // max(numbers, 1)))
+    return own_batch(model.inputs) or max(8, min(128, 2**21 // max(numbers, 1)))
 
 
 def in_batches(
@@ -167,7 +170,13 @@ def _is_shape(value: Any) -> bool:
     )
 
 
-def _fits(shape: tuple[int, ...], declared: tuple[int | None, ...]) -> bool:
+def fits(shape: Sequence[int], declared: Sequence[int | None]) -> bool:
+    """Whether sizes are those that are declared, where None is any.
+
+    Example:
+      >>> fits((2, 3), (None, 3)), fits((2, 3), (None, 4)), fits((2, 3), (None,))
+      (True, False, False)
+    """
     return len(shape) == len(declared) and all(
         size in (None, got) for size, got in zip(declared, shape, strict=True)
     )

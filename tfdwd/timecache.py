@@ -75,7 +75,7 @@ class TimeCache:
             yield
         except (Error, OSError) as error:
             logging.warning(
-                "the cache of measured times %s %s: %s; times are measured anew and not kept; "
+                "the cache of measured times %s %s: %s; times are measured again and not kept; "
                 "delete it or name another file with cache= (--cache)",
                 self._path or "",
                 what,

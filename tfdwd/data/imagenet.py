@@ -175,7 +175,7 @@ def _records_in(path: Path) -> int:
                 if len(header) == 12 and _checksum(header[:8]) != header[8:]:
                     raise Error(
                         f"{path}: record {count} is damaged, or the file is compressed or holds no "
-                        "TFRecords: its length does not fit its checksum; get the file anew"
+                        "TFRecords: its length does not fit its checksum; get the file again"
                     )
                 length = struct.unpack("<Q", header[:8])[0] if len(header) == 12 else size
                 place += 12 + length + 4
@@ -184,7 +184,7 @@ def _records_in(path: Path) -> int:
         raise Error(f"{path}: expected a file that can be read, got {error}") from error
     if place != size:
         raise Error(
-            f"{path}: expected whole records, but record {count - 1} is cut: get the file anew"
+            f"{path}: expected whole records, but record {count - 1} is cut off: get the file again"
         )
     return count
 
@@ -503,7 +503,7 @@ class _Judge:
             if broken:
                 raise Error(
                     f"{place}: expected a whole record, got one that its checksum does not fit; "
-                    "get the file anew"
+                    "get the file again"
                 )
             logging.warning("%s does not decode; it is left out", place)
         total = max(seen, self.total)

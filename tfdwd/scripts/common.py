@@ -16,7 +16,7 @@ import numpy as np
 from absl import flags, logging
 
 from tfdwd import arrays, children, files, reporting, workers
-from tfdwd.errors import Error
+from tfdwd.errors import Error, one_line
 from tfdwd.records import Record
 from tfdwd.shapes import InputShape
 
@@ -97,7 +97,7 @@ def status(
         print(f"{command}: interrupted", file=sys.stderr)
         return _INTERRUPTED
     except (Error, flags.Error) as error:
-        print(f"{command}: {_one_line(error)}", file=sys.stderr)
+        print(f"{command}: {_printed(error)}", file=sys.stderr)
         return 1
     except Exception as error:  # nobody foresaw it, and the user still wants one line
         print(f"{command}: {_unforeseen(error)}", file=sys.stderr)
@@ -118,13 +118,13 @@ def _parse(own_flags: flags.FlagValues, argv: list[str]) -> None:
         _check_outputs(own_flags)
 
 
-def _one_line(error: BaseException) -> str:
-    return reporting.printable(" ".join(str(error).split()))
+def _printed(error: BaseException) -> str:
+    return reporting.printable(one_line(error))
 
 
 def _unforeseen(error: Exception) -> str:
     """One line about an exception; the traceback goes to a file."""
-    what = f"unexpected {type(error).__name__}: {_one_line(error)[:300] or 'no message'}"
+    what = f"unexpected {type(error).__name__}: {_printed(error)[:300] or 'no message'}"
     steps = [
         f"{Path(frame.filename).stem}.{frame.name}"
         for frame in traceback.extract_tb(error.__traceback__)

@@ -129,7 +129,7 @@ def restore(learner: Any, state: State, folder: Path) -> None:
     if [array.shape for array in state.variables] != [tuple(v.shape) for v in variables]:
         raise Error(
             f"{folder / _STATE}: expected the checkpoint of this model with the same optimizer, "
-            "got another; name another folder or leave resume away"
+            "got another; name another folder or omit resume"
         )
     for variable, array in zip(variables, state.variables, strict=True):
         variable.assign(array)

@@ -12,7 +12,7 @@ from absl import logging
 
 from tfdwd import workers
 from tfdwd.batches import batches, elements, is_whole
-from tfdwd.errors import Error
+from tfdwd.errors import Error, one_line
 
 _NO_END = 2**62  # rows: the steps bound what is read
 # Inputs (rows, ...) in the order of the model's, and labels: an array, a dict or a list of these.
@@ -151,12 +151,23 @@ def _of_function(dataset: Callable[[int], Any], reading: Reading, first: int) ->
             f"dataset({first}), got one that cannot: {error}"
         ) from error
 
+    def data_of(epoch: int) -> Any:
+        try:
+            return dataset(epoch)
+        except Error:
+            raise
+        except Exception as error:  # a user's function may raise anything
+            raise Error(
+                f"dataset: the function failed for epoch {epoch}: {type(error).__name__}: "
+                f"{one_line(error)}"
+            ) from error
+
     def opened(epoch: int) -> tuple[int, Iterator[Batch]]:
-        data = dataset(epoch)
+        data = data_of(epoch)
         if is_whole(data, reading.model):
             arrays = _Arrays(data, reading)
             return reading.steps or arrays.steps, arrays.shuffled(epoch)
-        return _of_iterable(data, reading, f" of epoch {epoch}", lambda: dataset(epoch))
+        return _of_iterable(data, reading, f" of epoch {epoch}", lambda: data_of(epoch))
 
     steps, stream = opened(first)
 
@@ -215,11 +226,6 @@ def _passes(
 def _length(data: Any, rows: int, fixed: int | None) -> int:
     try:
         length = len(data)
-    except (
-        TypeError,
-        NotImplementedError,
-    ) as error:  # an unknown or infinite tf.data.Dataset, or a plain iterable
-        raise Error(
-            "dataset: expected one that knows how many batches it has; pass steps_per_epoch"
-        ) from error
+    except (TypeError, NotImplementedError) as error:  # as of a generator or an endless Dataset
+        raise Error("dataset: the number of batches is unknown; pass steps_per_epoch") from error
     return max(1, length * rows // fixed if fixed else length)

@@ -8,6 +8,7 @@ import keras
 from tfdwd import bridge, graph
 from tfdwd.batches import pack
 from tfdwd.errors import Error
+from tfdwd.inference import at_inference
 
 # Turns inputs, in the order of the model's, into its outputs and the features; flat lists.
 Runner = Callable[[Sequence[Any], bool | None], tuple[list[Any], list[Any]]]
@@ -21,17 +22,22 @@ def runner(model: Any, paths: Sequence[str] = ()) -> Runner:
       paths: of the layers, "backbone/conv" for those of a nested model; each is in the model.
 
     Returns:
-      (inputs, training) -> (outputs, features).
+      (inputs, training) -> (outputs, features). training=False is as in
+      `tfdwd.execution.inference`.
     """
-    if bridge.kit(model) is keras and paths:
-        return lambda inputs, training: _replayed(model, inputs, training, paths)
-    if not paths:
+    if paths and bridge.kit(model) is not keras:
+        return _runner_of_tf_keras(model, paths)
 
-        def alone(inputs: Sequence[Any], training: bool | None) -> tuple[list[Any], list[Any]]:
-            return keras.tree.flatten(model(pack(model, list(inputs)), training=training)), []
+    def run(inputs: Sequence[Any], training: bool | None) -> tuple[list[Any], list[Any]]:
+        if paths or (training is False and graph.is_nested(model)):
+            return _replayed(model, inputs, training, paths)
+        return keras.tree.flatten(model(pack(model, list(inputs)), training=training)), []
 
-        return alone
-    layers = [_layer_of_tf_keras(model, path) for path in paths]
+    return run
+
+
+def _runner_of_tf_keras(model: Any, paths: Sequence[str]) -> Runner:
+    layers = [model.get_layer(path) for path in paths]
     extended = bridge.kit(model).Model(
         model.inputs, [*model.outputs, *(layer.output for layer in layers)]
     )
@@ -64,8 +70,8 @@ def chosen(student: Any, teacher: Any, names: Sequence[str] | None) -> list[str]
         ]
         if not found:
             raise Error(
-                "features_weight: expected a student of the teacher, with convolutions that were "
-                "replaced; there are none. Name the layers with features=[...]"
+                "features_weight: expected a student in which convolutions of the teacher were "
+                "replaced, found none; name the layers to compare with features=[...]"
             )
         return found
     if isinstance(names, str) or not all(isinstance(name, str) for name in names) or not names:
@@ -107,10 +113,6 @@ def _shapes(model: Any) -> dict[str, tuple[Any, tuple[int | None, ...]]]:
     return found
 
 
-def _layer_of_tf_keras(model: Any, path: str) -> Any:
-    return model.get_layer(path)
-
-
 def _replayed(
     model: Any, inputs: Sequence[Any], training: bool | None, paths: Sequence[str]
 ) -> tuple[list[Any], list[Any]]:
@@ -131,6 +133,8 @@ def _replayed(
             if graph.is_nested(operation):
                 reads = [values[id(spec)] for spec in graph.nested_inputs(node)]
                 results = run(operation, reads, mode, path + "/")
+            elif training is False:
+                results = at_inference(operation, args, kwargs)
             else:
                 if "training" in getattr(operation, "_call_context_args", ()):
                     kwargs = {**kwargs, "training": mode}

@@ -1,4 +1,4 @@
-"""The way into fine-tuning."""
+"""`finetune`: checks what the user gave, puts the parts of a run together and starts it."""
 
 import contextlib
 import importlib.util
@@ -235,17 +235,16 @@ def _check_models(model: Any, teacher: Any, wishes: task.Wishes, options: Option
         options.labels_weight or options.features_weight or wishes.features is not None
     ):
         raise Error(
-            "labels_weight= and features= are of losses beside a teacher's; pass teacher=model or "
-            "omit them"
+            "labels_weight= and features= are parts of a loss that needs a teacher; pass "
+            "teacher=model or omit them"
         )
     if teacher is not None and not options.labels_weight and wishes.loss is not None:
-        raise Error("loss= compares with labels: beside a teacher pass labels_weight= too")
-    fixed = {shapes.own_batch(network) for network in (model, teacher) if network is not None} - {
-        None
-    }
+        raise Error("loss= compares outputs with labels: with a teacher, pass labels_weight= too")
+    networks = [network for network in (model, teacher) if network is not None]
+    fixed = {shapes.own_batch(network.inputs) for network in networks} - {None}
     if len(fixed) > 1:
         raise Error(
-            f"teacher: expected the student's size of a batch, got {sorted(map(str, fixed))}"
+            f"teacher: expected the student's fixed batch size, got {sorted(map(str, fixed))}"
         )
     return next(iter(fixed), None)
 
@@ -273,7 +272,7 @@ def _check_aware(mixed_precision: bool) -> None:
     if workers.count() > 1:
         raise Error("a quantise-aware model is trained by one worker, got several")
     if mixed_precision:
-        raise Error("mixed_precision: a quantise-aware model trains in float32; leave it away")
+        raise Error("mixed_precision: a quantise-aware model trains in float32; omit it")
     if keras.backend.backend() != "tensorflow":
         raise Error("a quantise-aware model is trained by TensorFlow; set KERAS_BACKEND=tensorflow")
 

@@ -144,8 +144,8 @@ def _stepped(step: Callable[[Any, Any], float], inputs: Any, labels: Any) -> flo
         if "No gradients provided" not in str(error):
             raise
         raise Error(
-            "no weight that can be trained changes the loss; set trainable to True, or take a loss "
-            "with a gradient"
+            "no trainable weight changes the loss; set trainable to True, or use a loss that has a "
+            "gradient"
         ) from error
 
 

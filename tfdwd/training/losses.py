@@ -8,7 +8,8 @@ import keras
 import numpy as np
 
 from tfdwd import outputs, workers
-from tfdwd.errors import Error
+from tfdwd.errors import Error, one_line
+from tfdwd.shapes import fits
 
 _SMALL = 1e-7  # under which a probability is cut off before its logarithm
 _CONSTANT = 1e-12  # part of the power under which a variance is rounding
@@ -131,7 +132,7 @@ class GivenLoss:
         except Exception as error:  # a user's function may raise anything
             raise Error(
                 f"{self.option}: it failed on labels of {tuple(wanted.shape)} and outputs of "
-                f"{tuple(found.shape)}: {' '.join(str(error).split())[:300]}; compute with "
+                f"{tuple(found.shape)}: {one_line(error)[:300]}; compute with "
                 "keras.ops, since the step is compiled"
             ) from error
         # Keras has divided such a mean by the devices of a strategy already.
@@ -172,9 +173,7 @@ def _same_places(sizes: tuple[int, ...], shape: tuple[int | None, ...]) -> bool:
     """Whether labels fit an output, where a last axis of 1 may be there or not."""
     sizes = sizes[:-1] if sizes[-1:] == (1,) else sizes
     shape = shape[:-1] if shape[-1:] == (1,) else shape
-    return len(sizes) == len(shape) and all(
-        size in (None, own) for own, size in zip(sizes, shape, strict=True)
-    )
+    return fits(sizes, shape)
 
 
 class _OfFunction(keras.losses.Loss):
@@ -228,15 +227,15 @@ def against_labels(given: Any, kind: str, smoothing: float, name: str) -> LabelL
     if given is not None:
         if smoothing:
             raise Error(
-                "label_smoothing is of the cross-entropy that is taken by default; with loss= set "
-                "it there"
+                "label_smoothing= belongs to the default cross-entropy; set the smoothing in the "
+                "loss that you pass as loss="
             )
         return GivenLoss(given, f"loss of {name!r}")
     if kind == outputs.VALUES:
         raise Error(
-            f"output {name!r} is no probabilities: expected loss=, such as 'mean_squared_error', "
-            "'binary_crossentropy', or outputs='logits' for a classifier without a softmax; or a "
-            "teacher"
+            f"output {name!r} holds no probabilities: expected loss=, such as "
+            "'mean_squared_error' or 'binary_crossentropy', outputs='logits' for a classifier "
+            "without a softmax, or a teacher"
         )
     return LabelEntropy(kind == outputs.LOGITS, smoothing)
 

@@ -10,11 +10,11 @@ import numpy as np
 from absl import logging
 
 from tfdwd import outputs, workers
-from tfdwd.batches import pack
-from tfdwd.errors import Error
+from tfdwd.errors import Error, one_line
+from tfdwd.execution import predictor
 from tfdwd.training import checkpoints, features, losses
 from tfdwd.training.epochs import Batch, Epochs
-from tfdwd.training.learner import Objective
+from tfdwd.training.objective import Objective
 from tfdwd.training.options import Options, number
 
 _IMAGES = 256  # that outputs are looked at on: at least, where there are so many,
@@ -83,7 +83,7 @@ class Task:
                 continue
             called = "labels" if len(self.names) == 1 else f"labels of {name!r}"
             if own is None:
-                raise Error(f"{called}: expected them in every batch, got a batch without")
+                raise Error(f"{called}: expected labels in every batch, got a batch without them")
             found.append(loss.check(np.asarray(own), shape, first, called))
         return tuple(found)
 
@@ -109,8 +109,8 @@ def first_batches(epochs: Epochs) -> tuple[list[Batch], Iterator[Batch]]:
         found.append(batch)
     if not found:
         raise Error(
-            "dataset: the data ended before the epoch to go on with; a generator can be read only "
-            "once, pass a new one"
+            "dataset: the data ended before the epoch to go on with. A generator can be read only "
+            "once; pass a new one"
         )
     return found, itertools.chain(found, epochs.stream)
 
@@ -224,7 +224,7 @@ def try_losses(task: Task, model: Any, batch: Batch) -> None:
         except Exception as error:  # sizes that only the data shows
             raise Error(
                 f"labels of {name!r}: expected some that fit outputs of {output.shape}, got "
-                f"{np.shape(wanted)}: {' '.join(str(error).split())[:300]}"
+                f"{np.shape(wanted)}: {one_line(error)[:300]}"
             ) from error
 
 
@@ -236,7 +236,7 @@ def _check_alike(model: Any, teacher: Any) -> None:
         )
         if len(theirs) != len(own) or not all(map(_fit, theirs, own)):
             raise Error(
-                f"teacher: expected a model of the {what} {own} of the student, got {theirs}"
+                f"teacher: expected a model with the {what} of the student, {own}, got {theirs}"
             )
 
 
@@ -248,15 +248,14 @@ def _fit(one: tuple[int | None, ...], other: tuple[int | None, ...]) -> bool:
 
 def _values(model: Any, first: Iterable[Batch]) -> list[np.ndarray]:
     """What each output gives for the first images, of one size of image."""
+    predict = predictor(model)
     found: list[list[np.ndarray]] = []
     sizes = None
     for inputs, _ in first:
         if sizes not in (None, [array.shape[1:] for array in inputs]):
             continue
         sizes = [array.shape[1:] for array in inputs]
-        given = keras.tree.flatten(model.predict_on_batch(pack(model, inputs)))
-        # Under a strategy each device has run all the images.
-        found.append([np.asarray(y)[: len(inputs[0])] for y in given])
+        found.append(predict(inputs))
         if max(sum(each[n].size for each in found) for n in range(len(found[0]))) > _VALUES:
             break
     return [np.concatenate(arrays).astype(np.float32) for arrays in zip(*found, strict=True)]

@@ -7,7 +7,7 @@ import tf_keras
 
 from tfdwd import workers
 from tfdwd.training import features
-from tfdwd.training.learner import Objective
+from tfdwd.training.objective import Objective
 
 
 class TfKerasLearner(tf_keras.Model):
