@@ -1,6 +1,6 @@
 """Trains the networks of the three tasks.
 
-    python benchmarks/tasks/train.py                    (all; ... minutes on two quiet cores)
+    python benchmarks/tasks/train.py                    (all; 7 to 8 minutes on two quiet cores)
     python benchmarks/tasks/train.py segmentation
 
 Writes build/tasks/NAME.keras, and prints the score on the calibration images, which are not trained
