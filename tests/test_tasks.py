@@ -67,6 +67,11 @@ def test_perfect_cells_have_an_average_precision_of_1_and_wrong_ones_less(tasks,
         np.testing.assert_allclose(found[order[1], 1:], wanted[order[0]], atol=1e-4)
 
 
+def test_boxes_without_an_area_are_given_once(tasks):
+    classes = np.broadcast_to(np.eye(6)[3], (2, 3, 6))
+    assert len(tasks.detections(classes, np.zeros((2, 3, 4)))) == 6
+
+
 def test_average_precision_is_the_area_under_the_curve(tasks):
     metric = tasks.AP50()
     # Of 4 objects of a class 3 are found, after one, none and two wrong detections:

@@ -1,6 +1,6 @@
 """Three tasks beside classification, the whole way: half the time, and what that costs.
 
-    python benchmarks/tasks/run.py                     (all three; ... minutes on two quiet cores)
+    python benchmarks/tasks/run.py                     (all three)
     python benchmarks/tasks/run.py segmentation
     python benchmarks/tasks/run.py --choose            (scores on held-out calibration images)
 

@@ -189,7 +189,8 @@ def detections(classes: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     left, kept = found[np.argsort(-found[:, 0], kind="stable")], []
     while len(left):
         kept.append(left[0])
-        left = left[scenes.overlap(left[:1, 2:], left[:, 2:])[0] <= 0.5]
+        apart = scenes.overlap(left[:1, 2:], left[1:, 2:])[0] <= 0.5
+        left = left[1:][apart]
     return np.array(kept).reshape(-1, 6)
 
 
