@@ -104,7 +104,8 @@ def _models() -> "dict[str, Path | keras.Model]":
     paths: dict[str, Path] = {}
     for given in _MODEL.value or []:
         name, _, path = given.rpartition("=")
-        for file in sorted(Path(path).glob("*.tflite")) if Path(path).is_dir() else [Path(path)]:
+        found = sorted(Path(path).glob("*.tflite")) if os.path.isdir(path) else [Path(path)]
+        for file in found:
             own = name or file.stem
             if own in paths:
                 raise Error(f"two models are named {own!r}: give --model=NAME=FILE for each")

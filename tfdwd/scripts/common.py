@@ -192,7 +192,7 @@ class _Model(_Input):
     """A flag that names a model to read."""
 
     def check(self) -> None:
-        if Path(self.value).is_dir():
+        if os.path.isdir(self.value):
             raise Error(
                 f"{self.value} is a folder, not a .keras or .h5 file: SavedModel folders hold no "
                 "layers; save the model with model.save('model.keras')"
@@ -204,7 +204,7 @@ class _Folder(_Input):
     """A flag that names a folder that is there."""
 
     def check(self) -> None:
-        if not Path(self.value).is_dir():
+        if not os.path.isdir(self.value):
             raise Error(f"expected a folder that exists, got {self.value}")
 
 
@@ -302,7 +302,9 @@ def _given(own_flags: flags.FlagValues, *kinds: type[flags.Flag]) -> list[Any]:
 def _is_one_file(path: str, other: str) -> bool:
     real = Path(os.path.realpath(path))
     # A pipe, or /dev/null, takes any number of outputs.
-    return real == Path(os.path.realpath(other)) and (real.is_file() or not real.exists())
+    return real == Path(os.path.realpath(other)) and (
+        os.path.isfile(real) or not os.path.exists(real)
+    )
 
 
 @contextlib.contextmanager
