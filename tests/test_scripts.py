@@ -178,6 +178,16 @@ L = "--labels={}/labels.npy"
             ["--folder=f", "--log={}/labels.npy", "--log={}/images.npy", "--output={}/images.npy"],
             "--output and --log: expected different files",
         ),
+        (
+            "benchmark",
+            ["--model=a={}/model.keras", "--json={}/model.keras"],
+            "--json and --model: expected different files",
+        ),
+        (
+            "evaluate",
+            ["--model={}/model.keras", "--images={}/images.npy", L, "--json={}/labels.npy"],
+            "--json and --labels: expected different files",
+        ),
         ("train", ["--model={}/text.keras", "--output=t.h5", "--epochs=1"], r"ends in \.keras"),
         (
             "train",

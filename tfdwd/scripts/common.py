@@ -187,6 +187,19 @@ class _Inputs(flags.MultiFlag):
         for path in self.value:
             files.check_input(path)
 
+    def paths(self) -> list[str]:
+        return list(self.value)
+
+
+class _NamedInputs(_Inputs):
+    """As `_Inputs`, each value NAME=FILE or FILE; the script looks at the files itself."""
+
+    def check(self) -> None:
+        pass
+
+    def paths(self) -> list[str]:
+        return [value.rpartition("=")[2] for value in self.value]
+
 
 class _Model(_Input):
     """A flag that names a model to read."""
@@ -254,6 +267,12 @@ def define_folder(own_flags: flags.FlagValues, name: str, help: str) -> "flags.F
     return _define(_Folder, own_flags, name, help, False)
 
 
+def define_named_inputs(own_flags: flags.FlagValues, name: str, help: str) -> Any:
+    """Defines a flag for files to read, each FILE or NAME=FILE, which no output may overwrite."""
+    flag = _NamedInputs(flags.ArgumentParser(), flags.ArgumentSerializer(), name, None, help)
+    return flags.DEFINE_flag(flag, own_flags)
+
+
 def define_output(
     own_flags: flags.FlagValues,
     name: str,
@@ -286,7 +305,7 @@ def _check_outputs(own_flags: flags.FlagValues) -> None:
         with _about(flag.name):
             flag.check()
     for one, two in [*itertools.combinations(outputs, 2), *itertools.product(outputs, inputs)]:
-        others = two.value if isinstance(two, _Inputs) else [two.value]
+        others = two.paths() if isinstance(two, _Inputs) else [two.value]
         if any(_is_one_file(one.value, other) for other in others):
             raise Error(
                 f"--{one.name} and --{two.name}: expected different files, got {one.value} twice"

@@ -215,10 +215,7 @@ def _passes(
 def _length(data: Any, rows: int, fixed: int | None) -> int:
     try:
         length = len(data)
-    except (
-        TypeError,
-        NotImplementedError,
-    ) as error:  # an unknown or infinite tf.data.Dataset, or a plain iterable
+    except Exception as error:  # no length, or whatever a user's own __len__ raises
         raise Error(
             "dataset: expected one that knows how many batches it has; pass steps_per_epoch"
         ) from error
