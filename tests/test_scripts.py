@@ -589,3 +589,13 @@ def test_shapes_on_the_command_line():
     for wrong in (["8x"], ["8,8"], ["0x3"], ["a=8", "5"], ["a=8", "a=5"], ["-1x3"], [""]):
         with pytest.raises(Error, match="--input_shape: expected "):
             common.input_shape(wrong)
+
+
+def test_printing_to_a_full_disk_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def prints() -> None:
+        raise OSError(28, "No space left on device")
+
+    assert common.status(prints, flags.FlagValues(), "", ["tfdwd-export"]) == 1
+    assert capsys.readouterr().err == (
+        "tfdwd-export: cannot write: No space left on device; free some space\n"
+    )

@@ -1,6 +1,7 @@
 """What the console commands share: the way in and out, and reading models and arrays."""
 
 import contextlib
+import errno
 import faulthandler
 import itertools
 import os
@@ -98,6 +99,11 @@ def status(
         return _INTERRUPTED
     except (Error, flags.Error) as error:
         print(f"{command}: {_one_line(error)}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)  # what is printed to, or /tmp
+        text = f"cannot write: {error.strerror}; free some space" if full else _unforeseen(error)
+        print(f"{command}: {text}", file=sys.stderr)
         return 1
     except Exception as error:  # nobody foresaw it, and the user still wants one line
         print(f"{command}: {_unforeseen(error)}", file=sys.stderr)
