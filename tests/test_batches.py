@@ -223,7 +223,7 @@ def test_images_takes_the_first(one_input, kind, images):
 
 @pytest.mark.parametrize("images", [0, -1, 2.0, True, "3", np.nan])
 def test_images_must_be_a_number_of_images(one_input, images):
-    with pytest.raises(Error, match="expected images of at least 1, a whole number, got"):
+    with pytest.raises(Error, match="images: expected a whole number of at least 1, got"):
         list(batches(IMAGES, one_input, images=images))
 
 
@@ -399,7 +399,7 @@ def test_labels_of_another_length_are_a_clear_error(one_input):
 
 
 def test_batch_size_below_one_is_a_clear_error(one_input):
-    with pytest.raises(Error, match="batch_size of at least 1, a whole number, got 0"):
+    with pytest.raises(Error, match="batch_size: expected a whole number of at least 1, got 0"):
         list(batches(IMAGES, one_input, 0))
 
 
@@ -474,3 +474,37 @@ def test_a_spool_does_not_fill_the_disk(monkeypatch):
         with pytest.raises(Error, match="No space left on device; use fewer images"):
             other.append([np.ones(4000, np.uint8)])
         assert [len(array) for [array] in queue] == [1000] * 5 and not len(other)
+
+
+@pytest.mark.parametrize("dtype", [">f4", ">i8", np.longdouble, np.float16])
+def test_dtypes_that_tensorflow_does_not_know_become_those_that_it_does(one_input, dtype):
+    [(inputs, labels)] = batches(
+        (IMAGES.astype(dtype), LABELS.astype(dtype)), one_input, with_labels=True
+    )
+    np.testing.assert_array_equal(tf.constant(inputs[0]), IMAGES)
+    np.testing.assert_array_equal(tf.constant(labels), LABELS)
+
+
+class Broken:
+    """An array that cannot be made."""
+
+    def __array__(self, dtype=None, copy=None):
+        raise RuntimeError("no array today")
+
+
+@pytest.mark.parametrize("data", [Broken(), (IMAGES, Broken()), iter([(IMAGES, Broken())])])
+def test_what_a_users_own_type_raises_is_a_clear_error(one_input, data):
+    with pytest.raises(Error, match="NumPy cannot make one: RuntimeError: no array today"):
+        list(batches(data, one_input, with_labels=True))
+
+
+def test_a_wrong_length_does_not_matter(one_input):
+    class Lying:
+        def __len__(self):
+            return -1  # a ValueError in Python
+
+        def __iter__(self):
+            return iter([IMAGES])
+
+    [(inputs, _)] = batches(Lying(), one_input)
+    np.testing.assert_array_equal(inputs[0], IMAGES)

@@ -133,9 +133,19 @@ def test_a_model_of_open_sizes_is_timed_in_memory(monkeypatch):
         ({}, {}, "expected at least one model"),
         ({"a": "none.tflite"}, {}, "no such file: none.tflite"),
         ({"a": "setup.cfg"}, {}, "no .tflite model"),
-        ({"a": "x"}, {"threads": 0}, "threads of at least 1, got 0"),
-        ({"a": "x"}, {"rounds": 0}, "rounds of at least 1, got 0"),
-        ({"a": "x"}, {"warmup": 0}, "warmup of at least 1, got 0"),
+        (["x"], {}, "models: expected .* a dict of name to model, got list"),
+        ({1: "x"}, {}, "models: expected names that are text, got 1"),
+        ({"a": "x" * 300}, {}, "cannot read x.*: File name too long"),
+        (
+            {"a": "x"},
+            {"threads": 10**6},
+            r"threads: expected a whole number of 1\.\.512, got 1000000",
+        ),
+        ({"a": "x"}, {"threads": "2"}, "threads: expected a whole number of .*, got '2'"),
+        ({"a": "x"}, {"startup": "no"}, "startup: expected True or False, got 'no'"),
+        ({"a": "x"}, {"threads": 0}, "threads: expected a whole number of .*, got 0"),
+        ({"a": "x"}, {"rounds": 0}, "rounds: expected a whole number of .*, got 0"),
+        ({"a": "x"}, {"warmup": 0}, "warmup: expected a whole number of .*, got 0"),
     ],
 )
 def test_wrong_arguments(models, options, message, monkeypatch, pytestconfig):

@@ -221,6 +221,30 @@ def test_what_an_interrupted_run_left_is_cleared(
         tfdwd.write_micro_models(model, folder)
 
 
+@pytest.mark.parametrize(
+    ("folder", "message"),
+    [
+        (None, "folder: expected a path, .* got None"),
+        ("file/folder", "folder: cannot make .*: Not a directory"),
+        ("x" * 300, "folder: cannot make .*: File name too long"),
+        ("file", "expected a new or an empty folder, got a file"),
+    ],
+)
+def test_folders_that_cannot_be_made(
+    model: keras.Model, tmp_path: Path, folder: str | None, message: str
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(Error, match=message):
+        tfdwd.write_micro_models(model, folder and tmp_path / folder)  # type: ignore[arg-type]
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_folders_made_on_the_way_go_with_what_failed(model: keras.Model, tmp_path: Path) -> None:
+    with pytest.raises(Error, match="at least 32 real images"):
+        tfdwd.write_micro_models(model, tmp_path / "a" / "b" / "c", quantize="int8")
+    assert not list(tmp_path.iterdir())
+
+
 def test_int8_needs_images(model: keras.Model, tmp_path: Path) -> None:
     with pytest.raises(Error, match="at least 32 real images"):
         tfdwd.write_micro_models(model, tmp_path / "new", quantize="int8")

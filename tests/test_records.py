@@ -91,6 +91,8 @@ def _edited(path: str, value: object) -> str:
         (_edited("zzz", 1), "zzz: no such field; there are layers, counts, best, error, ms, share"),
         (_edited("best.shape", "ab"), r"best\.shape: expected array, got str"),
         (_edited("counts.CONV_2D", 0), r"counts\['CONV_2D'\]: expected int >= 1, got 0"),
+        (_edited("ms", "\ud800"), r"ms: expected text that UTF-8 can hold, got '"),
+        (_edited("layers.0.rank", "\ud800"), r"layers\[0\]\.rank: expected text that UTF-8 "),
         (_edited("counts", [3]), "counts: expected object, got array"),
         (_edited("ms", -0.1), "ms: expected float >= 0.0, got -0.1"),
         (_edited("ms", None), "ms: expected float, got null"),

@@ -178,6 +178,16 @@ L = "--labels={}/labels.npy"
             ["--folder=f", "--log={}/labels.npy", "--log={}/images.npy", "--output={}/images.npy"],
             "--output and --log: expected different files",
         ),
+        (
+            "benchmark",
+            ["--model=a={}/model.keras", "--json={}/model.keras"],
+            "--json and --model: expected different files",
+        ),
+        (
+            "evaluate",
+            ["--model={}/model.keras", "--images={}/images.npy", L, "--json={}/labels.npy"],
+            "--json and --labels: expected different files",
+        ),
         ("train", ["--model={}/text.keras", "--output=t.h5", "--epochs=1"], r"ends in \.keras"),
         (
             "train",
@@ -579,3 +589,13 @@ def test_shapes_on_the_command_line():
     for wrong in (["8x"], ["8,8"], ["0x3"], ["a=8", "5"], ["a=8", "a=5"], ["-1x3"], [""]):
         with pytest.raises(Error, match="--input_shape: expected "):
             common.input_shape(wrong)
+
+
+def test_printing_to_a_full_disk_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def prints() -> None:
+        raise OSError(28, "No space left on device")
+
+    assert common.status(prints, flags.FlagValues(), "", ["tfdwd-export"]) == 1
+    assert capsys.readouterr().err == (
+        "tfdwd-export: cannot write: No space left on device; free some space\n"
+    )

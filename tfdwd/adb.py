@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tfdwd import benchmarking, logs, records
+from tfdwd import benchmarking, checks, logs, records
 from tfdwd.benchmarking import BenchmarkReport
 from tfdwd.errors import Error
 from tfdwd.shapes import InputShape
@@ -69,13 +69,14 @@ def benchmark(
 
     Source of the tool: tensorflow/lite/tools/benchmark/README.md.
     """
-    tool = Path(benchmark_model)
-    if not tool.is_file():
+    tool = checks.path("benchmark_model", benchmark_model)
+    if not os.path.isfile(tool):
         raise Error(
             f"{tool}: no such file; download or build benchmark_model for the phone's processor "
             "(TensorFlow's page on measuring performance says where)"
         )
-    benchmarking.check(models, threads=threads, rounds=rounds)
+    benchmarking.check(models, threads, rounds=rounds)
+    checks.switches(xnnpack=xnnpack)
     contents = [benchmarking.content_of(model, input_shape) for model in models.values()]
     serial = _only_phone(serial)
     device = " ".join(_property(serial, f"ro.product.{what}") for what in ("manufacturer", "model"))

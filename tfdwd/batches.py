@@ -1,7 +1,6 @@
 """Turns every kind of data that users hold into batches for one model."""
 
 import itertools
-import numbers
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from absl import logging
 
+from tfdwd.checks import whole
 from tfdwd.errors import Error
 
 if TYPE_CHECKING:
@@ -77,9 +77,9 @@ def batches(
       >>> [inputs[0].shape for inputs, _ in batches(np.zeros((5, 8, 8, 3)), model, batch_size=4)]
       [(4, 8, 8, 3), (1, 8, 8, 3)]
     """
-    _check_count("batch_size", batch_size)
+    whole("batch_size", batch_size, 1)
     if images is not None:
-        _check_count("images", images)
+        whole("images", images, 1)
     if not getattr(model, "inputs", None):
         raise Error(
             "expected a Sequential or Functional model, got one without inputs of its own: it is "
@@ -250,11 +250,6 @@ def peek(
     return [np.concatenate(column)[:count] for column in columns], itertools.chain(read, stream)
 
 
-def _check_count(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
-        raise Error(f"expected {name} of at least 1, a whole number, got {value!r}")
-
-
 # ---------------------------------------------------------------------- reading
 
 
@@ -323,7 +318,7 @@ def _length(data: Any) -> int | None:
     """How many batches the data says it has; None for a generator or a filtered tf.data."""
     try:
         return len(data)
-    except (TypeError, NotImplementedError):
+    except Exception:  # whatever a user's own __len__ raises: reading the data will tell
         return None
 
 
@@ -404,13 +399,16 @@ def _labels(given: Any, where: str) -> dict[Any, np.ndarray]:
         found = dict(enumerate(given))
     else:
         found = {None: given}
-    arrays = [item for item in found.values() if hasattr(item, "__array__")]
-    if not found or len(arrays) < len(found) or any(np.ndim(array) == 0 for array in arrays):
+    given_arrays = [item for item in found.values() if hasattr(item, "__array__")]
+    arrays = {}
+    if found and len(given_arrays) == len(found):
+        arrays = {key: _array(item, f"{where}, labels") for key, item in found.items()}
+    if not arrays or any(array.ndim == 0 for array in arrays.values()):
         raise Error(
             f"{where}: no array of labels; give the data as (inputs, labels), where labels are an "
             "array, or a dict or list of arrays for a model of several outputs"
         )
-    return {key: np.asarray(item) for key, item in found.items()}
+    return arrays
 
 
 def _inputs(inputs: Any, model: "keras.Model | lite.Model", where: str) -> list[np.ndarray]:
@@ -460,13 +458,7 @@ def _numbers(item: Any, what: str) -> np.ndarray:
         elif hasattr(item, "__array_interface__"):  # Pillow's
             advice = "give batches, such as np.stack of images that were resized to one size"
         raise Error(f"{what}: expected an array, got {type(item).__name__}; {advice}")
-    try:
-        array = np.asarray(item)
-    except Exception as error:  # a symbolic tensor; one of PyTorch's on a GPU, or with a gradient
-        raise Error(
-            f"{what}: expected an array, got {type(item).__name__}, of which NumPy cannot make "
-            f"one: {_first_line(error)}"
-        ) from error
+    array = _array(item, what)
     # Of NumPy's kinds b, i, u and f are numbers; ml_dtypes' bfloat16 says V.
     if array.dtype.kind in "biuf" or array.dtype.name == "bfloat16":
         return array
@@ -479,6 +471,20 @@ def _numbers(item: Any, what: str) -> np.ndarray:
             else "; images of several sizes? Resize or crop them to one size, then np.stack"
         )
     raise Error(f"{what}: expected numbers, got dtype {array.dtype}{advice}")
+
+
+def _array(item: Any, what: str) -> np.ndarray:
+    """What has ``__array__`` as an array, of a dtype that TensorFlow knows where NumPy has one."""
+    try:
+        array = np.asarray(item)
+        if array.dtype == np.longdouble:
+            return array.astype(np.float64)
+        return array.astype(array.dtype.newbyteorder("="), copy=False)
+    except Exception as error:  # a symbolic tensor; one of PyTorch's on a GPU, or with a gradient
+        raise Error(
+            f"{what}: expected an array, got {type(item).__name__}, of which NumPy cannot make "
+            f"one: {_first_line(error)}"
+        ) from error
 
 
 def _check_shape(tensor: Any, array: np.ndarray, where: str) -> None:

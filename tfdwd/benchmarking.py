@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tfdwd import children, lite, reporting
+from tfdwd import checks, children, lite, reporting
 from tfdwd.conditions import Conditions, Watch
 from tfdwd.errors import Error
 from tfdwd.records import Amount, Count, Positive, PositiveAmount, Record, dumps
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 _SAMPLE_SECONDS = 0.02
 _RESAMPLES = 2000
 _NOISY = 1.25  # p90 over p10 from which on a machine is called noisy
+MOST_THREADS = 512
 _ROOT = Path("/")  # of what Linux tells of the machine
 
 
@@ -212,7 +213,8 @@ def benchmark(
     Example:
       >>> print(benchmark({"original": "model.tflite", "student": "student.tflite"}))
     """
-    check(models, threads=threads, rounds=rounds, warmup=warmup)
+    check(models, threads, rounds=rounds, warmup=warmup)
+    checks.switches(xnnpack=xnnpack, startup=startup)
     contents = {name: content_of(model, input_shape) for name, model in models.items()}
     opened = [lite.Model(content, threads, xnnpack=xnnpack) for content in contents.values()]
     for model in opened:
@@ -242,13 +244,18 @@ def benchmark(
     )
 
 
-def check(models: Mapping[str, Any], **counts: int) -> None:
-    """Refuses no models, and counts below 1."""
-    if not models:
-        raise Error("expected at least one model to time, got none")
+def check(models: Mapping[str, Any], threads: int, **counts: int) -> None:
+    """Refuses no models, more threads than any machine has, and counts below 1."""
+    if not isinstance(models, Mapping) or not models:
+        raise Error(
+            "models: expected at least one model to time, as a dict of name to model, got "
+            + (repr(models) if not models else type(models).__name__)
+        )
+    if strange := [name for name in models if not isinstance(name, str)]:
+        raise Error(f"models: expected names that are text, got {strange[0]!r}")
+    checks.whole("threads", threads, 1, MOST_THREADS)
     for name, number in counts.items():
-        if number < 1:
-            raise Error(f"expected {name} of at least 1, got {number}")
+        checks.whole(name, number, 1)
 
 
 def interleaved(rounds: int, models: int) -> Iterator[tuple[int, int]]:
@@ -276,9 +283,7 @@ def content_of(
     if isinstance(model, bytes):
         return model
     if isinstance(model, (str, os.PathLike)):
-        if not Path(model).is_file():
-            raise Error(f"no such file: {os.fspath(model)}")
-        return Path(model).read_bytes()
+        return lite.content_of(model)
     from tfdwd import conversion
 
     conversion.check_convertible(model)

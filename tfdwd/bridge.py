@@ -10,6 +10,7 @@ from typing import Any
 import h5py
 import keras
 
+from tfdwd import files
 from tfdwd.errors import Error, one_line
 
 
@@ -53,13 +54,12 @@ def load(path: str | os.PathLike[str]) -> keras.Model:
       10
     """
     file = Path(path)
-    if file.is_dir():
+    if os.path.isdir(file):
         raise Error(
             f"{file} is a folder, not a .keras or .h5 file: SavedModel folders hold no layers; "
             "save the model with model.save('model.keras')"
         )
-    if not file.is_file():
-        raise Error(f"no such file: {file}")
+    files.check_input(file)
     if file.suffix not in (".keras", ".h5", ".hdf5"):
         raise Error(
             f"expected a .keras or .h5 file, got {file}; save the model with "

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfdwd import costs, graph
+from tfdwd import checks, costs, graph
 from tfdwd.errors import Error
 from tfdwd.nodes import is_convolution
 
@@ -146,7 +146,7 @@ def matching(convs: Sequence[Conv], option: str, patterns: Any) -> set[str]:
     hold brackets.
     """
     matched = set()
-    for pattern in [patterns] if isinstance(patterns, str) else patterns or ():
+    for pattern in checks.patterns(option, patterns):
         hits = {conv.path for conv in convs if pattern in (conv.name, conv.path)} or {
             conv.path
             for conv in convs

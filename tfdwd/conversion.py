@@ -9,13 +9,12 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from absl import logging
 
-from tfdwd import agreement, files, lite, outputs, reporting, shapes
+from tfdwd import agreement, checks, files, lite, outputs, reporting, shapes
 from tfdwd.agreement import LayerNoise, OutputAgreement
 from tfdwd.batches import first, pack
 from tfdwd.errors import Error, one_line
@@ -153,9 +152,10 @@ def export(
       >>> export(model, "/tmp/model.tflite", data=np.ones((2, 8, 8, 3))).operators
       {'CONV_2D': 1}
     """
-    path = Path(path)
+    path = checks.path("path", path)
     files.check_output(path, ".tflite")
     check_quantize(quantize)
+    checks.switches(float_io=float_io)
     whole = quantize in _WHOLE
     if float_io and not whole:
         raise Error(f"float_io: expected quantize 'int8' or 'int16x8', got {quantize!r}")
@@ -236,8 +236,7 @@ def check_quantize(quantize: str) -> None:
     Raises:
       tfdwd.Error: the names that there are.
     """
-    if quantize not in QUANTIZATIONS:
-        raise Error(f"quantize: expected one of {', '.join(QUANTIZATIONS)}, got {quantize!r}")
+    checks.choice("quantize", quantize, QUANTIZATIONS)
 
 
 def check_backend() -> None:

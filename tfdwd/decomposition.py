@@ -1,7 +1,6 @@
 """Decomposes a network: plan -> moments -> factorise -> rebuild -> report."""
 
 import dataclasses
-import numbers
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from tfdwd import (
     bridge,
     calibration,
     candidates,
+    checks,
     costs,
     factorize,
     graph,
@@ -175,7 +175,11 @@ def decompose(
 
     Source: He et al., arXiv 1910.09455; "joint" and the bottleneck stack are this project's.
     """
-    method = method or ("svd" if data is None else "joint")
+    if method is None:
+        method = "svd" if data is None else "joint"
+    checks.switches(
+        across_layers=across_layers, recalibrate=recalibrate, return_report=return_report
+    )
     _check_options(method, stack, on_unsupported, data, seed)
     model = bridge.to_keras3(model)
     rebuild.rebuild(model, {})  # refuses what cannot be copied before there is work to lose
@@ -232,10 +236,8 @@ def _check_options(method: str, stack: str, on_unsupported: str, data: Any, seed
         ("stack", stack, STACKS),
         ("on_unsupported", on_unsupported, ("skip", "error")),
     ):
-        if value not in known:
-            raise Error(f"{option}: expected one of {', '.join(known)}, got {value!r}")
-    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or seed < 0:
-        raise Error(f"seed: expected a whole number from 0, got {seed!r}")
+        checks.choice(option, value, known)
+    checks.whole("seed", seed, 0)
     if keras.backend.backend() != "tensorflow":
         raise Error(
             f"expected Keras on TensorFlow, got it on {keras.backend.backend()}; decompose with "
@@ -302,10 +304,10 @@ def _choose(
 ) -> list[tuple[Conv, "_Wish"]]:
     """What the caller wants of each convolution."""
     included, excluded = matching(convs, "include", include), matching(convs, "exclude", exclude)
-    everywhere = None if isinstance(rank, Mapping) else _checked_rank("rank", rank)
+    everywhere = None if isinstance(rank, Mapping) else checks.whole("rank", rank, 1)
     by_name = rank if isinstance(rank, Mapping) else {}
     named = {
-        name: (_checked_rank(f"rank of {name!r}", value), matching(convs, "rank", name))
+        name: (checks.whole(f"rank of {name!r}", value, 1), matching(convs, "rank", name))
         for name, value in by_name.items()
     }
     wishes = []
@@ -337,12 +339,6 @@ class _Wish:
     rank: int
     by_name: bool
     reason: str
-
-
-def _checked_rank(option: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
-        raise Error(f"{option}: expected a whole number from 1, got {value!r}")
-    return int(value)
 
 
 def _decide(conv: Conv, wish: _Wish, stack: str, method: str) -> _Decision:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tfdwd import metrics, outputs, reporting, shapes
+from tfdwd import checks, metrics, outputs, reporting, shapes
 from tfdwd.batches import batches
 from tfdwd.errors import Error
 from tfdwd.records import Positive, Record
@@ -177,8 +177,10 @@ def evaluate(
       >>> print(evaluate("resnet8.tflite", (x_test, y_test)))
       top-1 0.8801, top-5 0.9941, 1017 images
     """
-    if peak is not None and not 0 < peak < np.inf:
-        raise Error(f"peak: expected a number above 0, got {peak}")
+    if peak is not None:
+        checks.number("peak", peak)
+        if not peak > 0:
+            raise Error(f"peak: expected a number above 0, got {peak}")
     if metric is not None:
         for some in (list(metric.values()) or [[]]) if isinstance(metric, Mapping) else [metric]:
             _listed(some)

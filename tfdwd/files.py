@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from tfdwd import checks
 from tfdwd.errors import Error
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ def check_input(path: PathLike) -> None:
     Raises:
       tfdwd.Error: there is no such file, it is a folder or a pipe, or it may not be read.
     """
+    path = checks.path("path", path)
     try:
         mode = os.stat(path).st_mode
     except OSError as error:
@@ -52,8 +54,8 @@ def check_output(path: PathLike, suffix: str | None = None) -> None:
     Example:
       >>> check_output("/tmp/table.txt")
     """
-    name = os.fspath(path)
-    target = Path(os.path.realpath(path))
+    path = checks.path("path", path)
+    name, target = os.fspath(path), Path(os.path.realpath(path))
     try:
         if target.is_dir():
             raise Error(f"cannot write {name}: it is a folder; name a file")
@@ -78,11 +80,22 @@ def read_text(path: PathLike) -> str:
     Raises:
       tfdwd.Error: as `check_input`, or the file holds no text.
     """
-    check_input(path)
+    content = read_bytes(path)
     try:
-        return Path(path).read_text("utf-8-sig")
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise Error(f"{os.fspath(path)} holds no text in UTF-8") from error
+
+
+def read_bytes(path: PathLike) -> bytes:
+    """Reads a file.
+
+    Raises:
+      tfdwd.Error: as `check_input`, or the disk fails.
+    """
+    check_input(path)
+    try:
+        return Path(path).read_bytes()
     except OSError as error:
         raise Error(f"cannot read {os.fspath(path)}: {error.strerror or error}") from error
 

@@ -1,9 +1,10 @@
 """Times of single layers, and of the stacks that could take their places, here or elsewhere."""
 
+import contextlib
 import dataclasses
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -14,6 +15,7 @@ from tfdwd import (
     benchmarking,
     bridge,
     candidates,
+    checks,
     conversion,
     factorize,
     files,
@@ -243,10 +245,15 @@ def write_micro_models(
       >>> write_micro_models(model, "micro")  # doctest: +SKIP
       61
     """
-    folder = Path(folder)
-    is_new = not folder.exists()
-    _clear(folder)
+    folder = checks.path("folder", folder)
     conversion.check_quantize(quantize)
+    with _filled(folder):
+        return _write_micro_models(model, folder, quantize, data, input_shape)
+
+
+def _write_micro_models(
+    model: keras.Model, folder: Path, quantize: str, data: Any, input_shape: InputShape | None
+) -> int:
     conversion.check_backend()
     model = bridge.to_keras3(model)
     conversion.check_convertible(model)
@@ -262,30 +269,42 @@ def write_micro_models(
         for conv in convs.values()
         for shape in shapes_read(traced, conv.layer, sizes[0][0])
     }
+    conversion.export(
+        model, folder / _NETWORK, quantize=quantize, data=images, input_shape=input_shape
+    )
+    manifest: dict[str, tuple[str, str]] = {}
+    for number, (key, (conv, shape)) in enumerate(
+        reporting.progress(calls.items(), "micro-models")
+    ):
+        options = candidates.options(conv)
+        for name, content in _files(conv.layer, shape, options, quantize):
+            file = f"{number:03d}-{name.replace(' ', '-')}.tflite"
+            files.write_whole(folder / file, content)
+            manifest[file] = key, name
+    files.write_whole(folder / _MANIFEST, _Manifest(quantize, manifest).to_json())
+    return len(manifest) + 1
+
+
+@contextlib.contextmanager
+def _filled(folder: Path) -> Iterator[None]:
+    """Makes the folder where there is none; after any failure it is as it was.
+
+    Raises:
+      tfdwd.Error: as `_clear`, or it cannot be made.
+    """
     try:
+        made = [path for path in (folder, *folder.parents) if not path.exists()]
+        _clear(folder)
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise Error(f"cannot make the folder {folder}: {error.strerror}") from error
+        raise Error(f"folder: cannot make {folder}: {error.strerror or error}") from error
     try:
-        conversion.export(
-            model, folder / _NETWORK, quantize=quantize, data=images, input_shape=input_shape
-        )
-        manifest: dict[str, tuple[str, str]] = {}
-        for number, (key, (conv, shape)) in enumerate(
-            reporting.progress(calls.items(), "micro-models")
-        ):
-            options = candidates.options(conv)
-            for name, content in _files(conv.layer, shape, options, quantize):
-                file = f"{number:03d}-{name.replace(' ', '-')}.tflite"
-                files.write_whole(folder / file, content)
-                manifest[file] = key, name
-        files.write_whole(folder / _MANIFEST, _Manifest(quantize, manifest).to_json())
+        yield
     except BaseException:
         _clear(folder)
-        if is_new:
-            folder.rmdir()
+        for path in made:  # the innermost first
+            path.rmdir()
         raise
-    return len(manifest) + 1
 
 
 def _clear(folder: Path) -> None:
@@ -296,7 +315,8 @@ def _clear(folder: Path) -> None:
     """
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     if folder.is_file() or not all(map(_LEFT.fullmatch, names)):
-        raise Error(f"{folder}: expected a new or an empty folder, got one that holds something")
+        what = "a file" if folder.is_file() else "one that holds something"
+        raise Error(f"{folder}: expected a new or an empty folder, got {what}")
     for name in names:
         (folder / name).unlink()
 
@@ -319,8 +339,12 @@ def read_latency_table(
       tfdwd.Error: no manifest, a log that is none, a file that no log has a result for, or logs of
         several tools or numbers of threads.
     """
-    path = Path(folder) / _MANIFEST
-    if not path.is_file():
+    path = checks.path("folder", folder) / _MANIFEST
+    if isinstance(logs_, str | os.PathLike) or not isinstance(logs_, Iterable):
+        raise Error(f"logs_: expected a list of files, got {logs_!r}")
+    if not isinstance(device, str):
+        raise Error(f"device: expected its name as text, got {device!r}")
+    if not os.path.isfile(path):
         raise Error(
             f"{folder}: expected a folder that tfdwd's micro-models were written to, with its "
             f"{_MANIFEST}; there is none"
@@ -332,9 +356,9 @@ def read_latency_table(
     models = {PurePosixPath(file).stem: entry for file, entry in manifest.models.items()}
     found: dict[str, logs.Run] = {}
     for log in logs_:
-        files.check_input(log)
+        content = files.read_bytes(log)
         try:
-            runs = logs.read(Path(log).read_text("utf-8-sig", errors="replace"))
+            runs = logs.read(content.decode("utf-8-sig", errors="replace"))
         except Error as error:
             raise Error(f"{log}: {error}") from error
         found.update({PurePosixPath(run.model).stem: run for run in runs})

@@ -7,14 +7,13 @@ import os
 import sys
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
-from tfdwd import memory
+from tfdwd import files, memory
 from tfdwd.errors import Error, one_line
 from tfdwd.shapes import in_batches
 
@@ -96,7 +95,7 @@ class Model:
     def __init__(
         self, source: Source, threads: int = 1, *, xnnpack: bool = True, keep: bool = False
     ) -> None:
-        content = _content(source)
+        content = content_of(source)
         self._input_names, self._output_names = _signature(content, source)
         plain = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
         try:
@@ -260,7 +259,7 @@ def operators(source: Source) -> list[Operator]:
       >>> sorted({operator.name for operator in operators("resnet8.tflite")})
       ['ADD', 'AVERAGE_POOL_2D', 'CONV_2D', 'FULLY_CONNECTED', 'SOFTMAX']
     """
-    content = _content(source)
+    content = content_of(source)
     with _damage(source):
         model = schema.Model.GetRootAs(content, 0)
         return [
@@ -286,7 +285,7 @@ def needed_runtime(source: Source) -> str:
       >>> needed_runtime("resnet8.tflite")
       '1.5.0'
     """
-    content = _content(source)
+    content = content_of(source)
     with _damage(source):
         model = schema.Model.GetRootAs(content, 0)
         for entry in map(model.Metadata, range(model.MetadataLength())):
@@ -351,14 +350,12 @@ def in_order(content: bytes, inputs: Sequence[str], outputs: Sequence[str]) -> b
     return bytes(changed)
 
 
-def _content(source: Source) -> bytes:
+def content_of(source: Source) -> bytes:
     """The bytes of a .tflite model, known by its file identifier."""
     if isinstance(source, bytes):
         content = source
     else:
-        if not Path(source).is_file():
-            raise Error(f"no such file: {_name(source)}")
-        content = Path(source).read_bytes()
+        content = files.read_bytes(source)
     if content[4:8] != b"TFL3":
         raise Error(f"{_name(source)} is no .tflite model; make one with tfdwd.export")
     return content

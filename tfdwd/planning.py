@@ -17,6 +17,7 @@ from tfdwd import (
     bridge,
     calibration,
     candidates,
+    checks,
     conversion,
     costs,
     factorize,
@@ -150,8 +151,16 @@ def plan(
     [(kind, value)] = given
     amount, is_part = _amount(kind, value)
     conversion.check_quantize(quantize)
-    benchmarking.check({"model": model}, threads=threads)
+    benchmarking.check({"model": model}, threads)
+    checks.whole("seed", seed, 0)
+    if cache is not None:
+        checks.path("cache", cache)
     table = latency_table
+    if table is not None and not isinstance(table, LatencyTable):
+        raise Error(
+            "latency_table: expected what tfdwd.read_latency_table gives, got "
+            f"{type(table).__name__}; read a file with tfdwd.LatencyTable.from_json"
+        )
     if table is not None and (table.quantize, table.threads) != (quantize, threads):
         raise Error(
             f"latency_table: measured with quantize={table.quantize!r}, threads={table.threads}; "

@@ -165,6 +165,9 @@ def converted(hint: Any, value: Any, path: str) -> Any:
         message = str(error).replace("`", "").replace("Expected", "expected")
         got = "" if ", got" in message else f", got {value!r:.80}"
         raise Error(f"{path}: {message}{got}" if path else f"{message}{got}") from error
+    except UnicodeEncodeError as error:  # half a surrogate pair, which JSON can spell
+        message = f"expected text that UTF-8 can hold, got {value!r:.80}"
+        raise Error(f"{path}: {message}" if path else message) from error
 
 
 def _made(kind: Any, value: dict[str, Any], path: str) -> Any:

@@ -21,12 +21,11 @@ if TYPE_CHECKING:
     import keras
 
 FLAGS = flags.FlagValues()
-_MODEL = flags.DEFINE_multi_string(
+_MODEL = common.define_named_inputs(
+    FLAGS,
     "model",
-    None,
     "NAME=FILE or FILE, a .tflite, .keras or .h5 file, or a folder of .tflite files; give the flag "
     "once for each model, the one to compare with first",
-    flag_values=FLAGS,
 )
 _THREADS = flags.DEFINE_integer(
     "threads", 1, "threads that LiteRT may use", lower_bound=1, flag_values=FLAGS
@@ -104,7 +103,8 @@ def _models() -> "dict[str, Path | keras.Model]":
     paths: dict[str, Path] = {}
     for given in _MODEL.value or []:
         name, _, path = given.rpartition("=")
-        for file in sorted(Path(path).glob("*.tflite")) if Path(path).is_dir() else [Path(path)]:
+        found = sorted(Path(path).glob("*.tflite")) if os.path.isdir(path) else [Path(path)]
+        for file in found:
             own = name or file.stem
             if own in paths:
                 raise Error(f"two models are named {own!r}: give --model=NAME=FILE for each")

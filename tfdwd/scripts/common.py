@@ -1,6 +1,7 @@
 """What the console commands share: the way in and out, and reading models and arrays."""
 
 import contextlib
+import errno
 import faulthandler
 import itertools
 import os
@@ -99,6 +100,11 @@ def status(
     except (Error, flags.Error) as error:
         print(f"{command}: {_printed(error)}", file=sys.stderr)
         return 1
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)  # what is printed to, or /tmp
+        text = f"cannot write: {error.strerror}; free some space" if full else _unforeseen(error)
+        print(f"{command}: {text}", file=sys.stderr)
+        return 1
     except Exception as error:  # nobody foresaw it, and the user still wants one line
         print(f"{command}: {_unforeseen(error)}", file=sys.stderr)
         return 1
@@ -187,12 +193,25 @@ class _Inputs(flags.MultiFlag):
         for path in self.value:
             files.check_input(path)
 
+    def paths(self) -> list[str]:
+        return list(self.value)
+
+
+class _NamedInputs(_Inputs):
+    """As `_Inputs`, each value NAME=FILE or FILE; the script looks at the files itself."""
+
+    def check(self) -> None:
+        pass
+
+    def paths(self) -> list[str]:
+        return [value.rpartition("=")[2] for value in self.value]
+
 
 class _Model(_Input):
     """A flag that names a model to read."""
 
     def check(self) -> None:
-        if Path(self.value).is_dir():
+        if os.path.isdir(self.value):
             raise Error(
                 f"{self.value} is a folder, not a .keras or .h5 file: SavedModel folders hold no "
                 "layers; save the model with model.save('model.keras')"
@@ -204,7 +223,7 @@ class _Folder(_Input):
     """A flag that names a folder that is there."""
 
     def check(self) -> None:
-        if not Path(self.value).is_dir():
+        if not os.path.isdir(self.value):
             raise Error(f"expected a folder that exists, got {self.value}")
 
 
@@ -254,6 +273,12 @@ def define_folder(own_flags: flags.FlagValues, name: str, help: str) -> "flags.F
     return _define(_Folder, own_flags, name, help, False)
 
 
+def define_named_inputs(own_flags: flags.FlagValues, name: str, help: str) -> Any:
+    """Defines a flag for files to read, each FILE or NAME=FILE, which no output may overwrite."""
+    flag = _NamedInputs(flags.ArgumentParser(), flags.ArgumentSerializer(), name, None, help)
+    return flags.DEFINE_flag(flag, own_flags)
+
+
 def define_output(
     own_flags: flags.FlagValues,
     name: str,
@@ -286,7 +311,7 @@ def _check_outputs(own_flags: flags.FlagValues) -> None:
         with _about(flag.name):
             flag.check()
     for one, two in [*itertools.combinations(outputs, 2), *itertools.product(outputs, inputs)]:
-        others = two.value if isinstance(two, _Inputs) else [two.value]
+        others = two.paths() if isinstance(two, _Inputs) else [two.value]
         if any(_is_one_file(one.value, other) for other in others):
             raise Error(
                 f"--{one.name} and --{two.name}: expected different files, got {one.value} twice"
@@ -302,7 +327,9 @@ def _given(own_flags: flags.FlagValues, *kinds: type[flags.Flag]) -> list[Any]:
 def _is_one_file(path: str, other: str) -> bool:
     real = Path(os.path.realpath(path))
     # A pipe, or /dev/null, takes any number of outputs.
-    return real == Path(os.path.realpath(other)) and (real.is_file() or not real.exists())
+    return real == Path(os.path.realpath(other)) and (
+        os.path.isfile(real) or not os.path.exists(real)
+    )
 
 
 @contextlib.contextmanager

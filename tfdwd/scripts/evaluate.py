@@ -18,12 +18,11 @@ from tfdwd.scripts import common
 FLAGS = flags.FlagValues()
 _MODEL = common.define_model_file(FLAGS, "model", "a .keras, .h5 or .tflite file", required=True)
 _IMAGES = common.define_array(FLAGS, "images", "the images", required=True)
-_LABELS = flags.DEFINE_multi_string(
+_LABELS = common.define_named_inputs(
+    FLAGS,
     "labels",
-    [],
     "the labels, a .npy or .npz file: class numbers, one-hot, or what the metric takes; of a model "
     "of several outputs OUTPUT=FILE for each output that is to be measured",
-    flag_values=FLAGS,
 )
 _LABELS_KEY = flags.DEFINE_string(
     "labels_key", None, "which array of a .npz file holds the labels", flag_values=FLAGS
@@ -49,10 +48,10 @@ _JSON = common.define_output(FLAGS, "json", "where to write the result as JSON")
 
 def main() -> None:
     """Loads, evaluates, prints and writes the result."""
-    metric, paths = _by_output("metric", _METRIC.value), _by_output("labels", _LABELS.value)
+    metric, paths = _by_output("metric", _METRIC.value), _by_output("labels", _LABELS.value or [])
     if (paths is None) == (_REFERENCE.value is None):
         raise Error("expected either --labels or --reference")
-    for value in _LABELS.value:
+    for value in _LABELS.value or []:
         files.check_input(value.partition("=")[2] or value)
     named = [_MODEL.value, *([_REFERENCE.value] if _REFERENCE.value else [])]
     common.check_tflite([path for path in named if path.endswith(".tflite")])

@@ -31,19 +31,18 @@ FLAGS = flags.FlagValues()
 
 def _define_labels(name: str, help: str) -> Callable[[], Any]:
     """Defines --NAME and --NAME_key; returns what loads the labels, None if none are named."""
-    given = flags.DEFINE_multi_string(
+    given = common.define_named_inputs(
+        FLAGS,
         name,
-        [],
         f"{help}, a .npy or .npz file; of a model of several outputs OUTPUT=FILE for each that has "
         "labels",
-        flag_values=FLAGS,
     )
     key = flags.DEFINE_string(
         f"{name}_key", None, f"which array of a .npz file holds the {name}", flag_values=FLAGS
     )
 
     def load() -> Any:
-        paths = _by_output(name, given.value)
+        paths = _by_output(name, given.value or [])
         if isinstance(paths, dict):
             return {output: arrays.load(path, key.value) for output, path in paths.items()}
         return None if paths is None else arrays.load(paths, key.value)

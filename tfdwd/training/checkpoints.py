@@ -5,6 +5,7 @@ best.weights.h5) and state.npz.
 """
 
 import io
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -45,8 +46,8 @@ def check_folder(folder: Path, option: str) -> None:
     Raises:
       tfdwd.Error: names the option.
     """
-    if not folder.is_dir():
-        what = "is no folder" if folder.exists() else "does not exist; create it first"
+    if not os.path.isdir(folder):
+        what = "is no folder" if os.path.exists(folder) else "does not exist; create it first"
         raise Error(f"{option}: {folder} {what}")
     try:
         with tempfile.TemporaryFile(dir=folder):

@@ -226,6 +226,6 @@ def _passes(
 def _length(data: Any, rows: int, fixed: int | None) -> int:
     try:
         length = len(data)
-    except (TypeError, NotImplementedError) as error:  # as of a generator or an endless Dataset
+    except Exception as error:  # no length, or whatever a user's own __len__ raises
         raise Error("dataset: the number of batches is unknown; pass steps_per_epoch") from error
     return max(1, length * rows // fixed if fixed else length)

@@ -74,7 +74,8 @@ def chosen(student: Any, teacher: Any, names: Sequence[str] | None) -> list[str]
                 "replaced, found none; name the layers to compare with features=[...]"
             )
         return found
-    if isinstance(names, str) or not all(isinstance(name, str) for name in names) or not names:
+    right = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
+    if not right or not names:
         raise Error(f"features: expected a list of layer names, got {names!r}")
     for name in names:
         for whose, shapes in ("student", own), ("teacher", theirs):

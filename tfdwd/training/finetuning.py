@@ -11,7 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfdwd import bridge, shapes, workers
+from tfdwd import bridge, checks, shapes, workers
 from tfdwd.errors import Error
 from tfdwd.training import checkpoints, learner, loop, task
 from tfdwd.training import features as layers
@@ -145,6 +145,9 @@ def finetune(
         steps_per_epoch=steps_per_epoch,
         seed=seed,
     )
+    checks.switches(
+        mixed_precision=mixed_precision, freeze_batch_norm=freeze_batch_norm, resume=resume
+    )
     wishes = task.Wishes(outputs, loss, loss_weights, features)
     fixed = _check_models(model, teacher, wishes, options)
     kept = _check_folders(folder, resume, tensorboard)
@@ -254,17 +257,19 @@ def _check_folders(folder: Any, resume: bool, tensorboard: Any) -> Path | None:
     if resume and folder is None:
         raise Error("resume: expected the folder with the checkpoint, pass folder=")
     if tensorboard is not None:
+        tensorboard = checks.path("tensorboard", tensorboard)
         if importlib.util.find_spec("tensorboard") is None:
             raise Error("tensorboard: expected the package tensorboard; pip install 'tfdwd[train]'")
         try:
-            Path(tensorboard).mkdir(parents=True, exist_ok=True)
+            tensorboard.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise Error(f"tensorboard: cannot make {tensorboard}: {error.strerror}") from error
-        checkpoints.check_folder(Path(tensorboard), "tensorboard")
+        checkpoints.check_folder(tensorboard, "tensorboard")
     if folder is None:
         return None
-    checkpoints.check_folder(Path(folder), "folder")
-    return Path(folder)
+    folder = checks.path("folder", folder)
+    checkpoints.check_folder(folder, "folder")
+    return folder
 
 
 def _check_aware(mixed_precision: bool) -> None:

@@ -9,13 +9,13 @@ import keras
 import numpy as np
 from absl import logging
 
-from tfdwd import outputs, workers
+from tfdwd import checks, outputs, workers
 from tfdwd.errors import Error, one_line
 from tfdwd.execution import predictor
 from tfdwd.training import checkpoints, features, losses
 from tfdwd.training.epochs import Batch, Epochs
 from tfdwd.training.objective import Objective
-from tfdwd.training.options import Options, number
+from tfdwd.training.options import Options
 
 _IMAGES = 256  # that outputs are looked at on: at least, where there are so many,
 _VALUES = 2**22  # but no more once an output gave so many values
@@ -270,7 +270,7 @@ def _weights(given: Any, names: Sequence[str], model: Any) -> list[float]:
             weight = 1.0 if trains else 0.0
             if not trains:
                 logging.info("output %r of %s has no gradient and is left out", name, tensor.dtype)
-        number(f"loss_weights of {name!r}", weight)
+        checks.number(f"loss_weights of {name!r}", weight)
         if weight and not trains:
             raise Error(f"loss_weights: output {name!r} of {tensor.dtype} has no gradient; omit it")
         found.append(float(weight))
