@@ -67,9 +67,9 @@ def agreement(reference: np.ndarray, output: str) -> Meter:
       output: name of the output, for errors.
 
     Returns:
-      For probabilities the share of equal classes; for signed integers and booleans, such as classes
-      that the network itself chooses, the share of equal values; for all else 1 - squared error /
-      variance of the reference, with a mean of its own for each channel.
+      For probabilities the share of equal classes; for signed integers and booleans, such as
+      classes that the network itself chooses, the share of equal values; for all else 1 - squared
+      error / variance of the reference, with a mean of its own for each channel.
     """
     if reference.dtype.kind in "bi":  # images are of unsigned ones
         return _Mean(lambda truth, found, first: truth == found, "share of equal values")

@@ -324,12 +324,17 @@ def _steps(traced: graph.Graph) -> list[_Step]:
 def _free_name(call: graph.Call, names: set[str]) -> str:
     """A name that is not taken, which TensorFlow takes for a scope; added to the taken ones."""
     name = call.operation.name if call.operation.name not in names else call.path
-    name = re.sub(r"[^A-Za-z0-9_.-]", "_", name)
-    name = name if name[0].isalnum() else f"layer{name}"
+    name = _scope(name)
     while name in names:
         name += "_"
     names.add(name)
     return name
+
+
+def _scope(name: str) -> str:
+    """A name that TensorFlow takes for a scope."""
+    name = re.sub(r"[^A-Za-z0-9_.-]", "_", name)
+    return name if name[0].isalnum() else f"layer{name}"
 
 
 def _fill(call: graph.Call, tensors: list[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -415,7 +420,7 @@ def _rounding(step: _Step, held: bool) -> tuple[Any, Any]:
 
 def _range(name: str) -> Any:
     """A layer that only rounds."""
-    layer = tf_keras.layers.Activation("linear", name=f"{name}_range")
+    layer = tf_keras.layers.Activation("linear", name=_scope(f"{name}_range"))
     return _wrapped(layer, "Activation", True)
 
 
