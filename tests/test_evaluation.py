@@ -672,3 +672,10 @@ def test_maps_that_are_no_images_have_an_error_by_default():
     model = keras.Model(image, image * 0)
     maps = np.random.default_rng(0).normal(size=(8, 2, 2, 3)).astype(np.float32) * 3
     assert tfdwd.evaluate(model, (maps, maps))["mse"] == pytest.approx(np.square(maps).mean())
+
+
+def test_a_model_of_a_name_that_tensorflow_does_not_take():
+    image = keras.Input((2,), name="in-put 0")
+    model = keras.Model(image, keras.layers.Dense(2, name="d[0]")(image), name="Ä")
+    assert tfdwd.evaluate(model, np.eye(2), reference=model)["agreement"] == 1
+    assert model.name == "Ä"

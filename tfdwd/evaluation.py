@@ -234,10 +234,15 @@ def _opened(model: Any) -> _Network:
 def _of_keras(model: "keras.Model") -> _Network:
     import keras
 
+    from tfdwd.inference import names_for_tensorflow
+
     own = shapes.own_batch(model) if getattr(model, "inputs", None) else None
+    layers = [model] if isinstance(model, keras.Model) else []  # names of tf_keras are fine
 
     def run(inputs: list[np.ndarray]) -> list[np.ndarray]:
-        found = map(_real, keras.tree.flatten(model.predict_on_batch(pack(model, inputs))))
+        with names_for_tensorflow(layers):
+            given = model.predict_on_batch(pack(model, inputs))
+        found = map(_real, keras.tree.flatten(given))
         # Under a strategy of several devices each has run all the images.
         rows = len(inputs[0])
         return [array[:rows] if array.ndim and len(array) > rows else array for array in found]

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
-import tensorflow as tf
 
 _NOISE = (
     keras.layers.Dropout,
@@ -67,6 +66,7 @@ def plain_argmax() -> Iterator[None]:
     Keras tells -0.0 from 0.0 with bits of integers, which LiteRT has no operator for. Here the
     first of them is taken, as LiteRT does.
     """
+    import tensorflow as tf
     from keras.src.backend.tensorflow import numpy as backend
 
     def plain(find: Any) -> Any:
