@@ -1,3 +1,5 @@
+import warnings
+
 import keras
 import numpy as np
 import odd_networks
@@ -581,3 +583,42 @@ def test_names_that_tensorflow_cannot_save_are_those_of_the_file(name, tmp_path)
 def test_of_data_without_an_end_the_first_images_are_taken(classifier, tmp_path):
     data = tf.data.Dataset.from_tensors(np.ones((3, 8, 8, 3))).repeat()
     assert export(classifier, tmp_path / "model.tflite", data=data).images == 64
+
+
+@pytest.mark.parametrize("quantize", ["none", "int8"])
+def test_argmax_is_one_operator(quantize: str, tmp_path) -> None:
+    """Keras itself looks at the bits of floats, which LiteRT has no operator for."""
+    image = keras.Input((6, 6, 3))
+    x = keras.layers.Conv2D(4, 3)(image)
+    found = [
+        keras.ops.argmax(x, -1),
+        keras.ops.argmin(x, 1, keepdims=True),
+        keras.ops.argmax(keras.ops.relu(x), -1),
+    ]
+    model = keras.Model(image, [*found, x])
+    images = np.random.default_rng(0).normal(size=(40, 6, 6, 3)).astype(np.float32)
+    report = tfdwd.export(model, tmp_path / "a.tflite", quantize=quantize, data=images)
+    assert report.operators["ARG_MAX"] == 2 and report.operators["ARG_MIN"] == 1
+    assert "EQUAL" not in report.operators
+    outputs = lite.Model(tmp_path / "a.tflite").run([images[:1]])
+    same = np.mean(outputs[0] == outputs[3].argmax(-1))
+    assert same > (0.99 if quantize == "none" else 0.8)
+
+
+def test_inputs_of_a_dict_are_named_by_its_keys(tmp_path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Keras would have the keys be the names
+        one, two = keras.Input((6, 6, 3)), keras.Input((2,))
+        x = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(2, 3)(one))
+        model = keras.Model({"picture": one, "extra": two}, x + two)
+        rng = np.random.default_rng(0)
+        data = {
+            "extra": rng.normal(size=(8, 2)).astype(np.float32),
+            "picture": rng.normal(size=(8, 6, 6, 3)).astype(np.float32),
+        }
+        tfdwd.export(model, tmp_path / "a.tflite", data=data)
+        assert {x.name for x in lite.Model(tmp_path / "a.tflite").inputs} == {"picture", "extra"}
+        found = tfdwd.evaluate(tmp_path / "a.tflite", data, reference=model)
+        assert found["agreement"] == pytest.approx(1)
+        student = tfdwd.decompose(model, data, rank={"conv*": 2})
+        np.testing.assert_allclose(student(data), model(data), atol=1e-4)

@@ -646,3 +646,36 @@ def test_of_data_without_an_end_the_first_images_are_taken():
         evaluate(echo_of(2, 3), data, metric="mse")
     result = evaluate(echo_of(2, 3), data, metric="mse", images=7)
     assert result.count == 7 and result["mse"] == 0
+
+
+def test_whole_numbers_agree_where_they_are_equal():
+    image = keras.Input((2, 2, 3))
+    model = keras.Model(image, keras.ops.argmax(image, -1))
+    other = keras.Model(image, keras.ops.argmax(image * np.array([1.0, 1.0, 0.5], "f"), -1))
+    images = np.random.default_rng(0).random((20, 2, 2, 3), np.float32)
+    wanted, found = images.argmax(-1), (images * [1, 1, 0.5]).argmax(-1)
+    score = tfdwd.evaluate(other, images, reference=model)
+    assert score["agreement"] == pytest.approx(np.mean(wanted == found))
+    assert tfdwd.evaluate(other, (images, wanted))["accuracy"] == pytest.approx(
+        np.mean(wanted == found)
+    )
+
+
+def test_a_constant_output_that_is_equal_agrees():
+    image = keras.Input((2,))
+    model = keras.Model(image, keras.ops.zeros_like(image))
+    assert tfdwd.evaluate(model, np.ones((4, 2), "f"), reference=model)["agreement"] == 1
+
+
+def test_maps_that_are_no_images_have_an_error_by_default():
+    image = keras.Input((2, 2, 3))
+    model = keras.Model(image, image * 0)
+    maps = np.random.default_rng(0).normal(size=(8, 2, 2, 3)).astype(np.float32) * 3
+    assert tfdwd.evaluate(model, (maps, maps))["mse"] == pytest.approx(np.square(maps).mean())
+
+
+def test_a_model_of_a_name_that_tensorflow_does_not_take():
+    image = keras.Input((2,), name="in-put 0")
+    model = keras.Model(image, keras.layers.Dense(2, name="d[0]")(image), name="Ä")
+    assert tfdwd.evaluate(model, np.eye(2), reference=model)["agreement"] == 1
+    assert model.name == "Ä"

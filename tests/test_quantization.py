@@ -360,3 +360,24 @@ def test_saved_weights_are_loaded(tmp_path: Path) -> None:
 
 def test_other_models_are_not_aware() -> None:
     assert not quantization.is_aware(tf_keras.Sequential([tf_keras.layers.Dense(1)]))
+
+
+def test_a_backbone_held_to_inference_is_trained_for_int8(tmp_path: Path) -> None:
+    """Transfer learning calls the backbone with training=False: its batch norms stay, not more."""
+    keras.utils.set_random_seed(0)
+    image = keras.Input((8, 8, 3))
+    x = layers.BatchNormalization(name="norm")(layers.Conv2D(4, 3, name="conv")(image))
+    x = layers.BatchNormalization()(layers.ReLU()(layers.Conv2D(4, 3)(x)))
+    backbone = keras.Model(image, x)
+    x = backbone(image, training=False)
+    model = keras.Model(image, layers.Dense(2)(layers.GlobalAveragePooling2D()(x)))
+    images = _images(40, (8, 8, 3))
+    aware = tfdwd.quantize_aware(model)
+    norm = [np.array(w) for w in aware.get_layer("norm").get_weights()[2:]]
+    kernel = aware.get_layer("conv").get_weights()[0]
+    tfdwd.finetune(aware, images, teacher=model, epochs=1)
+    for before, after in zip(norm, aware.get_layer("norm").get_weights()[2:], strict=True):
+        np.testing.assert_array_equal(after, before)
+    assert (aware.get_layer("conv").get_weights()[0] != kernel).any()
+    report = tfdwd.export(aware, tmp_path / "a.tflite", quantize="int8", data=images)
+    assert min(output.sqnr_db for output in report.outputs) > 30

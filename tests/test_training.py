@@ -1036,3 +1036,10 @@ def test_the_command_takes_what_is_said_of_outputs(tmp_path: Path, capsys: Any) 
     ):
         assert _command(*own, *wrong) == 1
         assert message in capsys.readouterr().err
+
+
+def test_outputs_without_gradients_are_refused_with_the_way_out() -> None:
+    image = keras.Input((4, 4, 3))
+    model = keras.Model(image, keras.ops.argmax(keras.layers.Conv2D(4, 3)(image), -1))
+    with pytest.raises(tfdwd.Error, match="no gradient; train the part of the network"):
+        tfdwd.finetune(model, np.zeros((4, 4, 4, 3), "f"), teacher=model, epochs=1)

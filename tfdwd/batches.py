@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from absl import logging
 
+from tfdwd import shapes
 from tfdwd.checks import whole
 from tfdwd.errors import Error
 
@@ -413,8 +414,10 @@ def _labels(given: Any, where: str) -> dict[Any, np.ndarray]:
 
 def _inputs(inputs: Any, model: "keras.Model | lite.Model", where: str) -> list[np.ndarray]:
     """The inputs of one batch as numeric arrays in the order of ``model.inputs``."""
-    names = [tensor.name for tensor in model.inputs]
+    names = shapes.input_names(model)
     if isinstance(inputs, Mapping):
+        tensors = [tensor.name for tensor in model.inputs]
+        names = tensors if all(name in inputs for name in tensors) else names
         missing = [name for name in names if name not in inputs]
         if missing:
             raise Error(

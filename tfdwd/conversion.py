@@ -488,7 +488,7 @@ def _traced(model: "keras.Model", sizes: Sequence[tuple[int, ...]]) -> Any:
     import tensorflow as tf
 
     from tfdwd import execution
-    from tfdwd.inference import names_for_tensorflow
+    from tfdwd.inference import names_for_tensorflow, plain_argmax
 
     names = _input_names(model)
     given = _output_names(model)
@@ -504,7 +504,7 @@ def _traced(model: "keras.Model", sizes: Sequence[tuple[int, ...]]) -> Any:
     }
     layers = [model] if isinstance(model, keras.Model) else []  # names of tf_keras are fine
     try:
-        with names_for_tensorflow(layers):
+        with names_for_tensorflow(layers), plain_argmax():
             return tf.function(serve).get_concrete_function(**specs)
     except Exception as error:  # layers raise what they like of a size that they cannot have
         reason = one_line(error)
@@ -544,8 +544,8 @@ def _samples(
 def _input_names(model: "keras.Model") -> list[str]:
     """The names of the inputs, as Python identifiers: TensorFlow makes arguments of them."""
     names = []
-    for tensor in model.inputs:
-        name = re.sub(r"\W", "_", tensor.name, flags=re.ASCII)
+    for given in shapes.input_names(model):
+        name = re.sub(r"\W", "_", given, flags=re.ASCII)
         fine = name.isidentifier() and not keyword.iskeyword(name) and name != "self"
         names.append(name if fine else f"input_{name}")
     return unique(names)

@@ -143,12 +143,14 @@ def evaluate(
         - "mean_iou": intersection over union of each class over all pixels of the data, mean of
           the classes that occur in labels or outputs. Labels as above; a pixel of the label 255
           counts for no class. An output of one channel, 0..1, tells two classes apart at 0.5.
-        - "accuracy": share of sigmoids, 0..1, that are on the right side of 0.5; labels of 0 and 1.
+        - "accuracy": share of sigmoids, 0..1, that are on the right side of 0.5, with labels of
+          0 and 1; of outputs that are whole numbers the share of equal ones.
         - "psnr": peak signal-to-noise ratio of each image in dB, at most 200; mean of the images.
         - "mse": mean squared error; labels of the output's shape.
         - "agreement", with `reference`: share of equal classes where the reference gives
-          probabilities; for all else 1 - squared error / variance of the reference (R2), with a
-          mean of its own for each channel. The record says which.
+          probabilities, of equal values where it gives whole numbers; for all else 1 - squared
+          error / variance of the reference (R2), with a mean of its own for each channel. The
+          record says which.
         - a keras.metrics.Metric; its state is as before afterwards.
         - a function (y_true, y_pred) of a batch of NumPy arrays that gives a number for the batch,
           or an array (images, ...); the mean over all images is taken.
@@ -158,7 +160,8 @@ def evaluate(
         takes them together: y_pred is a dict by output name then, and y_true the labels as given.
         By default, from the first batch: with a reference "agreement"; for classes "top1" and
         "top5", "mean_iou" where they are of pixels; "accuracy" or "mean_iou" for sigmoids with
-        labels of 0 and 1; "psnr" for labels (images, height, width, channels); else "mse".
+        labels of 0 and 1; "psnr" for labels (images, height, width, channels) in the
+        range of images; "accuracy" for whole numbers; else "mse".
       reference: another model or path, such as the original, whose outputs take the place of the
         labels; class metrics then compare with its highest output.
       peak: white minus black, for "psnr". By default the highest value of the labels' type where
@@ -311,8 +314,8 @@ def _outputs_for(network: _Network, inputs: list[np.ndarray], first: int) -> dic
 
 def _in_order_of(other: _Network, network: _Network, inputs: list[np.ndarray]) -> list[np.ndarray]:
     """The inputs for the other network: by name where the names are the same, else by place."""
-    names = [tensor.name for tensor in network.source.inputs]
-    wanted = [tensor.name for tensor in other.source.inputs]
+    names = shapes.input_names(network.source)
+    wanted = shapes.input_names(other.source)
     if len(names) != len(wanted):
         raise Error(f"reference: expected a model of the inputs {names}, got one of {wanted}")
     arrays = dict(zip(names, inputs, strict=True))
@@ -414,7 +417,7 @@ def _chosen(
         wanted = [("agreement", name) for name in found]
     elif metric is None:
         for name, labels in truth.by_name().items():
-            wanted += [(one, name) for one in metrics.default(labels, found[name])]
+            wanted += [(one, name) for one in metrics.default(labels, found[name], peak)]
     else:
         for one in _listed(metric):
             for_each = isinstance(one, str) or len(found) == 1

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tfdwd.batches import pack
 from tfdwd.graph import Call, functional, is_nested, trace
-from tfdwd.inference import at_inference, is_users_noise
+from tfdwd.inference import at_inference, is_users_noise, names_for_tensorflow
 
 
 def run_call(call: Call, operation: Any, values: Mapping[int, Any]) -> dict[int, Any]:
@@ -79,9 +79,12 @@ def predictor(model: Any) -> Callable[[Sequence[np.ndarray]], list[np.ndarray]]:
     if isinstance(model, keras.Model) and any(map(is_users_noise, model._flatten_layers())):
         compiled = _AtInference(model)
 
+    layers = [model] if isinstance(model, keras.Model) else []  # names of tf_keras are fine
+
     def run(inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
-        given = keras.tree.flatten(compiled.predict_on_batch(pack(model, list(inputs))))
-        arrays = map(np.asarray, given)
+        with names_for_tensorflow(layers):
+            given = compiled.predict_on_batch(pack(model, list(inputs)))
+        arrays = map(np.asarray, keras.tree.flatten(given))
         # Under a strategy of several devices each has run all the images.
         rows = len(inputs[0])
         return [array[:rows] if array.ndim and len(array) > rows else array for array in arrays]

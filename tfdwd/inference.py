@@ -63,3 +63,33 @@ def names_for_tensorflow(operations: Iterable[Any]) -> Iterator[None]:
     finally:
         for layer, name in renamed.values():
             layer.name = name
+
+
+@contextlib.contextmanager
+def plain_argmax() -> Iterator[None]:
+    """Makes ``keras.ops.argmax`` and ``argmin`` one operator of TensorFlow, for a while.
+
+    Keras tells -0.0 from 0.0 with bits of integers, which LiteRT has no operator for. Here the
+    first of them is taken, as LiteRT does.
+    """
+    import tensorflow as tf
+    from keras.src.backend.tensorflow import numpy as backend
+
+    def plain(find: Any) -> Any:
+        def run(x: Any, axis: int | None = None, keepdims: bool = False) -> Any:
+            x = tf.convert_to_tensor(x)
+            rank = x.shape.rank
+            flat = tf.reshape(x, [-1]) if axis is None or not rank else x
+            found = find(flat, axis=axis if rank and axis is not None else 0, output_type=tf.int32)
+            if not keepdims:
+                return found
+            return tf.reshape(found, [1] * rank) if axis is None else tf.expand_dims(found, axis)
+
+        return run
+
+    kept = backend.argmax, backend.argmin
+    backend.argmax, backend.argmin = plain(tf.argmax), plain(tf.argmin)
+    try:
+        yield
+    finally:
+        backend.argmax, backend.argmin = kept

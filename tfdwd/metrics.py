@@ -67,9 +67,12 @@ def agreement(reference: np.ndarray, output: str) -> Meter:
       output: name of the output, for errors.
 
     Returns:
-      For probabilities the share of equal classes; for all else 1 - squared error / variance of the
-      reference, with a mean of its own for each channel.
+      For probabilities the share of equal classes; for signed integers and booleans, such as
+      classes that the network itself chooses, the share of equal values; for all else 1 - squared
+      error / variance of the reference, with a mean of its own for each channel.
     """
+    if reference.dtype.kind in "bi":  # images are of unsigned ones
+        return _Mean(lambda truth, found, first: truth == found, "share of equal values")
     if outputs.kind_of(reference) == outputs.PROBABILITIES:
         return _Mean(_top(1, output), "share of equal classes")
     return _Fit(output)
@@ -84,18 +87,26 @@ def decisions(name: str, reference: np.ndarray) -> np.ndarray:
     return reference
 
 
-def default(truth: np.ndarray, found: np.ndarray) -> list[str]:
+def default(truth: np.ndarray, found: np.ndarray, peak: float | None = None) -> list[str]:
     """What is measured where the user does not say: one batch of an output and its labels tell."""
     if truth.dtype.kind not in "biuf":
         return ["top1" if found.ndim > 1 and found.shape[-1] > 1 else "mse"]  # which will refuse it
+    if found.dtype.kind in "bi" and truth.dtype.kind in "biu":
+        return ["accuracy"]
     if found.ndim > 1 and found.shape[-1] > 1:
         if truth.shape != found.shape or outputs.kind_of(truth) == outputs.PROBABILITIES:
             return ["top1", "top5"] if found.ndim == 2 else ["mean_iou"]
     if found.ndim == 4 and found.shape[-1] > 1:
-        return ["psnr"]
+        return [_of_maps(truth, peak)]
     if _is_binary(truth) and found.min() >= 0 and found.max() <= 1:
         return ["mean_iou"] if found.ndim == 4 else ["accuracy"]
-    return ["psnr"] if found.ndim == 4 else ["mse"]
+    return [_of_maps(truth, peak)] if found.ndim == 4 else ["mse"]
+
+
+def _of_maps(truth: np.ndarray, peak: float | None) -> str:
+    """What is measured of (images, h, w, channels): they are images, or maps of anything."""
+    image = truth.dtype.kind == "u" or 0 <= truth.min() <= truth.max() <= 255 * _OVER
+    return "psnr" if peak or image else "mse"
 
 
 def of_user(metric: Any) -> Meter:
@@ -140,6 +151,8 @@ def _top(places: int, output: str) -> _Compare:
 
 def _accuracy(output: str) -> _Compare:
     def compare(truth: Any, found: Any, first: int) -> np.ndarray:
+        if found.dtype.kind in "biu":
+            return np.asarray(found == _values(truth, found, first, output))
         _check_sigmoid(found, "accuracy", output)
         wanted = _values(truth, found, first, output)
         if not _is_binary(wanted):
@@ -276,6 +289,8 @@ class _Fit:
 
     def result(self) -> tuple[float, str]:
         power = float((self.squares - np.square(self.total) / self.count).sum())
+        if power <= 0 and not self.error:
+            return 1.0, "equal everywhere"
         if power <= 0:
             raise Error(
                 f"metric 'agreement': the reference's output {self.output!r} is the same for all "

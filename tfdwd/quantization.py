@@ -202,8 +202,7 @@ def quantize_aware(model: keras.Model) -> tf_keras.Model:
     inputs = [values[number] for number in traced.inputs]
     for number, tensor in list(values.items()):
         if tensor.dtype.is_floating:
-            layer = tf_keras.layers.Activation("linear", name=f"{traced.specs[number].name}_range")
-            values[number] = _wrapped(layer, "Activation", True)(tensor)
+            values[number] = _range(traced.specs[number].name)(tensor)
     left: list[str] = []
     wrapped: dict[int, Any] = {}  # a shared layer stays shared
     for step in steps:
@@ -212,10 +211,12 @@ def quantize_aware(model: keras.Model) -> tf_keras.Model:
             known = step.reads[0] in convolved
         if id(step.layer) not in wrapped:
             held = known and _held(step, reader_of.get(step.writes[0]))
-            wrapped[id(step.layer)] = _wrapped(step.layer, step.kind, held)
+            wrapped[id(step.layer)] = _rounding(step, held)
             if not known:
                 left.append(step.layer.name)
-        values.update(step.run(wrapped[id(step.layer)], values))
+        layer, range_of = wrapped[id(step.layer)]
+        written = step.run(layer, values)
+        values.update({number: range_of(value) for number, value in written.items()})
     if left:
         logging.warning(
             "model %r: these layers are not trained for int8 and stay in float32, here and in the "
@@ -288,7 +289,7 @@ class _Step:
     def run(self, layer: Any, values: dict[int, Any], **options: Any) -> dict[int, Any]:
         """What the layer, or what wraps it, writes: {tensor number: value}."""
         tensors = [values[number] for number in self.reads]
-        if self.training is not None:
+        if self.training is not None and self.layer._call_spec.expects_training_arg:
             options.setdefault("training", self.training)
         carried = isinstance(self.layer, to_keras2.Carried)
         results = layer(tensors, **options) if carried else layer(tensors[0], **options)
@@ -324,12 +325,17 @@ def _steps(traced: graph.Graph) -> list[_Step]:
 def _free_name(call: graph.Call, names: set[str]) -> str:
     """A name that is not taken, which TensorFlow takes for a scope; added to the taken ones."""
     name = call.operation.name if call.operation.name not in names else call.path
-    name = re.sub(r"[^A-Za-z0-9_.-]", "_", name)
-    name = name if name[0].isalnum() else f"layer{name}"
+    name = _scope(name)
     while name in names:
         name += "_"
     names.add(name)
     return name
+
+
+def _scope(name: str) -> str:
+    """A name that TensorFlow takes for a scope."""
+    name = re.sub(r"[^A-Za-z0-9_.-]", "_", name)
+    return name if name[0].isalnum() else f"layer{name}"
 
 
 def _fill(call: graph.Call, tensors: list[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -400,6 +406,23 @@ def _held(step: _Step, reader: _Step | None) -> bool:
     if reader.kind == "BatchNormalization":
         return step.kind not in _KERNELS
     return reader.kind != "Concatenate" and not (step.kind in _FOLDING and _rectifies(reader))
+
+
+def _rounding(step: _Step, held: bool) -> tuple[Any, Any]:
+    """The step's layer with what rounds its output: within its wrapper, or a layer behind it.
+
+    A wrapper learns its range only in training. A layer that the graph holds to inference, such as
+    the batch norms of ``backbone(x, training=False)``, thus stays outside of it.
+    """
+    if held and step.training is not None and step.layer._call_spec.expects_training_arg:
+        return step.layer, _range(step.layer.name)
+    return _wrapped(step.layer, step.kind, held), lambda value: value
+
+
+def _range(name: str) -> Any:
+    """A layer that only rounds."""
+    layer = tf_keras.layers.Activation("linear", name=_scope(f"{name}_range"))
+    return _wrapped(layer, "Activation", True)
 
 
 def _wrapped(layer: Any, kind: str, held: bool) -> Any:

@@ -19,6 +19,26 @@ if TYPE_CHECKING:
 InputShape = Sequence[int] | Sequence[Sequence[int]] | Mapping[str, Sequence[int]]
 
 
+def input_names(model: Any) -> list[str]:
+    """Names of a network's inputs, in the order of ``model.inputs``.
+
+    Args:
+      model: of Keras or tf_keras, or what has inputs of a name, such as a `tfdwd.lite.Model`.
+
+    Returns:
+      The keys where the model takes a dict, else the names of the inputs.
+
+    Example:
+      >>> import keras
+      >>> x = keras.Input((4,), name="x")
+      >>> input_names(keras.Model([x], keras.layers.Dense(2)(x)))
+      ['x']
+    """
+    struct = getattr(model, "input", None)
+    keys = {id(x): str(key) for key, x in struct.items()} if isinstance(struct, Mapping) else {}
+    return [keys.get(id(tensor), tensor.name) for tensor in model.inputs]
+
+
 def of_inputs(
     model: "keras.Model",
     input_shape: InputShape | None = None,
@@ -138,7 +158,7 @@ def _joined(pieces: Sequence[np.ndarray], size: int, count: int) -> np.ndarray:
 
 def _said(model: "keras.Model", input_shape: Any) -> list[tuple[int, ...] | None]:
     """What the user says of each input; None where nothing."""
-    names = [tensor.name for tensor in model.inputs]
+    names = input_names(model)
     if input_shape is None:
         return [None] * len(names)
     if isinstance(input_shape, Mapping):

@@ -274,6 +274,12 @@ def _weights(given: Any, names: Sequence[str], model: Any) -> list[float]:
         if weight and not trains:
             raise Error(f"loss_weights: output {name!r} of {tensor.dtype} has no gradient; omit it")
         found.append(float(weight))
+    if not any("float" in str(tensor.dtype) for tensor in model.outputs):
+        raise Error(
+            f"expected an output of real numbers to learn, got {', '.join(map(repr, names))} of "
+            "whole numbers or booleans, which have no gradient; train the part of the network "
+            "before them, keras.Model(model.input, logits)"
+        )
     if not any(found):
         raise Error(f"loss_weights: expected a weight above 0 for one of the outputs {list(names)}")
     return found
