@@ -1043,3 +1043,18 @@ def test_outputs_without_gradients_are_refused_with_the_way_out() -> None:
     model = keras.Model(image, keras.ops.argmax(keras.layers.Conv2D(4, 3)(image), -1))
     with pytest.raises(tfdwd.Error, match="no gradient; train the part of the network"):
         tfdwd.finetune(model, np.zeros((4, 4, 4, 3), "f"), teacher=model, epochs=1)
+
+
+@pytest.mark.parametrize("name", ["my net", "ÄÖ"])
+def test_names_that_tensorflow_does_not_take(name: str, tmp_path: Path) -> None:
+    image = keras.Input((8, 8, 4))
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(6, 3, name="my conv")(image))
+    model = keras.Model(image, layers.Dense(3, activation="softmax")(x), name=name)
+    student = tfdwd.decompose(model, IMAGES, include="my conv")
+    tfdwd.finetune(
+        student, IMAGES, epochs=1, teacher=model, features=["my conv"], features_weight=1.0,
+        validation=IMAGES, folder=tmp_path,
+    )  # fmt: skip
+    saved = keras.models.load_model(tmp_path / "last.keras")
+    assert saved.name == student.name == name
+    assert saved.get_layer("my conv_depthwise").name == "my conv_depthwise"

@@ -215,8 +215,11 @@ def quantize_aware(model: keras.Model) -> tf_keras.Model:
             if not known:
                 left.append(step.layer.name)
         layer, range_of = wrapped[id(step.layer)]
-        written = step.run(layer, values)
-        values.update({number: range_of(value) for number, value in written.items()})
+        try:
+            written = step.run(layer, values)
+            values.update({number: range_of(value) for number, value in written.items()})
+        except Exception as error:  # layers raise what they like of what tf_keras makes of a call
+            raise _differs(step.operation, one_line(error)) from error
     if left:
         logging.warning(
             "model %r: these layers are not trained for int8 and stay in float32, here and in the "

@@ -8,7 +8,7 @@ import keras
 from tfdwd import bridge, graph
 from tfdwd.batches import pack
 from tfdwd.errors import Error
-from tfdwd.inference import at_inference
+from tfdwd.inference import at_inference, names_for_tensorflow
 
 # Turns inputs, in the order of the model's, into its outputs and the features; flat lists.
 Runner = Callable[[Sequence[Any], bool | None], tuple[list[Any], list[Any]]]
@@ -28,10 +28,13 @@ def runner(model: Any, paths: Sequence[str] = ()) -> Runner:
     if paths and bridge.kit(model) is not keras:
         return _runner_of_tf_keras(model, paths)
 
+    named = [model] if bridge.kit(model) is keras else []  # names of tf_keras are fine
+
     def run(inputs: Sequence[Any], training: bool | None) -> tuple[list[Any], list[Any]]:
-        if paths or (training is False and graph.is_nested(model)):
-            return _replayed(model, inputs, training, paths)
-        return keras.tree.flatten(model(pack(model, list(inputs)), training=training)), []
+        with names_for_tensorflow(named):
+            if paths or (training is False and graph.is_nested(model)):
+                return _replayed(model, inputs, training, paths)
+            return keras.tree.flatten(model(pack(model, list(inputs)), training=training)), []
 
     return run
 
