@@ -31,9 +31,9 @@ def runner(model: Any, paths: Sequence[str] = ()) -> Runner:
     named = [model] if bridge.kit(model) is keras else []  # names of tf_keras are fine
 
     def run(inputs: Sequence[Any], training: bool | None) -> tuple[list[Any], list[Any]]:
+        if paths or (training is False and graph.is_nested(model)):
+            return _replayed(model, inputs, training, paths)
         with names_for_tensorflow(named):
-            if paths or (training is False and graph.is_nested(model)):
-                return _replayed(model, inputs, training, paths)
             return keras.tree.flatten(model(pack(model, list(inputs)), training=training)), []
 
     return run
@@ -137,12 +137,15 @@ def _replayed(
             if graph.is_nested(operation):
                 reads = [values[id(spec)] for spec in graph.nested_inputs(node)]
                 results = run(operation, reads, mode, path + "/")
-            elif training is False:
-                results = at_inference(operation, args, kwargs)
             else:
                 if "training" in getattr(operation, "_call_context_args", ()):
                     kwargs = {**kwargs, "training": mode}
-                results = keras.tree.flatten(operation(*args, **kwargs))
+                with names_for_tensorflow([operation]):
+                    results = (
+                        at_inference(operation, args, kwargs)
+                        if training is False
+                        else keras.tree.flatten(operation(*args, **kwargs))
+                    )
             if path in paths:
                 found.setdefault(path, results[0])  # of its first use
             values.update({id(spec): x for spec, x in zip(node.outputs, results, strict=True)})
