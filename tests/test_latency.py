@@ -190,7 +190,7 @@ def test_a_folder_that_holds_something_is_not_written_to(
 
 def test_a_folder_that_cannot_be_made_is_a_clear_error(model: keras.Model, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(Error, match=r"cannot make the folder .*file/micro: Not a directory"):
+    with pytest.raises(Error, match=r"folder: cannot make .*file/micro: Not a directory"):
         tfdwd.write_micro_models(model, tmp_path / "file" / "micro")
 
 

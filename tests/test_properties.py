@@ -247,12 +247,13 @@ def test_2000_random_networks(tmp_path: Path) -> None:
     trials.check(trials_)
 
 
+@pytest.mark.nightly
 def test_every_part_is_drawn() -> None:
     """Each kind of layer and step comes up: a network that is never drawn proves nothing."""
     seen: collections.Counter[str] = collections.Counter()
 
     @seed(0)
-    @_settings(150)
+    @_settings(600)
     @given(networks.networks())
     def drawn(drawn: networks.Drawn) -> None:
         seen.update(set(re.findall(r"[A-Z]\w+(?=\()|ops\.\w+", repr(drawn))))

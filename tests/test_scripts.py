@@ -388,7 +388,9 @@ def test_terminals_and_pipes_of_every_kind(monkeypatch, pytestconfig):
     assert full.returncode == 1 and "No space left on device" in line
     closed = chatty("{} >&- 2>&-")
     assert (closed.returncode, closed.stdout, closed.stderr) == (0, "", "")
-    killed = chatty(more="import os, signal; os.kill(os.getpid(), signal.SIGINT)")
+    # Of a job in the background the shell has the signal ignored.
+    heard = "import os, signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    killed = chatty(more=f"{heard}; os.kill(os.getpid(), signal.SIGINT)")
     assert killed.returncode == 130
     assert killed.stderr.splitlines()[-1] == "-c: interrupted"
     assert len(killed.stderr.splitlines()) == 2

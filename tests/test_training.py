@@ -961,7 +961,9 @@ def test_a_teacher_augments_nothing() -> None:
 
 def test_models_that_do_not_fit() -> None:
     softmax, five = _small(HEADS["softmax"]), _small(HEADS["multi-label"])
-    with pytest.raises(Error, match=r"teacher: expected a model of the outputs \[\(4,\)\]"):
+    with pytest.raises(
+        Error, match=r"teacher: expected a model with the outputs of the student, \[\(4,\)\]"
+    ):
         tfdwd.finetune(softmax, SMALL, epochs=1, teacher=five)
     frozen = _small(HEADS["softmax"])
     frozen.trainable = False
