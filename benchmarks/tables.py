@@ -10,6 +10,7 @@ import pathlib
 import re
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+# A table whose file is not there yet stays as it is.
 _TABLE = re.compile(r"<!-- (\S+\.csv): (.+?) -->\n(?:\|.*\n)*")
 
 
@@ -25,10 +26,13 @@ def table(path: str, columns: list[str]) -> str:
 
 def with_tables(text: str) -> str:
     """The README with every table as its CSV file has it."""
-    return _TABLE.sub(
-        lambda found: f"<!-- {found[1]}: {found[2]} -->\n{table(found[1], found[2].split(', '))}",
-        text,
-    )
+
+    def filled(found: re.Match[str]) -> str:
+        if not (ROOT / found[1]).exists():
+            return found[0]
+        return f"<!-- {found[1]}: {found[2]} -->\n{table(found[1], found[2].split(', '))}"
+
+    return _TABLE.sub(filled, text)
 
 
 if __name__ == "__main__":
