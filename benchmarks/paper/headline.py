@@ -183,7 +183,7 @@ class Experiment:
             epochs=epochs,
             learning_rate=rate,
             teacher=teacher,
-            labels=1.0 if teacher is not None else 0.0,
+            labels_weight=1.0 if teacher is not None else 0.0,
             validation=self.held_out,
             folder=folder,
             resume=True,
