@@ -217,7 +217,7 @@ def _settings(count: int) -> Any:
 
 
 def draw_and_try(number: int, count: int, folder: Path, journal: Any) -> None:
-    """What a child of the nightly run does."""
+    """What a child does, where the same is drawn whatever else was imported before."""
 
     @seed(number)
     @_settings(count)
@@ -228,16 +228,8 @@ def draw_and_try(number: int, count: int, folder: Path, journal: Any) -> None:
     tried()
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning:keras")  # about the networks themselves
-@pytest.mark.parametrize("number", range(4))
-def test_random_networks(number: int, tmp_path: Path) -> None:
-    @seed(number)
-    @_settings(25)
-    @given(networks.networks(), ways(dearest=12))
-    def tried(drawn: networks.Drawn, way: Way) -> None:
-        trial(drawn, way, tmp_path)
-
-    tried()
+def test_random_networks(tmp_path: Path) -> None:
+    trials.check(trials.in_children("test_properties:draw_and_try", range(2), 50, tmp_path, 120))
 
 
 @pytest.mark.nightly
