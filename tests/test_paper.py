@@ -93,8 +93,8 @@ def test_the_first_steps_on_imagenet(tmp_path: Path) -> None:
                     writer.write(example.SerializeToString())
     command = [
         sys.executable, PAPER / "imagenet.py", f"--records={records}", f"--folder={tmp_path}/runs",
-        "--classes=5", "--width=0.5", "--repeats=1,1,1", "--pixels=64", "--batch_size=8",
-        "--epochs=2", "--tuned=1", "--students=auto",
+        "--classes=5", "--width=0.5", "--pixels=64", "--batch_size=8", "--epochs=2", "--tuned=1",
+        "--students=auto",
     ]  # fmt: skip
     (tmp_path / "runs").mkdir()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -104,6 +104,5 @@ def test_the_first_steps_on_imagenet(tmp_path: Path) -> None:
     assert [row[0] for row in rows] == ["separable", "regular", "auto"]
     assert len(headers) == len(rows[0])
     cost = {row[0]: float(row[1]) for row in rows}
-    # With one unit in each stage the first and the last layer are a third of the cost.
-    assert 0.95 * cost["separable"] < cost["auto"] <= cost["separable"] < cost["regular"] / 1.5
+    assert 0.95 * cost["separable"] < cost["auto"] <= cost["separable"] < cost["regular"] / 2
     assert (tmp_path / "runs/auto/last.keras").exists()

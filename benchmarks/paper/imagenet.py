@@ -62,7 +62,6 @@ _FOLDER = flags.DEFINE_string(
 _FIRST_LABEL = flags.DEFINE_integer("first_label", 1, "number of class 0", flag_values=FLAGS)
 _CLASSES = flags.DEFINE_integer("classes", 1000, "how many", flag_values=FLAGS)
 _WIDTH = flags.DEFINE_float("width", 1.0, "of ShuffleNet V2", flag_values=FLAGS)
-_REPEATS = flags.DEFINE_list("repeats", ["4", "8", "4"], "units of its stages", flag_values=FLAGS)
 _PIXELS = flags.DEFINE_integer("pixels", 224, "on a side", flag_values=FLAGS)
 _BATCH = flags.DEFINE_integer("batch_size", 1024, "of all workers together", flag_values=FLAGS)
 _EPOCHS = flags.DEFINE_integer("epochs", 240, "in all", flag_values=FLAGS)
@@ -117,9 +116,8 @@ def networks(source: data.Source) -> Iterator[tuple[str, int, keras.Model | None
         keras.utils.set_random_seed(0)
         shape = (_PIXELS.value, _PIXELS.value, 3)
         return models.ShuffleNetV2(
-            _WIDTH.value, conv=conv, input_shape=shape, classes=_CLASSES.value,
-            repeats=[int(count) for count in _REPEATS.value],
-        )  # fmt: skip
+            _WIDTH.value, conv=conv, input_shape=shape, classes=_CLASSES.value
+        )
 
     yield (
         "separable",
