@@ -154,7 +154,7 @@ def _decomposed(drawn: networks.Drawn, way: Way, folder: Path, expected: list[np
         }
         whole, _ = decompose(rank=ranks)
         found = largest_difference(drawn.run(whole), expected)
-        # Fitted to data it is as exact as moments are that are summed in float32.
+        # A fit to 8 images is not exact: 5e-4 is the most that was seen, and why is not known.
         allowed = allowed_difference(drawn, expected) + (0 if data is None else 1e-3)
         assert found <= allowed, f"full rank differs by {found:.1e}, more than {allowed:.1e}"
     _check_saved(drawn, student, folder)

@@ -39,22 +39,20 @@ import csv
 import os
 import pathlib
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import cifar10
 import keras
-import numpy as np
 from absl import app, flags
 
 import tfdwd
-from tfdwd import data, files, models, reporting
+from tfdwd import models, reporting
 
-DATA = pathlib.Path(os.environ.get("TFDWD_DATA", "../shared/data"))
 HERE = pathlib.Path(__file__).parent
 BUILD = HERE.parent.parent / "build"
-HELD_OUT, CALIBRATION, BATCH = 5000, 1024, 128
 RATES = {"regular": 8e-3, "separable": 16e-3}
 TUNED_RATE = 8e-3
 STUDENTS = {
@@ -78,52 +76,12 @@ _SEEDS = flags.DEFINE_integer("seeds", 3, "how many")
 _CHOOSE = flags.DEFINE_bool("choose", False, "compare learning rates on held-out training images")
 
 
-def load(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """All images (count, 32, 32, 3) uint8 and labels of a split."""
-    batches = data.evaluation(data.tfrecords(DATA / "cifar10", split), 500, size=32, resize=32)
-    images, labels = zip(*batches.as_numpy_iterator(), strict=True)
-    return np.concatenate(images), np.concatenate(labels)
-
-
-def centre(images: np.ndarray) -> np.ndarray:
-    start = (32 - _PIXELS.value) // 2
-    end = start + _PIXELS.value
-    return images[:, start:end, start:end]
-
-
-def augmented(
-    images: np.ndarray, labels: np.ndarray, seed: int
-) -> Callable[[int], Iterator[tuple[np.ndarray, np.ndarray]]]:
-    """A function of the epoch that gives its batches: images cropped within 8 px, and flipped."""
-    size = _PIXELS.value
-    border = max(0, size + 8 - 32) // 2
-    images = np.pad(images, ((0, 0), (border, border), (border, border), (0, 0)), mode="reflect")
-    across = np.arange(size)
-
-    def epoch_of(epoch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        source = np.random.default_rng((seed, epoch))
-        order = source.permutation(len(images))
-        for start in range(0, len(images) - BATCH + 1, BATCH):
-            chosen = order[start : start + BATCH]
-            top, left = source.integers(0, images.shape[1] - size + 1, (2, BATCH, 1))
-            columns = left + across
-            flipped = source.integers(0, 2, BATCH, bool)
-            columns[flipped] = columns[flipped, ::-1]
-            rows = (top + across)[:, :, None]
-            yield images[chosen[:, None, None], rows, columns[:, None]], labels[chosen]
-
-    return epoch_of
-
-
 class Experiment:
     """The networks of one seed: made, trained, and kept in a folder."""
 
     def __init__(self, seed: int, folder: pathlib.Path) -> None:
-        images, labels = load("train")
         self.seed, self.folder = seed, folder
-        self.calibration = centre(images[:CALIBRATION])
-        self.train = augmented(images[:-HELD_OUT], labels[:-HELD_OUT], seed)
-        self.held_out = centre(images[-HELD_OUT:]), labels[-HELD_OUT:]
+        self.images = cifar10.split(_PIXELS.value, seed)
 
     def build(self, conv: str) -> keras.Model:
         keras.utils.set_random_seed(self.seed)
@@ -141,25 +99,9 @@ class Experiment:
     ) -> tuple[keras.Model, keras.Model]:
         """A network before and after training; goes on where an earlier call was interrupted."""
         folder = self.folder / name.replace(", ", "-").replace(" ", "-")
-        folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / "before.keras").exists():
-            files.save_model(make(), folder / "before.keras")
-        before = keras.models.load_model(folder / "before.keras", compile=False)
-        if (folder / "after.keras").exists():
-            return before, keras.models.load_model(folder / "after.keras", compile=False)
-        model = keras.models.load_model(folder / "before.keras", compile=False)
-        tfdwd.finetune(
-            model,
-            self.train,
-            steps_per_epoch=(50_000 - HELD_OUT) // BATCH,
-            epochs=epochs,
-            learning_rate=rate,
-            folder=folder,
-            resume=True,
-            seed=self.seed,
+        return cifar10.trained(
+            folder, make, self.images.train, epochs=epochs, learning_rate=rate, seed=self.seed
         )
-        files.save_model(model, folder / "after.keras")
-        return before, model
 
     def network(self, name: str) -> tuple[int, keras.Model | None, keras.Model]:
         """(epochs in all, the network before fine-tuning, and after) of a name."""
@@ -177,7 +119,7 @@ class Experiment:
     ) -> tuple[keras.Model, keras.Model]:
         return self.trained(
             name,
-            lambda: tfdwd.decompose(regular, self.calibration, rank=1, **STUDENTS[name]),
+            lambda: tfdwd.decompose(regular, self.images.calibration, rank=1, **STUDENTS[name]),
             _TUNED.value,
             rate,
         )
@@ -188,7 +130,7 @@ def choose(folder: pathlib.Path) -> None:
     short = max(1, _EPOCHS.value // 2)  # with the whole schedule
 
     def score(name: str, rate: float, model: keras.Model) -> float:
-        top1 = tfdwd.evaluate(model, Experiment(100, folder).held_out).top1
+        top1 = tfdwd.evaluate(model, Experiment(100, folder).images.held_out).top1
         print(f"{name}, {rate}: {top1:.4f}", flush=True)
         return top1
 
@@ -273,8 +215,7 @@ def main(_: list[str]) -> None:
     if _CHOOSE.value:
         choose(folder)
         return
-    images, labels = load("validation")
-    test = centre(images), labels
+    test = cifar10.test(_PIXELS.value)
     usual = all(not flags.FLAGS[name].present for name in ("width", "pixels", "epochs", "tuned"))
     results = HERE if usual else folder
     done = {(run[0], run[1]): run for run in kept(results)}

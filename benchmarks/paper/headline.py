@@ -33,18 +33,15 @@ from functools import partial
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import cifar10
 import keras
-import numpy as np
 from absl import app, flags, logging
 
 import tfdwd
-from tfdwd import data, files, models, reporting
+from tfdwd import models, reporting
 
 HERE = pathlib.Path(__file__).parent
-DATA = pathlib.Path(os.environ.get("TFDWD_DATA", HERE / "../../../shared/data"))
 RUNS = pathlib.Path(os.environ.get("TFDWD_RUNS", HERE / "../../build"))
-HELD_OUT, CALIBRATION, BATCH = 5000, 1024, 128
-STEPS = (50_000 - HELD_OUT) // BATCH
 FIND_SEED = 100
 STUDENTS = {
     "joint": {"method": "joint"},
@@ -102,44 +99,6 @@ def shufflenet(conv: str, shape: tuple[int, int, int]) -> keras.Model:
     return models.ShuffleNetV2(0.5, conv=conv, input_shape=shape, classes=10, stem="small")
 
 
-# ---------------------------------------------------------------------- images
-
-
-def load(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """All images (count, 32, 32, 3) uint8 and labels of a split."""
-    batches = data.evaluation(data.tfrecords(DATA / "cifar10", split), 500, size=32, resize=32)
-    images, labels = zip(*batches.as_numpy_iterator(), strict=True)
-    return np.concatenate(images), np.concatenate(labels)
-
-
-def centre(images: np.ndarray, size: int) -> np.ndarray:
-    start = (32 - size) // 2
-    return images[:, start : start + size, start : start + size]
-
-
-def augmented(
-    images: np.ndarray, labels: np.ndarray, size: int, seed: int
-) -> Callable[[int], Iterator[tuple[np.ndarray, np.ndarray]]]:
-    """A function of the epoch that gives its batches: images cropped within 8 px, and flipped."""
-    border = max(0, size + 8 - 32) // 2
-    images = np.pad(images, ((0, 0), (border, border), (border, border), (0, 0)), mode="reflect")
-    across = np.arange(size)
-
-    def epoch_of(epoch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        source = np.random.default_rng((seed, epoch))
-        order = source.permutation(len(images))
-        for start in range(0, STEPS * BATCH, BATCH):
-            chosen = order[start : start + BATCH]
-            top, left = source.integers(0, images.shape[1] - size + 1, (2, BATCH, 1))
-            columns = left + across
-            flipped = source.integers(0, 2, BATCH, bool)
-            columns[flipped] = columns[flipped, ::-1]
-            rows = (top + across)[:, :, None]
-            yield images[chosen[:, None, None], rows, columns[:, None]], labels[chosen]
-
-    return epoch_of
-
-
 # ---------------------------------------------------------------------- training
 
 
@@ -147,12 +106,8 @@ class Experiment:
     """The networks of one seed: made, trained, and kept in a folder."""
 
     def __init__(self, seed: int, folder: pathlib.Path, rates: dict[str, float]) -> None:
-        images, labels = load("train")
-        size = _PIXELS.value
         self.seed, self.folder, self.rates = seed, folder / f"seed-{seed}", rates
-        self.calibration = centre(images[:CALIBRATION], size)
-        self.train = augmented(images[:-HELD_OUT], labels[:-HELD_OUT], size, seed)
-        self.held_out = centre(images[-HELD_OUT:], size), labels[-HELD_OUT:]
+        self.images = cifar10.split(_PIXELS.value, seed)
 
     def fresh(self, conv: str) -> keras.Model:
         keras.utils.set_random_seed(self.seed)
@@ -168,30 +123,17 @@ class Experiment:
         teacher: keras.Model | None = None,
     ) -> tuple[keras.Model, keras.Model]:
         """A network before and after training; goes on where an earlier call was interrupted."""
-        folder = self.folder / f"{name}-{epochs}-{rate:g}"
-        folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / "before.keras").exists():
-            files.save_model(make(), folder / "before.keras")
-        before = keras.models.load_model(folder / "before.keras", compile=False)
-        if (folder / "after.keras").exists():
-            return before, keras.models.load_model(folder / "after.keras", compile=False)
-        model = keras.models.load_model(folder / "before.keras", compile=False)
-        history = tfdwd.finetune(
-            model,
-            self.train,
-            steps_per_epoch=STEPS,
+        return cifar10.trained(
+            self.folder / f"{name}-{epochs}-{rate:g}",
+            make,
+            self.images.train,
             epochs=epochs,
             learning_rate=rate,
             teacher=teacher,
-            labels_weight=1.0 if teacher is not None else 0.0,
-            validation=self.held_out,
-            folder=folder,
-            resume=True,
+            labels_weight=0.0 if teacher is None else 1.0,
+            validation=self.images.held_out,
             seed=self.seed,
         )
-        (folder / "history.json").write_text(json.dumps(history.history))
-        files.save_model(model, folder / "after.keras")
-        return before, model
 
     def network(
         self, conv: str, epochs: int, taught_by: keras.Model | None = None
@@ -206,7 +148,7 @@ class Experiment:
         """A student of a regular network, fine-tuned."""
         return self.trained(
             f"{question}-{kind}" + ("-taught" if taught else ""),
-            lambda: tfdwd.decompose(regular, self.calibration, rank=1, **STUDENTS[kind]),
+            lambda: tfdwd.decompose(regular, self.images.calibration, rank=1, **STUDENTS[kind]),
             _TUNED.value,
             self.rates["student"],
             regular if taught else None,
@@ -222,7 +164,7 @@ def find(folder: pathlib.Path) -> dict[str, float]:
     mine = Experiment(FIND_SEED, folder, rates)
 
     def score(what: str, model: keras.Model) -> float:
-        top1 = tfdwd.evaluate(model, mine.held_out).top1
+        top1 = tfdwd.evaluate(model, mine.images.held_out).top1
         print(f"{what}: {top1:.4f} held out", flush=True)
         return top1
 
@@ -310,8 +252,7 @@ def main(_: list[str]) -> None:
     if not (folder / "rates.json").exists():
         raise app.UsageError(f"no learning rates in {folder}: run with --find first")
     rates = json.loads((folder / "rates.json").read_text())
-    images, labels = load("validation")
-    test = centre(images, _PIXELS.value), labels
+    test = cifar10.test(_PIXELS.value)
     path = HERE / f"headline_{_NETWORK.value}.csv"
     done: dict[tuple[str, ...], list[str]] = {}
     if path.exists():

@@ -1,0 +1,113 @@
+"""What the experiments on CIFAR-10 share: its images, and training that can be interrupted."""
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import numpy as np
+
+import tfdwd
+from tfdwd import data, files
+
+HERE = pathlib.Path(__file__).resolve().parent
+DATA = pathlib.Path(os.environ.get("TFDWD_DATA", HERE.parent.parent.parent / "shared/data"))
+HELD_OUT, CALIBRATION, BATCH = 5000, 1024, 128
+STEPS = (50_000 - HELD_OUT) // BATCH  # of an epoch
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """The training images, in parts.
+
+    Attributes:
+      calibration: the first images, (CALIBRATION, size, size, 3) uint8.
+      train: a function of the epoch that gives its batches, all but the held-out images.
+      held_out: the last images, cut from their centres, and their labels.
+    """
+
+    calibration: np.ndarray
+    train: Callable[[int], Iterator[tuple[np.ndarray, np.ndarray]]]
+    held_out: tuple[np.ndarray, np.ndarray]
+
+
+def split(size: int, seed: int) -> Split:
+    """The training images at a size in pixels, at most 32; the seed is of order and crops."""
+    images, labels = load("train")
+    return Split(
+        centre(images[:CALIBRATION], size),
+        augmented(images[:-HELD_OUT], labels[:-HELD_OUT], size, seed),
+        (centre(images[-HELD_OUT:], size), labels[-HELD_OUT:]),
+    )
+
+
+def test(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The 10,000 test images, cut from their centres, and their labels."""
+    images, labels = load("validation")
+    return centre(images, size), labels
+
+
+def load(part: str) -> tuple[np.ndarray, np.ndarray]:
+    """All images (count, 32, 32, 3) uint8 and labels of "train" or "validation"."""
+    batches = data.evaluation(data.tfrecords(DATA / "cifar10", part), 500, size=32, resize=32)
+    images, labels = zip(*batches.as_numpy_iterator(), strict=True)
+    return np.concatenate(images), np.concatenate(labels)
+
+
+def centre(images: np.ndarray, size: int) -> np.ndarray:
+    """The middle (size, size) pixels of each image."""
+    start = (32 - size) // 2
+    return images[:, start : start + size, start : start + size]
+
+
+def augmented(
+    images: np.ndarray, labels: np.ndarray, size: int, seed: int
+) -> Callable[[int], Iterator[tuple[np.ndarray, np.ndarray]]]:
+    """A function of the epoch that gives its batches: images cropped within 8 px, and flipped."""
+    border = max(0, size + 8 - 32) // 2
+    images = np.pad(images, ((0, 0), (border, border), (border, border), (0, 0)), mode="reflect")
+    across = np.arange(size)
+
+    def epoch_of(epoch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        source = np.random.default_rng((seed, epoch))
+        order = source.permutation(len(images))
+        for start in range(0, len(images) - BATCH + 1, BATCH):
+            chosen = order[start : start + BATCH]
+            top, left = source.integers(0, images.shape[1] - size + 1, (2, BATCH, 1))
+            columns = left + across
+            flipped = source.integers(0, 2, BATCH, bool)
+            columns[flipped] = columns[flipped, ::-1]
+            rows = (top + across)[:, :, None]
+            yield images[chosen[:, None, None], rows, columns[:, None]], labels[chosen]
+
+    return epoch_of
+
+
+def trained(
+    folder: pathlib.Path, make: Callable[[], keras.Model], images: Any, **options: Any
+) -> tuple[keras.Model, keras.Model]:
+    """A network before and after training; goes on where an earlier call was interrupted.
+
+    Args:
+      folder: for both networks, the checkpoint, and the history as JSON.
+      make: makes the network, if the folder does not hold it.
+      images: what `tfdwd.finetune` trains on.
+      options: more of `tfdwd.finetune`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "before.keras").exists():
+        files.save_model(make(), folder / "before.keras")
+    before, model = (
+        keras.models.load_model(folder / "before.keras", compile=False) for _ in range(2)
+    )
+    if (folder / "after.keras").exists():
+        return before, keras.models.load_model(folder / "after.keras", compile=False)
+    history = tfdwd.finetune(
+        model, images, steps_per_epoch=STEPS, folder=folder, resume=True, **options
+    )
+    files.write_whole(folder / "history.json", json.dumps(history.history))
+    files.save_model(model, folder / "after.keras")
+    return before, model
