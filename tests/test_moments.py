@@ -16,10 +16,8 @@ from tfdwd.errors import Error
 IMAGES = 6
 
 
-@pytest.fixture(autouse=True)
-def all_positions(monkeypatch):
-    """Takes every position of every image, so that brute force can do the same."""
-    monkeypatch.setattr(calibration, "MIN_ROWS", 10**9)
+# Every position of every image, so that brute force can do the same.
+ALL = calibration.Settings(min_rows=10**9)
 
 
 def exact(conv, collected=None):
@@ -36,19 +34,24 @@ def bias_of(conv):
     return np.zeros(conv.filters) if conv.bias is None else np.asarray(conv.bias, np.float64)
 
 
+def swept(traced, batches, convs, solve, settings=ALL, **options):
+    """{id(convolution): moments}, {id(convolution): expansion}."""
+    found, expansions = {}, {}
+    for level in calibration.levels(
+        traced, batches, convs, expansions, settings=settings, **options
+    ):
+        for collected in level:
+            conv = collected.conv
+            found[id(conv)] = collected.moments
+            expansions[id(conv)] = rebuild.expand(conv, *solve(conv, collected))
+    return found, expansions
+
+
 def sweep(model, solve, data=None, **options):
-    """({layer name: what was collected}, the student)."""
-    found = {}
-
-    def recorded(conv, collected):
-        found[id(conv)] = collected.moments
-        return solve(conv, collected)
-
+    """As `swept`, over two batches of images."""
     arrays = keras.tree.flatten(inputs_of(model, IMAGES) if data is None else data)
     halves = [[array[:4] for array in arrays], [array[4:] for array in arrays]]
-    convs = convolutions(model)
-    expansions = calibration.sweep(graph.trace(model), halves, convs, recorded, **options)
-    return found, expansions
+    return swept(graph.trace(model), halves, convolutions(model), solve, **options)
 
 
 def values_of(model, inputs):
@@ -429,7 +432,7 @@ def test_no_data_at_all():
     with pytest.raises(Error, match="the data is empty"):
         tfdwd.decompose(model, iter(()))
     with pytest.raises(Error, match="expected at least one image"):
-        calibration.sweep(graph.trace(model), [], convolutions(model), exact)
+        swept(graph.trace(model), [], convolutions(model), exact)
 
 
 def test_batches_are_read_once():
@@ -442,15 +445,14 @@ def test_batches_are_read_once():
             reads += 1
             yield [inputs_of(model, 2)]
 
-    found = calibration.sweep(graph.trace(model), batches(), convolutions(model), exact)
+    found, _ = swept(graph.trace(model), batches(), convolutions(model), exact)
     assert reads == 3 and len(found) == 3
 
 
-def test_positions_follow_the_seed(monkeypatch):
-    monkeypatch.setattr(calibration, "MIN_ROWS", 60)
-    monkeypatch.setattr(calibration, "ROWS_PER_UNKNOWN", 1)
+def test_positions_follow_the_seed():
+    few = calibration.Settings(min_rows=60, rows_per_unknown=1)
     model = network("sequential")
-    first, again, other = (sweep(model, exact, seed=seed)[0] for seed in (3, 3, 4))
+    first, again, other = (sweep(model, exact, seed=seed, settings=few)[0] for seed in (3, 3, 4))
     for key, found in first.items():
         np.testing.assert_array_equal(found.sum_xx, again[key].sum_xx)
         np.testing.assert_array_equal(found.sum_y, again[key].sum_y)
@@ -459,12 +461,12 @@ def test_positions_follow_the_seed(monkeypatch):
     assert np.abs(first[key].sum_xx - other[key].sum_xx).max() > 0.1
 
 
-def test_rows_are_about_as_many_as_stated(monkeypatch):
-    monkeypatch.setattr(calibration, "MIN_ROWS", 30)
+def test_rows_are_about_as_many_as_stated():
+    settings = calibration.Settings(min_rows=30)
     model = network("sequential")
-    found, _ = sweep(model, exact)
+    found, _ = sweep(model, exact, settings=settings)
     one, two = (found[id(model.get_layer(name))].count for name in ("one", "two"))
-    assert one == IMAGES * -(-calibration.ROWS_PER_UNKNOWN * 27 // IMAGES) or one == IMAGES * 64
+    assert one == IMAGES * -(-settings.rows_per_unknown * 27 // IMAGES) or one == IMAGES * 64
     assert two == IMAGES * 16  # 54 unknowns would need more than there are: all
 
 
@@ -520,7 +522,7 @@ def test_images_of_two_sizes_are_refused():
     model = keras.Sequential([keras.Input((None, None, 4)), layers.Conv2D(4, 3)])
     batches = [[np.ones((2, size, size, 4), np.float32)] for size in (8, 9)]
     with pytest.raises(Error, match=r"one size, got \(8, 8, 4\) first and \(9, 9, 4\) in batch 1"):
-        calibration.sweep(graph.trace(model), batches, convolutions(model), exact)
+        swept(graph.trace(model), batches, convolutions(model), exact)
 
 
 # ---------------------------------------------------------------------- numbers at the edge

@@ -1,15 +1,16 @@
 """Calibration: images stream through the original and the student side by side.
 
-A *sweep* walks both networks from the inputs to the outputs. It stops at each level of
+A sweep walks both networks from the inputs to the outputs. It stops at each *level* of
 convolutions that have no unsolved convolution before them, collects their moments over all
-images, has them solved, and carries the activations at this frontier on to the next level. Each
-layer of each network so runs once per image, however deep the network is; the frontier is kept
+images, lets its caller solve them, and carries the activations at this frontier on to the next.
+Each layer of each network so runs once per image, however deep the network is; the frontier is kept
 in memory while it is small and on disk when it is not.
 """
 
 import contextlib
+import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -24,62 +25,91 @@ from tfdwd.fisher import fisher_metrics
 from tfdwd.graph import Graph, infer_specs, own_batch, rows_per_image
 from tfdwd.inference import names_for_tensorflow
 from tfdwd.moments import Moments
-from tfdwd.rebuild import Expansion, expand, kernel_of
+from tfdwd.rebuild import Expansion, kernel_of
 from tfdwd.reporting import progress
 from tfdwd.schedule import Schedule, Site
 from tfdwd.spool import Spool
 
-# Rows of moments per layer: at least MIN_ROWS, and so many per unknown (c * q) of its kernel. With
-# fewer the student gets worse, with more the moments take longer than all else
-# (benchmarks/ablation.py).
-ROWS_PER_UNKNOWN = 32
-MIN_ROWS = 16384
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What was chosen once for all networks (benchmarks/ablation.py measures it).
+
+    Attributes:
+      rows_per_unknown, min_rows: rows of moments of a layer: so many for each unknown (c * q) of
+        its kernel, and at least so many. With fewer the student gets worse, with more the moments
+        take longer than all else.
+      rectifications: how often a layer before a ReLU is fitted again; the first time brings most
+        of what there is to gain.
+      fisher: whether "joint" weighs the response by the Fisher metric.
+      residual: whether a layer that ends a residual branch mends what the shortcut lost.
+    """
+
+    rows_per_unknown: int = 32
+    min_rows: int = 16384
+    rectifications: int = 2
+    fisher: bool = True
+    residual: bool = True
+
+    def rows(self, unknowns: int) -> int:
+        """Of a layer with so many unknowns."""
+        return max(self.min_rows, self.rows_per_unknown * unknowns)
 
 
-def sweep(
+DEFAULT = Settings()
+
+
+def levels(
     graph: Graph,
     batches: Iterable[Sequence[np.ndarray]],
     convs: Sequence[keras.layers.Conv2D],
-    solve: Callable[[keras.layers.Conv2D, "Collected"], tuple[Stack, np.ndarray | None]],
+    expansions: Mapping[int, Expansion],
     *,
     across_layers: bool = True,
     weigh: bool = False,
+    metrics: Mapping[int, np.ndarray] | None = None,
     keep_rows: bool = False,
     seed: int = 0,
-) -> dict[int, Expansion]:
-    """Collects each convolution's moments and has it solved, from the inputs to the outputs.
+    settings: Settings = DEFAULT,
+) -> Iterator[list["Collected"]]:
+    """Collects each convolution's moments, level after level from the inputs to the outputs.
 
     Args:
       graph: the original network, `tfdwd.graph.trace`.
       batches: the images, this worker's part where there are several (`tfdwd.workers`); each item
         has one array per input, batch axis first. Read once.
       convs: the convolutions to replace.
-      solve: makes a convolution's stack and bias (n,) from what was collected of it. x is what
-        the student feeds the convolution, (c * q,) channel-major; y the original's response
-        before the activation and, where the layer ends a residual branch, what the shortcut lost
-        before it.
-      across_layers: x comes from the student (whose earlier layers are replaced) if True, from
-        the original otherwise; then y is the original's response alone.
-      weigh: whether to give ``solve`` also how much each direction of the response matters
+      expansions: {id(convolution): what replaces it}. What the caller puts in for one level before
+        it asks for the next is what the student of that next level runs; with ``across_layers``
+        it must be there for all of the level.
+      across_layers: x, what a convolution reads, comes from the student (whose earlier layers are
+        replaced) if True, from the original otherwise; then there is one level, and y is the
+        original's response alone.
+      weigh: whether `Collected.fisher` is wanted: how much each direction of the response matters
         (`tfdwd.fisher`), found on the first images.
+      metrics: what an earlier run has found of that, {id(convolution): (n, n)}.
       keep_rows: whether `Collected.rectified` is wanted.
       seed: of the random positions at which rows are taken, the same in both networks.
+      settings: how much of everything.
 
-    Returns:
-      {id(convolution): expansion}.
+    Yields:
+      What was collected of the convolutions that have no unsolved one before them. x is what the
+      student feeds the convolution, (c * q,) channel-major; y the original's response before the
+      activation and, where the layer ends a residual branch, what the shortcut lost before it.
+      It is let go of when the next level is asked for.
 
     Raises:
       tfdwd.Error: no images, or a response that is not finite (names the layer).
     """
     schedule = Schedule(graph, convs, across_layers)
-    solved: dict[int, Expansion] = {}
     with contextlib.ExitStack() as spools:
         frontier = Spool(spools)
         sizes, shapes = _read(in_own_batches(batches, graph), graph, frontier)
         images = int(workers.add_up([np.array(sum(sizes))])[0])
         specs = _shaped_specs(graph, shapes)
         times = rows_per_image(graph, specs)
-        metrics = fisher_metrics(graph, frontier, images, convs, specs, seed) if weigh else {}
+        if metrics is None:
+            metrics = fisher_metrics(graph, frontier, images, convs, specs, seed) if weigh else {}
         collected = {
             id(conv): Collected(conv, metrics.get(id(conv)), Spool(spools) if keep_rows else None)
             for conv in convs
@@ -88,9 +118,9 @@ def sweep(
         bar = spools.enter_context(progress(len(frontier) * schedule.stages, "calibrating"))
         for stage in range(schedule.stages):
             following, sites = schedule.live_after(stage), schedule.measured[stage]
-            run = _compile(schedule, stage, solved, specs, live, following)
+            run = _compile(schedule, stage, expansions, specs, live, following, settings)
             after = Spool(spools)
-            operations = [*(call.operation for call in graph.calls), *solved.values()]
+            operations = [*(call.operation for call in graph.calls), *expansions.values()]
             with names_for_tensorflow(operations):
                 for index, tensors in enumerate(frontier):
                     positions = []
@@ -98,7 +128,8 @@ def sweep(
                         source = np.random.default_rng((seed, site.number, index))
                         size, each = specs[site.output].shape[1:3], times[site.output] or 1
                         counts = each * sizes[index], each * images
-                        positions.append(_positions(site.unknowns, size, counts, source))
+                        rows = settings.rows(site.unknowns)
+                        positions.append(_positions(rows, size, counts, source))
                     results, kept = run(tensors, positions)
                     for site, xyz in zip(sites, results, strict=True):
                         collected[id(site.conv)].add(site, *map(_array, xyz))
@@ -106,12 +137,12 @@ def sweep(
                     bar.update()
             frontier.close()
             frontier, live = after, following
-            for conv in schedule.solvable[stage]:
-                rows = collected.pop(id(conv))
-                rows.share()
-                solved[id(conv)] = expand(conv, *solve(conv, rows))
-                rows.close()
-    return solved
+            level = [collected.pop(id(conv)) for conv in schedule.solvable[stage]]
+            for one in level:
+                one.share()
+            yield level
+            for one in level:
+                one.close()
 
 
 def in_own_batches(
@@ -160,6 +191,7 @@ class Collected:
     """What a sweep collected of one convolution: moments, and the rows where a ReLU follows.
 
     Attributes:
+      conv: the convolution.
       moments: of (x, y), this worker's until they are shared.
       fisher: `tfdwd.fisher.fisher_metrics` of the response, (n, n), or None.
     """
@@ -168,10 +200,10 @@ class Collected:
         self, conv: keras.layers.Conv2D, fisher: np.ndarray | None, rows: Spool | None
     ) -> None:
         c, q, n = kernel_of(conv).shape
+        self.conv = conv
         self.moments = Moments.empty(np.zeros(c * q), np.zeros(n))
         self._own = self.moments
         self.fisher = fisher
-        self._name = conv.name
         self._rows = rows
         self._sites: list[Site] = []
 
@@ -190,9 +222,9 @@ class Collected:
         for what, squares in ("input", self.moments.sum_xx), ("response", self.moments.sum_yy):
             if not np.isfinite(np.diagonal(squares)).all():
                 raise Error(
-                    f"layer {self._name!r}: expected finite numbers, but on the calibration data "
-                    f"its {what} has NaN, infinity or squares beyond float32; check the weights "
-                    "before it and the scale of the images"
+                    f"layer {self.conv.name!r}: expected finite numbers, but on the calibration "
+                    f"data its {what} has NaN, infinity or squares beyond float32; check the "
+                    "weights before it and the scale of the images"
                 )
         if site.flat is not None and self._rows is not None:
             self._rows.append([x, y, z])
@@ -252,10 +284,11 @@ def _free_change(
 def _compile(
     schedule: Schedule,
     stage: int,
-    solved: dict[int, Expansion],
+    solved: Mapping[int, Expansion],
     specs: dict[int, keras.KerasTensor],
     live: tuple[Sequence[int], Sequence[int]],
     following: tuple[Sequence[int], Sequence[int]],
+    settings: Settings,
 ) -> Callable[..., Any]:
     """One compiled function for all of a stage: frontier -> rows of its sites, next frontier.
 
@@ -287,7 +320,7 @@ def _compile(
             z = y * site.gain.astype(np.float32) + site.offset.astype(np.float32)
             for n in site.shortcut:
                 z += rows_at(original[n], at)
-                if n in student:
+                if n in student and settings.residual:
                     y += (rows_at(original[n], at) - rows_at(student[n], at)) * _inverse(site.gain)
             rows.append((patches_at(site.conv, x, at, size), y, z))
         return rows, [original[n] for n in following[0]] + [student[n] for n in following[1]]
@@ -315,20 +348,19 @@ def _inverse(gain: np.ndarray) -> np.ndarray:
 
 
 def _positions(
-    unknowns: int, size: tuple[int, int], counts: tuple[int, int], source: np.random.Generator
+    rows: int, size: tuple[int, int], counts: tuple[int, int], source: np.random.Generator
 ) -> np.ndarray:
     """Random output positions of a batch, as many of each image: int32, into batch * h * w.
 
     All of them where about as many are needed as there are.
 
     Args:
-      unknowns: of the kernel, c * q.
+      rows: that are wanted of all batches.
       size: height and width of the outputs.
       counts: images (time steps, where there are such) of the batch, and of all batches.
       source: of random numbers.
     """
     area, (batch, images) = size[0] * size[1], counts
-    rows = max(MIN_ROWS, ROWS_PER_UNKNOWN * unknowns)
     each = math.ceil(rows / images)
     if 2 * each >= area:
         return np.arange(batch * area, dtype=np.int32)

@@ -11,9 +11,11 @@ import numpy as np
 from tfdwd import checks, costs, graph
 from tfdwd.errors import Error
 from tfdwd.nodes import is_convolution
+from tfdwd.plans import Option
 
-# What a plan tries: ranks up to this, and widths of bottlenecks as parts of the convolution's MACs.
-_RANKS = 4
+# What a plan tries: these ranks, and bottlenecks of these parts of the convolution's MACs, beside
+# those of the MACs of these ranks.
+RANKS = range(1, 5)
 _BOTTLENECK_MACS = (0.06, 0.09, 0.13, 0.18, 0.25, 0.35, 0.5)
 _UNKNOWNS = 3000  # taps times width of the widest bottleneck: its fit takes their cube
 # A convolution that reads fewer channels than this is kept unless it is asked for by name: the
@@ -59,15 +61,6 @@ class Conv:
         if not self.outputs:  # then it may not even be built
             return 0
         return costs.layer_macs(self.layer, self.inputs, self.outputs) or 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Option:
-    """One stack that could take a convolution's place; ``size`` is its rank, width or filters."""
-
-    stack: str
-    size: int
-    macs: int
 
 
 def find_convolutions(traced: graph.Graph) -> list[Conv]:
@@ -183,12 +176,27 @@ def channel(conv: Conv, macs: int) -> Option:
     return Option("channel", filters, filters * each)
 
 
+def parameters(conv: Conv, option: Option) -> int:
+    """Of a separable stack or a bottleneck, with its bias, which is fitted in any case."""
+    c, q, n = conv.sizes
+    each = c * (q + n) if option.stack == "separable" else c + q + n
+    return option.size * each + n
+
+
 def options(conv: Conv) -> list[Option]:
     """The stacks that a plan tries for a convolution: all are of fewer MACs."""
     _, q, n = conv.sizes
-    found = [separable(conv, rank) for rank in range(1, min(q, n, _RANKS) + 1)]
-    for part in _BOTTLENECK_MACS:
-        narrow = bottleneck(conv, int(part * conv.macs))
-        if narrow is not None and narrow not in found and q * narrow.size <= _UNKNOWNS:
+    found = [separable(conv, rank) for rank in RANKS if rank <= min(q, n)]
+    macs = [option.macs for option in found]
+    macs += [int(part * conv.macs) for part in _BOTTLENECK_MACS]
+    for most in macs:
+        narrow = bottleneck(conv, most)
+        if narrow is not None and q * narrow.size <= _UNKNOWNS and _is_new(narrow, found):
             found.append(narrow)
     return [option for option in found if option.macs < conv.macs]
+
+
+def _is_new(narrow: Option, found: Sequence[Option]) -> bool:
+    """Whether no bottleneck is of about the same width."""
+    sizes = [option.size for option in found if option.stack == "bottleneck"]
+    return all(abs(narrow.size - size) > 0.06 * size for size in sizes)

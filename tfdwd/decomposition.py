@@ -1,4 +1,4 @@
-"""Decomposes a network: plan -> moments -> factorise -> rebuild -> report."""
+"""Decomposes a network: select -> sweep -> rebuild -> recalibrate -> report."""
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -9,32 +9,27 @@ import numpy as np
 from absl import logging
 
 from tfdwd import (
-    blas,
     bridge,
     calibration,
-    candidates,
     checks,
     costs,
-    factorize,
+    fitting,
     graph,
     rebuild,
     recalibration,
     reporting,
+    selection,
 )
 from tfdwd.batches import calibration_batches
-from tfdwd.candidates import Conv, Option, find_convolutions, matching
+from tfdwd.candidates import find_convolutions
 from tfdwd.errors import Error
-from tfdwd.fisher import with_identity
-from tfdwd.moments import Moments
-from tfdwd.plans import Layer, LayerPlan, Plan
+from tfdwd.plans import Layer, Plan
 from tfdwd.records import Count
+from tfdwd.selection import Selected
 from tfdwd.shapes import images_at_once
 
 METHODS = ("svd", "gsvd", "sequential", "joint", "channel")
 STACKS = ("separable", "bottleneck", "auto")
-# How often a layer before a ReLU is fitted again; the first time brings most of what there is to
-# gain (benchmarks/ablation.py measures it).
-RECTIFICATIONS = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,44 +181,94 @@ def decompose(
     traced = graph.trace(model)
     convs = find_convolutions(traced)
     if isinstance(rank, Plan):
-        _check_planned(rank, convs, stack, include, exclude, method)
-        plan = [(conv, _planned(conv, rank.layer(conv.path))) for conv in convs]
+        _check_planned(stack, include, exclude, method)
+        selected = selection.planned(convs, rank)
     else:
-        wishes = _choose(convs, rank, include, exclude, on_unsupported)
-        plan = [(conv, _decide(conv, wish, stack, method)) for conv, wish in wishes]
-    layers = [conv.layer for conv, decision in plan if decision.options]
-    solver = _Solver({id(c.layer): d.options for c, d in plan}, method, recalibrate)
-    first: list[list[np.ndarray]] = []  # images, for what comes after the sweep
-    if data is None:
-        expansions = {
-            id(layer): rebuild.expand(layer, *solver.without_data(layer)) for layer in layers
-        }
-    else:
-        inputs = _keeping_first(
-            calibration_batches(data, model, images_at_once(model), images), first
-        )
-        expansions = calibration.sweep(
-            traced, inputs, layers, solver, across_layers=across_layers,
-            weigh=method == "joint", keep_rows=method == "joint", seed=seed,
+        selected = selection.uniform(
+            convs, rank, stack=stack, method=method, include=include, exclude=exclude,
+            on_unsupported=on_unsupported,
         )  # fmt: skip
-    student = rebuild.rebuild(model, expansions)
-    if first and recalibrate and across_layers:
-        replaced = [conv.path for conv, decision in plan if decision.options]
-        few = list(calibration.in_own_batches(first, traced))
-        changed = recalibration.reestimate_norms(model, student, few, replaced)
-        logging.info("re-estimated %d batch norms elsewhere", len(changed))
-    report = _report(model, student, method, plan, solver, expansions)
+    batches = None
+    if data is not None:
+        read = calibration_batches(data, model, images_at_once(model), images)
+        batches = (arrays for arrays, _ in read)
+    student, fitted = decomposed(
+        model, traced, selected, batches, method=method, across_layers=across_layers,
+        recalibrate=recalibrate, seed=seed,
+    )  # fmt: skip
+    report = _report(model, student, method, selected, fitted)
     for record in report.layers:
         logging.info("%s", record)
     return (student, report) if return_report else student
 
 
+def decomposed(
+    model: keras.Model,
+    traced: graph.Graph,
+    selected: Sequence[Selected],
+    batches: Iterable[Sequence[np.ndarray]] | None,
+    *,
+    method: str = "joint",
+    across_layers: bool = True,
+    recalibrate: bool = True,
+    seed: int = 0,
+    metrics: Mapping[int, np.ndarray] | None = None,
+    settings: calibration.Settings = calibration.DEFAULT,
+) -> tuple[keras.Model, dict[int, fitting.Fitted]]:
+    """The work of `decompose` on what it has checked.
+
+    Args:
+      model, traced: the network, whose convolutions ``selected`` are.
+      selected: what may become of each.
+      batches: images, an array (batch, ...) for each input; None for method "svd" without data.
+      method, across_layers, recalibrate, seed: as for `decompose`.
+      metrics, settings: as for `tfdwd.calibration.levels`.
+
+    Returns:
+      The student; {id(convolution): what was fitted}.
+    """
+    options = {id(one.conv.layer): one.options for one in selected if one.options}
+    layers = [one.conv.layer for one in selected if one.options]
+    fitted: dict[int, fitting.Fitted] = {}
+    expansions: dict[int, rebuild.Expansion] = {}
+    first: list[Sequence[np.ndarray]] = []  # images, for what comes after the sweep
+    if batches is None:
+        for layer in layers:
+            fitted[id(layer)] = fitting.without_data(layer, options[id(layer)])
+            expansions[id(layer)] = _expanded(layer, fitted[id(layer)])
+    else:
+        joint = method == "joint"
+        for level in calibration.levels(
+            traced, _keeping_first(batches, first), layers, expansions,
+            across_layers=across_layers, weigh=joint and settings.fisher, metrics=metrics,
+            keep_rows=joint and settings.rectifications > 0, seed=seed, settings=settings,
+        ):  # fmt: skip
+            for collected in level:
+                key = id(collected.conv)
+                fitted[key] = fitting.fit(
+                    collected, options[key], method=method, recalibrate=recalibrate,
+                    rectifications=settings.rectifications,
+                )  # fmt: skip
+                expansions[key] = _expanded(collected.conv, fitted[key])
+    student = rebuild.rebuild(model, expansions)
+    if first and recalibrate and across_layers:
+        replaced = [one.conv.path for one in selected if one.options]
+        few = list(calibration.in_own_batches(first, traced))
+        changed = recalibration.reestimate_norms(model, student, few, replaced)
+        logging.info("re-estimated %d batch norms elsewhere", len(changed))
+    return student, fitted
+
+
+def _expanded(conv: keras.layers.Conv2D, fitted: fitting.Fitted) -> rebuild.Expansion:
+    return rebuild.expand(conv, fitted.stack, fitted.bias)
+
+
 def _keeping_first(
-    source: Iterable[tuple[list[np.ndarray], Any]], kept: list[list[np.ndarray]]
-) -> Iterator[list[np.ndarray]]:
+    source: Iterable[Sequence[np.ndarray]], kept: list[Sequence[np.ndarray]]
+) -> Iterator[Sequence[np.ndarray]]:
     """Passes batches of inputs on and keeps the first images of them in ``kept``."""
     missing = recalibration.IMAGES
-    for arrays, _ in source:
+    for arrays in source:
         if missing > 0:
             kept.append([array[:missing].copy() for array in arrays])
             missing -= len(arrays[0])
@@ -249,301 +294,40 @@ def _check_options(method: str, stack: str, on_unsupported: str, data: Any, seed
         raise Error(f"stack={stack!r}: expected method 'joint' or 'svd', got {method!r}")
 
 
-# ---------------------------------------------------------------------- plan
-
-
-@dataclasses.dataclass(frozen=True)
-class _Decision:
-    """Either the stacks of which the better one is taken, or why the convolution is kept."""
-
-    options: tuple[Option, ...] = ()
-    reason: str = ""
-
-
-def _check_planned(
-    plan: Plan, convs: Sequence[Conv], stack: str, include: Any, exclude: Any, method: str
-) -> None:
+def _check_planned(stack: str, include: Any, exclude: Any, method: str) -> None:
     if stack != "separable" or include is not None or exclude is not None:
         raise Error("rank=plan: expected no stack, include or exclude beside it; edit the plan")
     if method not in ("svd", "joint"):
         raise Error(f"rank=plan: expected method 'joint' or 'svd', got {method!r}")
-    planned, found = [layer.name for layer in plan.layers], [conv.path for conv in convs]
-    if planned != found:
-        raise Error(
-            f"rank=plan: expected a plan of this model, whose convolutions are {found}; got one of "
-            f"{planned}"
-        )
-
-
-def _planned(conv: Conv, layer: LayerPlan) -> _Decision:
-    if not layer.replaced:
-        return _Decision(reason=layer.reason)
-    if conv.obstacle:
-        raise Error(f"rank=plan: layer {conv.path!r} cannot be replaced: it is {conv.obstacle}")
-    c, q, n = conv.sizes
-    if layer.stack == "separable" and layer.rank > min(q, n):
-        raise Error(f"rank=plan: rank of {conv.path!r}: expected 1..{min(q, n)}, got {layer.rank}")
-    if layer.stack == "separable":
-        return _Decision((candidates.separable(conv, layer.rank),))
-    exact = n * min(c, q)
-    if layer.width > exact:
-        raise Error(
-            f"rank=plan: width of {conv.path!r}: expected 1..{exact}, which is exact, got "
-            f"{layer.width}"
-        )
-    each = costs.bottleneck_macs(c, q, n, 1, conv.outputs, conv.inputs)
-    return _Decision((Option("bottleneck", layer.width, layer.width * each),))
-
-
-def _choose(
-    convs: Sequence[Conv],
-    rank: int | Mapping[str, int],
-    include: str | Sequence[str] | None,
-    exclude: str | Sequence[str] | None,
-    on_unsupported: str,
-) -> list[tuple[Conv, "_Wish"]]:
-    """What the caller wants of each convolution."""
-    included, excluded = matching(convs, "include", include), matching(convs, "exclude", exclude)
-    everywhere = None if isinstance(rank, Mapping) else checks.whole("rank", rank, 1)
-    by_name = rank if isinstance(rank, Mapping) else {}
-    named = {
-        name: (checks.whole(f"rank of {name!r}", value, 1), matching(convs, "rank", name))
-        for name, value in by_name.items()
-    }
-    wishes = []
-    for conv in convs:
-        given = [size for size, paths in named.values() if conv.path in paths]
-        asked = bool(given) or (include is not None and conv.path in included)
-        reason = conv.obstacle
-        if reason and asked and on_unsupported == "error":
-            raise Error(
-                f"layer {conv.path!r}: expected a regular convolution, but it is {reason}; leave "
-                "it out or pass on_unsupported='skip'"
-            )
-        if not reason and conv.path in excluded:
-            reason = "excluded"
-        if not reason and include is not None and conv.path not in included:
-            reason = "not included"
-        if not reason and everywhere is None and not given:
-            reason = "no rank given for it"
-        if not reason and not asked:
-            reason = candidates.why_not_unasked(conv)
-        wishes.append((conv, _Wish(given[0] if given else everywhere or 0, bool(given), reason)))
-    return wishes
-
-
-@dataclasses.dataclass(frozen=True)
-class _Wish:
-    """The rank for a convolution, whether it was given by name, or why it stays."""
-
-    rank: int
-    by_name: bool
-    reason: str
-
-
-def _decide(conv: Conv, wish: _Wish, stack: str, method: str) -> _Decision:
-    if wish.reason:
-        return _Decision(reason=wish.reason)
-    (_, q, n), rank = conv.sizes, wish.rank
-    if wish.by_name and rank > min(q, n):
-        raise Error(
-            f"rank of {conv.path!r}: expected 1..{min(q, n)} for its {q} taps and {n} outputs, "
-            f"got {rank}"
-        )
-    apart = candidates.separable(conv, rank)
-    options = []
-    if method == "channel":
-        options.append(candidates.channel(conv, apart.macs))
-    else:
-        if stack != "bottleneck" and rank <= min(q, n):
-            options.append(apart)
-        narrow = candidates.bottleneck(conv, apart.macs)
-        if stack != "separable" and narrow:
-            options.append(narrow)
-    cheaper = tuple(option for option in options if option.macs < conv.macs)
-    if cheaper:
-        return _Decision(cheaper)
-    if wish.by_name and options:
-        logging.warning("layer %r: rank %d saves nothing", conv.path, rank)
-        return _Decision(tuple(options))
-    return _Decision(
-        reason=f"would not get cheaper: {conv.macs:,} MACs, {apart.macs:,} at rank {rank}"
-    )
-
-
-# ---------------------------------------------------------------------- solve
-
-
-class _Solver:
-    """Finds stacks; keeps for each convolution what it chose and how well that does."""
-
-    def __init__(self, options: Mapping[int, tuple[Option, ...]], method: str, recalibrate: bool):
-        self._options = options
-        self._method = method
-        self._recalibrate = recalibrate
-        self.chosen: dict[int, Option] = {}
-        self.errors: dict[int, tuple[float, float]] = {}  # of the stack; of the best kernel
-        self.metrics: dict[int, str] = {}  # "fisher" or "identity"
-
-    def without_data(self, conv: keras.layers.Conv2D) -> tuple[factorize.Stack, np.ndarray | None]:
-        """Approximates the kernel itself."""
-        kernel = rebuild.kernel_of(conv)
-        if not np.isfinite(kernel).all():
-            raise Error(f"layer {conv.name!r}: expected finite weights, got NaN or infinity")
-        flat = kernel.reshape(-1, kernel.shape[2])
-        white = factorize.Target(factorize.Gram.identity(len(flat)), flat, kernel)
-        return self._best(conv, white), _bias_of(conv)
-
-    def __call__(
-        self, conv: keras.layers.Conv2D, collected: calibration.Collected
-    ) -> tuple[factorize.Stack, np.ndarray | None]:
-        """Fits the responses; "joint", where a ReLU follows, again with the freedom it leaves."""
-        kernel, plain = rebuild.kernel_of(conv), collected.moments
-        with blas.threads(len(plain.sum_x)):
-            inputs = factorize.gram(plain.xx)
-            target = factorize.target(inputs, plain.xy, kernel)
-        best = target.kernel.reshape(plain.xy.shape)
-        irreducible = _missed(best, np.sum(best * (target.product - inputs.ridge * best)), plain)
-        if self._method == "svd":
-            stack, bias = self.without_data(conv)
-            if self._recalibrate:
-                stack, bias = _recalibrated(stack, plain, inputs.matrix)
-        else:
-            metric = None if collected.fisher is None else with_identity(collected.fisher)
-            if collected.fisher is not None:
-                reached = bool(np.trace(collected.fisher) > 0)
-                self.metrics[id(conv)] = "fisher" if reached else "identity"
-            stack = self._best(conv, target, metric)
-            stack, bias = self._with_bias(conv, stack, plain, inputs)
-            for _ in range(RECTIFICATIONS * collected.can_rectify):
-                assert not isinstance(stack, factorize.Channel)  # rows are kept for "joint" alone
-                wanted = collected.rectified(stack, bias)
-                equations = factorize.equations(inputs, wanted.xy, kernel)
-                with blas.threads(1):
-                    stack = factorize.refit(equations, stack, metric)
-                stack, bias = self._with_bias(conv, stack, wanted, inputs)
-        variance = float(factorize.variances(stack, inputs.matrix).sum())
-        error = _missed(stack.kernel().reshape(best.shape), variance, plain)
-        self.errors[id(conv)] = error, irreducible
-        return factorize.equalized(stack, inputs.matrix, plain.mean_x), bias
-
-    def _with_bias(
-        self,
-        conv: keras.layers.Conv2D,
-        stack: factorize.Stack,
-        wanted: Moments,
-        inputs: factorize.Gram,
-    ) -> tuple[factorize.Stack, np.ndarray | None]:
-        if not self._recalibrate:
-            return stack, _bias_of(conv)
-        return _recalibrated(stack, wanted, inputs.matrix)
-
-    def _best(
-        self,
-        conv: keras.layers.Conv2D,
-        target: factorize.Target,
-        metric: np.ndarray | None = None,
-    ) -> factorize.Stack:
-        """The stack of least error among the options."""
-        with blas.threads(1):
-            answers = [
-                (self._factorize(option, target, metric), option)
-                for option in self._options[id(conv)]
-            ]
-        if len(answers) > 1:
-            answers.sort(key=lambda answer: target.error(answer[0].kernel(), metric))
-        stack, self.chosen[id(conv)] = answers[0]
-        return stack
-
-    def _factorize(
-        self, option: Option, target: factorize.Target, metric: np.ndarray | None
-    ) -> factorize.Stack:
-        if option.stack == "bottleneck":
-            return factorize.bottleneck(target, option.size, metric)
-        if option.stack == "channel":
-            return factorize.channel(target, option.size)
-        if self._method == "sequential":
-            return factorize.sequential(target, option.size)
-        if self._method == "joint":
-            return factorize.joint(target, option.size, metric)
-        return factorize.gsvd(target, option.size)  # "svd" too: its metric is the identity
-
-
-def _bias_of(conv: keras.layers.Conv2D) -> np.ndarray | None:
-    return None if conv.bias is None else keras.ops.convert_to_numpy(conv.bias)
-
-
-def _missed(kernel: np.ndarray, variance: float, moments: Moments) -> float:
-    """Part of the response's variance that a kernel (c * q, n) misses; its own is ``variance``."""
-    total = float(np.trace(moments.yy))
-    if total <= 1e-12 * float(np.sum(moments.mean_y**2)):  # constant, as far as float32 can tell
-        return 0.0
-    return float(total - 2 * np.vdot(kernel, moments.xy) + variance) / total
-
-
-def _recalibrated(
-    stack: factorize.Stack, wanted: Moments, matrix: np.ndarray
-) -> tuple[factorize.Stack, np.ndarray]:
-    """The stack with each output's gain and bias fitted to the wanted responses.
-
-    This is the re-estimation of the batch norm behind the layer, folded into the stack; the gain
-    is the one of least error, so it is 1 where the last factor came from least squares.
-    """
-    kernel = stack.kernel().reshape(wanted.xy.shape)
-    variances = factorize.variances(stack, matrix)
-    gain = np.sum(kernel * wanted.xy, axis=0) / np.where(variances > 0, variances, 1)
-    gain = np.where(gain > 0, gain, 1)
-    return stack.scaled(gain), wanted.mean_y - gain * (wanted.mean_x @ kernel)
-
-
-# ---------------------------------------------------------------------- report
 
 
 def _report(
     model: keras.Model,
     student: keras.Model,
     method: str,
-    plan: Sequence[tuple[Conv, _Decision]],
-    solver: _Solver,
-    expansions: Mapping[int, rebuild.Expansion],
+    selected: Sequence[Selected],
+    fitted: Mapping[int, fitting.Fitted],
 ) -> DecompositionReport:
     layers = []
-    for conv, decision in plan:
-        key = id(conv.layer)
-        if key not in expansions:
-            layers.append(
-                LayerReport(
-                    conv.path,
-                    False,
-                    decision.reason,
-                    "",
-                    0,
-                    0,
-                    conv.macs,
-                    conv.macs,
-                    conv.parameters,
-                    conv.parameters,
-                )
-            )
-            continue
-        option = solver.chosen[key]
-        parameters = sum(layer.count_params() for layer in expansions[key].layers)
-        size = (option.size, 0) if option.stack == "separable" else (0, option.size)
-        error, irreducible = solver.errors.get(key, (None, None))
+    for one in selected:
+        conv, found = one.conv, fitted.get(id(one.conv.layer))
+        option = found.option if found else None
+        separable = option is not None and option.stack == "separable"
         layers.append(
             LayerReport(
-                conv.path,
-                True,
-                "",
-                option.stack,
-                *size,
-                conv.macs,
-                option.macs,
-                conv.parameters,
-                parameters,
-                error,
-                irreducible,
-                solver.metrics.get(key, ""),
+                name=conv.path,
+                replaced=found is not None,
+                reason=one.reason,
+                stack=option.stack if option else "",
+                rank=option.size if option and separable else 0,
+                width=option.size if option and not separable else 0,
+                macs_before=conv.macs,
+                macs_after=option.macs if option else conv.macs,
+                parameters_before=conv.parameters,
+                parameters_after=found.parameters if found else conv.parameters,
+                error=found.error if found else None,
+                irreducible=found.irreducible if found else None,
+                metric=found.metric if found else "",
             )
         )
     fixed = all(None not in spec.shape[1:] for spec in model.inputs)

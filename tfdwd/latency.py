@@ -1,10 +1,10 @@
-"""Times of single layers, and of the stacks that could take their places, here or elsewhere."""
+"""Times from other devices: what to measure there, and the table that comes back."""
 
 import contextlib
 import dataclasses
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -12,152 +12,30 @@ import keras
 import numpy as np
 
 from tfdwd import (
-    benchmarking,
     bridge,
     candidates,
     checks,
     conversion,
-    factorize,
     files,
     graph,
-    lite,
     logs,
-    rebuild,
     records,
     reporting,
 )
 from tfdwd.batches import first
-from tfdwd.candidates import Option
 from tfdwd.errors import Error
+from tfdwd.plans import Option
 from tfdwd.records import Positive, PositiveAmount
 from tfdwd.shapes import InputShape
-from tfdwd.timecache import TimeCache, Times, check_complete
+from tfdwd.timecache import LayerTimes, check_complete
+from tfdwd.times import Ratio, geometry, layer_files, name_of, shapes_read
 
-_ROUNDS = 9  # of timing, for each layer with its stacks
-_RANDOM_IMAGES = 8  # for the ranges of a layer that is only timed
 _NETWORK = "network.tflite"
 _MANIFEST = "manifest.json"
 # What is in a folder before its manifest: files of ours, whole or not.
 _LEFT = re.compile(
     r"\.?(network|\d{3}-[a-z]+(-\d+)?)(-\d+\.part)?\.tflite|\.manifest-\d+\.part\.json"
 )
-
-Source = Callable[[keras.layers.Conv2D, tuple[int, ...], Sequence[Option]], Times]
-
-
-def geometry(layer: keras.layers.Conv2D, shape: tuple[int, ...]) -> str:
-    """What the time of a convolution depends on, for inputs of a shape (batch, h, w, c)."""
-    size = shape[1:] if shape[0] == 1 else shape
-    return (
-        f"{'x'.join(map(str, size))} -> {layer.filters}, taps {layer.kernel_size}, strides "
-        f"{layer.strides}, dilation {layer.dilation_rate}, {layer.padding}"
-    )
-
-
-def shapes_read(
-    traced: graph.Graph, layer: keras.layers.Layer, batch: int
-) -> list[tuple[int, ...]]:
-    """(batch, h, w, c) of what a layer reads at each call, for so many images at once.
-
-    Inside of a TimeDistributed each step of each image is one of that batch.
-    """
-    rows = graph.rows_per_image(traced)
-    reads = [call.inputs[0] for call in traced.calls if call.operation is layer]
-    return [(batch * (rows[n] or 1), *traced.specs[n].shape[1:]) for n in reads]
-
-
-def _name(option: Option) -> str:
-    return f"{option.stack} {option.size}"
-
-
-def timed(
-    source: Source,
-    layer: keras.layers.Conv2D,
-    shapes: Sequence[tuple[int, ...]],
-    options: Sequence[Option],
-) -> tuple[float, dict[Option, tuple[float, bool]]]:
-    """All calls of a layer together.
-
-    Args:
-      source: gives the times of one call.
-      layer: the convolution.
-      shapes: (batch, h, w, c) of the input at each call.
-      options: stacks.
-
-    Returns:
-      Milliseconds of the convolution; of each stack, with whether it was measured to be faster.
-    """
-    calls = [source(layer, shape, options) for shape in shapes]
-    kept = sum(times["kept"] for times in calls)
-    return kept, {
-        option: (
-            ms := sum(times[_name(option)] for times in calls),
-            ms < kept and all(times[f"{_name(option)} surely"] > 1 for times in calls),
-        )
-        for option in options
-    }
-
-
-def measured_here(
-    quantize: str, threads: int, cache: str | os.PathLike[str] | None = None
-) -> Source:
-    """Times layers on this machine's LiteRT, once: they are kept in a `TimeCache`.
-
-    Args:
-      quantize, threads: how they will run.
-      cache: the .json file; ~/.cache/tfdwd/latency.json if None.
-    """
-    seen = TimeCache(cache)
-    where = f"{benchmarking.device()} | LiteRT {lite.runtime_version()} | {quantize} | {threads}"
-
-    def measure(
-        layer: keras.layers.Conv2D, shape: tuple[int, ...], options: Sequence[Option]
-    ) -> Times:
-        key = f"{where} | {geometry(layer, shape)}"
-        times = seen.times(key)
-        missing = [option for option in options if _name(option) not in times]
-        if missing:
-            models = dict(_files(layer, shape, missing, quantize))
-            report = benchmarking.benchmark(models, threads=threads, rounds=_ROUNDS)
-            # The network and its layers are timed minutes apart: the low percentile is what they
-            # take when nothing else runs.
-            times["kept"] = report.timings[0].p10_ms
-            for timing in report.timings[1:]:
-                times[timing.name] = timing.p10_ms
-                times[f"{timing.name} surely"] = timing.speed_up_low
-            seen.keep(key, times)
-        return times
-
-    return measure
-
-
-def _files(
-    layer: keras.layers.Conv2D, shape: tuple[int, ...], options: Sequence[Option], quantize: str
-) -> Iterator[tuple[str, bytes]]:
-    """A .tflite model of the layer alone, and one of each stack, with random weights."""
-    source = np.random.default_rng(0)
-    images = [source.normal(size=(max(_RANDOM_IMAGES, shape[0]), *shape[1:])).astype(np.float32)]
-    config = {**layer.get_config(), "dtype": "float32", "activation": "relu", "use_bias": True}
-    conv = keras.layers.Conv2D.from_config(config)
-    x = keras.Input(shape[1:], name="x")
-    yield "kept", conversion.convert(keras.Model(x, conv(x)), [shape], quantize, images=images)
-    for option in options:
-        model = keras.Model(x, random_stack(conv, option)(x))
-        yield _name(option), conversion.convert(model, [shape], quantize, images=images)
-
-
-def random_stack(conv: keras.layers.Conv2D, option: Option) -> rebuild.Expansion:
-    """A stack that runs as the one to be fitted will, with random weights of a sound scale."""
-    c, q, n = conv.kernel.shape[2], int(np.prod(conv.kernel_size)), conv.filters
-    r = option.size
-    shapes = [(c, q, r), (c, r, n)] if option.stack == "separable" else [(c, r), (q, r), (r, n)]
-    kind = factorize.Separable if option.stack == "separable" else factorize.Bottleneck
-    source = np.random.default_rng(0)
-    factors = [source.normal(size=s) / np.sqrt(np.prod(s[:-1])) for s in shapes]
-    return rebuild.expand(conv, kind(*factors), np.zeros(n))
-
-
-# ---------------------------------------------------------------------- other devices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +47,7 @@ class LatencyTable(records.Record):
       runtime: what measured it.
       quantize, threads: how they ran.
       network_ms: milliseconds of the whole network.
-      layers: for each geometry of a layer its `Times`.
+      layers: for each geometry of a layer its `LayerTimes`.
     """
 
     device: str
@@ -177,28 +55,40 @@ class LatencyTable(records.Record):
     quantize: str
     threads: Positive
     network_ms: PositiveAmount
-    layers: dict[str, Times]
+    layers: dict[str, LayerTimes]
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_complete(self.layers, "layers")
 
-    def times(
+    def network(self) -> float:
+        """Milliseconds of the whole network."""
+        return self.network_ms
+
+    def layer(
         self, layer: keras.layers.Conv2D, shape: tuple[int, ...], options: Sequence[Option]
-    ) -> Times:
-        """The times of one layer; a `Source`.
+    ) -> tuple[float, dict[Option, Ratio]]:
+        """As `tfdwd.times.Times` has it.
 
         Raises:
           tfdwd.Error: the table is of another network.
         """
         found = self.layers.get(geometry(layer, shape), {})
-        if not all(_name(option) in found for option in options):
+        names = {option: name_of(option) for option in options}
+        if not all(name in found for name in names.values()):
             raise Error(
                 f"layer {layer.name!r}: expected a latency table with {geometry(layer, shape)} and "
                 f"its stacks, got one of {len(self.layers)} other layers; write the micro-models "
                 "of this model and measure those"
             )
-        return found
+        ratios = {}
+        for option, name in names.items():
+            ratio, low = found["kept"] / found[name], found[f"{name} surely"]
+            ratios[option] = Ratio(ratio, min(low, ratio), max(ratio**2 / low, ratio))
+        return found["kept"], ratios
+
+    def student(self, chosen: Mapping[int, tuple[keras.layers.Conv2D, Option]]) -> None:
+        """No student has run there."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -277,7 +167,7 @@ def _write_micro_models(
         reporting.progress(calls.items(), "micro-models")
     ):
         options = candidates.options(conv)
-        for name, content in _files(conv.layer, shape, options, quantize):
+        for name, content in layer_files(conv.layer, shape, options, quantize):
             file = f"{number:03d}-{name.replace(' ', '-')}.tflite"
             files.write_whole(folder / file, content)
             manifest[file] = key, name
@@ -375,7 +265,7 @@ def read_latency_table(
             "expected logs of one tool with one number of threads, got "
             + " and ".join(f"{tool} with {threads}" for tool, threads in ways)
         )
-    layers: dict[str, Times] = {}
+    layers: dict[str, LayerTimes] = {}
     kept = {key: found[file] for file, (key, name) in models.items() if name == "kept"}
     for file, (key, name) in models.items():
         run, times = found[file], layers.setdefault(key, {})

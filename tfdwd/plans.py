@@ -1,10 +1,20 @@
 """Records of what is to become of each convolution: no LiteRT, no Keras."""
 
 import dataclasses
+from typing import Any
 
 from tfdwd import reporting
 from tfdwd.errors import Error
-from tfdwd.records import Amount, Count, Positive, Record
+from tfdwd.records import Amount, Count, Positive, Record, Share
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """One stack that could take a convolution's place; ``size`` is its rank, width or filters."""
+
+    stack: str
+    size: int
+    macs: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +76,24 @@ class LayerPlan(Layer):
 
 
 @dataclasses.dataclass(frozen=True)
+class Tried(Record):
+    """A whole student that was decomposed and compared with the original.
+
+    Attributes:
+      name: how it was found.
+      ms: of the whole student, as `Plan.ms_after`.
+      error: predicted loss, as `Plan.error`.
+      loss, agreement: measured, as those of a `Plan`.
+    """
+
+    name: str
+    ms: Amount
+    error: float
+    loss: Amount
+    agreement: Share
+
+
+@dataclasses.dataclass(frozen=True)
 class Plan(reporting.Report):
     """Which layers to replace by what; `tfdwd.decompose(model, data, rank=plan)` does it.
 
@@ -79,6 +107,12 @@ class Plan(reporting.Report):
       error: predicted loss of all layers in log-likelihood, in nats for each image. A ranking of
         plans rather than a promise: it takes the layers' errors for small and independent.
       quantize, threads, device, runtime: how and where the times were measured.
+      loss: measured on images that were held back from the fit: of probabilities the divergence
+        from the original's, in nats; of all else the squared error in units of the original's
+        variance; several outputs add up. None in plans of earlier versions.
+      agreement: part of those images, or of their places, that get the original's class (or 1 -
+        the squared error); the mean over the outputs.
+      tried: the students that this one was chosen over, itself among them.
     """
 
     layers: tuple[LayerPlan, ...]
@@ -90,6 +124,9 @@ class Plan(reporting.Report):
     threads: Positive
     device: str
     runtime: str
+    loss: Amount | None = None
+    agreement: Share | None = None
+    tried: tuple[Tried, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -114,9 +151,24 @@ class Plan(reporting.Report):
             for layer in self.layers
         ]
         headers = ["layer", "stack", "MACs", "after", "ms", "after", "loss", "why kept"]
-        last = (
-            f"{self.budget}: {self.ms_before:.3f} ms -> {self.ms_after:.3f} ms predicted, loss "
-            f"{self.error:.4f}; quantised: {self.quantize}, {self.threads} thread(s), "
+        parts: list[Any] = [(headers, rows)]
+        if self.tried:
+            parts.append(
+                (
+                    ["student", "ms", "predicted loss", "measured loss", "agreement"],
+                    [
+                        (
+                            one.name, f"{one.ms:.3f}", f"{one.error:.4f}", f"{one.loss:.4f}",
+                            f"{one.agreement:.4f}",
+                        )
+                        for one in sorted(self.tried, key=lambda one: one.loss)
+                    ],
+                )
+            )  # fmt: skip
+        measured = "" if self.loss is None else f", measured {self.loss:.4f}"
+        parts.append(
+            f"{self.budget}: {self.ms_before:.3f} ms -> {self.ms_after:.3f} ms, loss predicted "
+            f"{self.error:.4f}{measured}; quantised: {self.quantize}, {self.threads} thread(s), "
             f"{self.device}, {self.runtime}"
         )
-        return [(headers, rows), last]
+        return parts

@@ -13,11 +13,13 @@ from tfdwd.errors import Error
 from tfdwd.records import PositiveAmount
 
 # Of one layer, {"kept": ms, "separable 1": ms, "separable 1 surely": lowest likely speed-up, ...}.
-Times = dict[str, PositiveAmount]
+# What was measured here has "separable 1 kept", too: what the layer took in the same run, side by
+# side; and "separable 1 at most", the highest likely speed-up.
+LayerTimes = dict[str, PositiveAmount]
 
 
 class TimeCache:
-    """Times by key, in memory and in a .json file that several processes may share.
+    """LayerTimes by key, in memory and in a .json file that several processes may share.
 
     A file that is damaged, or holds something else, is neither used nor touched. Where the file
     cannot be read or written, times are kept in memory only.
@@ -34,16 +36,16 @@ class TimeCache:
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
         self._path: Path | None = None
-        self._seen: dict[str, Times] = {}
+        self._seen: dict[str, LayerTimes] = {}
         with self._warning("cannot be used"):
             self._path = _default() if path is None else Path(path)
             self._seen = self._read()
 
-    def times(self, key: str) -> Times:
+    def times(self, key: str) -> LayerTimes:
         """What is known of a key: a copy."""
         return dict(self._seen.get(key, {}))
 
-    def keep(self, key: str, times: Times) -> None:
+    def keep(self, key: str, times: LayerTimes) -> None:
         """Adds times, in the file to those that others have written meanwhile."""
         self._seen[key] = {**self._seen.get(key, {}), **times}
         if self._path is None:
@@ -55,7 +57,7 @@ class TimeCache:
                 there[key] = {**there.get(key, {}), **self._seen[key]}
                 files.write_whole(self._path, records.dumps(there))
 
-    def _read(self) -> dict[str, Times]:
+    def _read(self) -> dict[str, LayerTimes]:
         assert self._path is not None
         try:
             mode = self._path.stat().st_mode
@@ -64,7 +66,9 @@ class TimeCache:
         if not stat.S_ISREG(mode):
             raise Error("it is no regular file")
         text = files.read_text(self._path)
-        found: dict[str, Times] = records.converted(dict[str, Times], records.loads(text), "")
+        found: dict[str, LayerTimes] = records.converted(
+            dict[str, LayerTimes], records.loads(text), ""
+        )
         check_complete(found)
         return found
 
@@ -84,14 +88,15 @@ class TimeCache:
             self._path = None
 
 
-def check_complete(layers: dict[str, Times], path: str = "") -> None:
+def check_complete(layers: dict[str, LayerTimes], path: str = "") -> None:
     """Checks that each layer has its own time, and each stack the lowest likely speed-up.
 
     Raises:
       tfdwd.Error: something is missing; the message has its path.
     """
+    ends = (" surely", " kept", " at most")
     for key, times in layers.items():
-        stacks = [name for name in times if name != "kept" and not name.endswith(" surely")]
+        stacks = [name for name in times if name != "kept" and not name.endswith(ends)]
         for name in ["kept", *(f"{stack} surely" for stack in stacks)]:
             if name not in times:
                 raise Error(f"{path}[{key!r}][{name!r}]: this number is missing")

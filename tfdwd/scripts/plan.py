@@ -52,6 +52,9 @@ _CACHE = common.define_cache(
     "the .json file that keeps times measured here, for other plans; by default "
     "~/.cache/tfdwd/latency.json, or in $XDG_CACHE_HOME",
 )
+_MINUTES = flags.DEFINE_float(
+    "minutes", 2.0, "after this time no other student is decomposed and compared", flag_values=FLAGS
+)
 _INPUT_SHAPE = common.define_input_shape(FLAGS)
 
 
@@ -74,6 +77,7 @@ def main() -> None:
         cache=_CACHE.value,
         latency_table=table,
         input_shape=shape,
+        minutes=_MINUTES.value,
     )
     files.write_whole(_OUTPUT.value, plan.to_json())
     print(plan)

@@ -1,0 +1,287 @@
+"""How long a network, its layers and its students take: measured here, or told by a table."""
+
+import dataclasses
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol, runtime_checkable
+
+import keras
+import numpy as np
+from absl import logging
+
+from tfdwd import benchmarking, conversion, factorize, graph, lite, rebuild
+from tfdwd.errors import Error
+from tfdwd.plans import Option
+from tfdwd.timecache import TimeCache
+
+_LAYER_ROUNDS = 9  # of timing a layer with its stacks
+_STUDENT_ROUNDS = 20  # of timing a whole student beside the original
+_REPEATS = 3  # with twice as many rounds each, where an interval is too wide:
+_WIDE_LAYER, _WIDE_STUDENT = 1.2, 1.03  # its upper end over its lower one
+_RANDOM_IMAGES = 8  # for the ranges of a layer that is only timed
+
+
+@dataclasses.dataclass(frozen=True)
+class Ratio:
+    """A speed-up, measured side by side, with its 95 % interval."""
+
+    speed_up: float
+    low: float
+    high: float
+
+    @property
+    def width(self) -> float:
+        """1 where nothing is left open."""
+        return self.high / self.low
+
+
+@runtime_checkable
+class Times(Protocol):
+    """Where a plan's times come from.
+
+    Attributes:
+      device, runtime: where, and by what they were measured.
+      quantize, threads: how the network runs there, as for `tfdwd.plan`.
+    """
+
+    @property
+    def device(self) -> str: ...
+
+    @property
+    def runtime(self) -> str: ...
+
+    @property
+    def quantize(self) -> str: ...
+
+    @property
+    def threads(self) -> int: ...
+
+    def network(self) -> float:
+        """Milliseconds of the whole original."""
+
+    def layer(
+        self, layer: keras.layers.Conv2D, shape: tuple[int, ...], options: Sequence[Option]
+    ) -> tuple[float, dict[Option, Ratio]]:
+        """Milliseconds of one call of a layer that reads ``shape``, and the stacks' speed-ups."""
+
+    def student(self, chosen: Mapping[int, tuple[keras.layers.Conv2D, Option]]) -> Ratio | None:
+        """The speed-up of a whole student, {id(layer): (layer, stack)}; None if nobody can tell."""
+
+
+def geometry(layer: keras.layers.Conv2D, shape: tuple[int, ...]) -> str:
+    """What the time of a convolution depends on, for inputs of a shape (batch, h, w, c)."""
+    size = shape[1:] if shape[0] == 1 else shape
+    return (
+        f"{'x'.join(map(str, size))} -> {layer.filters}, taps {layer.kernel_size}, strides "
+        f"{layer.strides}, dilation {layer.dilation_rate}, {layer.padding}"
+    )
+
+
+def shapes_read(
+    traced: graph.Graph, layer: keras.layers.Layer, batch: int
+) -> list[tuple[int, ...]]:
+    """(batch, h, w, c) of what a layer reads at each call, for so many images at once.
+
+    Inside of a TimeDistributed each step of each image is one of that batch.
+    """
+    rows = graph.rows_per_image(traced)
+    reads = [call.inputs[0] for call in traced.calls if call.operation is layer]
+    return [(batch * (rows[n] or 1), *traced.specs[n].shape[1:]) for n in reads]
+
+
+def name_of(option: Option) -> str:
+    """Of a stack, in caches and tables."""
+    return f"{option.stack} {option.size}"
+
+
+def all_calls(
+    times: Times,
+    layer: keras.layers.Conv2D,
+    shapes: Sequence[tuple[int, ...]],
+    options: Sequence[Option],
+) -> tuple[float, dict[Option, Ratio]]:
+    """Milliseconds of all calls of a layer together, and the stacks' speed-ups over all of them."""
+    calls = [times.layer(layer, shape, options) for shape in shapes]
+    kept = sum(ms for ms, _ in calls)
+    return kept, {
+        option: Ratio(
+            *(
+                kept / sum(ms / getattr(found[option], field) for ms, found in calls)
+                for field in ("speed_up", "low", "high")
+            )
+        )
+        for option in options
+    }
+
+
+class TimesHere:
+    """Times on this machine's LiteRT. Those of layers are measured once: a `TimeCache` keeps them.
+
+    Args:
+      model: the original.
+      sizes: of its inputs, with the batch.
+      images: from which ranges are taken, an array for each input.
+      quantize, threads: how it will run, as for `tfdwd.plan`.
+      cache: the .json file; ~/.cache/tfdwd/latency.json if None.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        sizes: Sequence[tuple[int, ...]],
+        images: Sequence[np.ndarray],
+        *,
+        quantize: str,
+        threads: int,
+        cache: str | os.PathLike[str] | None = None,
+    ) -> None:
+        self._model, self._sizes, self._images = model, sizes, images
+        self.quantize, self.threads = quantize, threads
+        self._seen = TimeCache(cache)
+        self.device = benchmarking.device()
+        self.runtime = f"LiteRT {lite.runtime_version()}"
+        self._content = conversion.checked(model, sizes, quantize, images)
+
+    def network(self) -> float:
+        report = benchmarking.benchmark(
+            {"model": self._content}, threads=self.threads, rounds=_STUDENT_ROUNDS
+        )
+        if report.timings[0].noisy:
+            logging.warning("the machine is noisy: trust the ratios, not the milliseconds")
+        # What it takes when nothing else runs: layers are timed minutes later.
+        return report.timings[0].p10_ms
+
+    def layer(
+        self, layer: keras.layers.Conv2D, shape: tuple[int, ...], options: Sequence[Option]
+    ) -> tuple[float, dict[Option, Ratio]]:
+        key = " | ".join(
+            [self.device, self.runtime, self.quantize, str(self.threads), geometry(layer, shape)]
+        )
+        known = self._seen.times(key)
+        names = [name_of(option) for option in options]
+        # Times of earlier versions were halves of two runs.
+        missing = [o for o, name in zip(options, names, strict=True) if f"{name} kept" not in known]
+        if missing:
+            files = dict(layer_files(layer, shape, missing, self.quantize))
+            kept_ms, ratios = self._beside(files, _LAYER_ROUNDS, _WIDE_LAYER)
+            known["kept"] = kept_ms
+            for name, ratio in ratios.items():
+                known[name], known[f"{name} kept"] = kept_ms / ratio.speed_up, kept_ms
+                known[f"{name} surely"], known[f"{name} at most"] = ratio.low, ratio.high
+            self._seen.keep(key, known)
+        return known["kept"], {
+            option: Ratio(
+                known[f"{name} kept"] / known[name],
+                known[f"{name} surely"],
+                known[f"{name} at most"],
+            )
+            for option, name in zip(options, names, strict=True)
+        }
+
+    def student(self, chosen: Mapping[int, tuple[keras.layers.Conv2D, Option]]) -> Ratio:
+        stacks = {number: random_stack(layer, option) for number, (layer, option) in chosen.items()}
+        student = conversion.convert(
+            rebuild.rebuild(self._model, stacks), self._sizes, self.quantize, images=self._images
+        )
+        files = {"original": self._content, "student": student}
+        return self._beside(files, _STUDENT_ROUNDS, _WIDE_STUDENT)[1]["student"]
+
+    def _beside(
+        self, files: Mapping[str, bytes], rounds: int, wide: float
+    ) -> tuple[float, dict[str, Ratio]]:
+        """Times the first file beside the others; again, for longer, what is left too open."""
+        (first, content), *others = files.items()
+        found: dict[str, Ratio] = {}
+        kept_ms = np.inf
+        for _ in range(_REPEATS):
+            report = benchmarking.benchmark(
+                {first: content, **dict(others)}, threads=self.threads, rounds=rounds
+            )
+            kept_ms = min(kept_ms, report.timings[0].p10_ms)
+            for timing in report.timings[1:]:
+                ratio = Ratio(timing.speed_up, timing.speed_up_low, timing.speed_up_high)
+                known = found.get(timing.name)
+                if known is None or ratio.width < known.width:
+                    found[timing.name] = ratio
+            others = [(name, file) for name, file in others if found[name].width > wide]
+            rounds *= 2
+            if not others:
+                break
+        return float(kept_ms), found
+
+
+def layer_files(
+    layer: keras.layers.Conv2D, shape: tuple[int, ...], options: Sequence[Option], quantize: str
+) -> Iterator[tuple[str, bytes]]:
+    """A .tflite model of the layer alone, "kept", and one of each stack, with random weights."""
+    source = np.random.default_rng(0)
+    images = [source.normal(size=(max(_RANDOM_IMAGES, shape[0]), *shape[1:])).astype(np.float32)]
+    config = {**layer.get_config(), "dtype": "float32", "activation": "relu", "use_bias": True}
+    conv = keras.layers.Conv2D.from_config(config)
+    x = keras.Input(shape[1:], name="x")
+    yield "kept", conversion.convert(keras.Model(x, conv(x)), [shape], quantize, images=images)
+    for option in options:
+        model = keras.Model(x, random_stack(conv, option)(x))
+        yield name_of(option), conversion.convert(model, [shape], quantize, images=images)
+
+
+def random_stack(conv: keras.layers.Conv2D, option: Option) -> rebuild.Expansion:
+    """A stack that runs as the one to be fitted will, with random weights of a sound scale."""
+    c, q, n = conv.kernel.shape[2], int(np.prod(conv.kernel_size)), conv.filters
+    r = option.size
+    shapes = [(c, q, r), (c, r, n)] if option.stack == "separable" else [(c, r), (q, r), (r, n)]
+    kind = factorize.Separable if option.stack == "separable" else factorize.Bottleneck
+    source = np.random.default_rng(0)
+    factors = [source.normal(size=s) / np.sqrt(np.prod(s[:-1])) for s in shapes]
+    return rebuild.expand(conv, kind(*factors), np.zeros(n))
+
+
+OPEN = 1.3  # width of an interval from which on it tells too little
+
+
+def told_apart(
+    measured: Sequence[tuple[float, int, Mapping[Option, Ratio]]],
+) -> list[dict[Option, Ratio]]:
+    """The speed-ups; where noise left one too open, what its MACs make likely.
+
+    Args:
+      measured: of each layer its milliseconds, its MACs, and its stacks' speed-ups.
+
+    Returns:
+      Of each layer its stacks' speed-ups.
+
+    Raises:
+      tfdwd.Error: too few were told apart to say anything of the others.
+    """
+    per_mac: dict[str, list[float]] = {}
+    open_, all_ = 0, 0
+    for _, macs, ratios in measured:
+        for option, ratio in ratios.items():
+            all_ += 1
+            if ratio.width <= OPEN:
+                cost = macs / option.macs / ratio.speed_up
+                per_mac.setdefault(option.stack, []).append(cost)
+            else:
+                open_ += 1
+    if open_ == 0:
+        return [dict(ratios) for _, _, ratios in measured]
+    if 2 * open_ > all_:
+        raise Error(
+            f"the machine is too noisy to plan by time: {open_} of {all_} stacks could not be told "
+            "from the layers that they replace (their intervals are wider than "
+            f"{100 * (OPEN - 1):.0f} %); stop other work on it, plan by macs=, or pass "
+            "latency_table="
+        )
+    logging.warning(
+        "noise left the times of %d of %d stacks open; these are taken by their MACs", open_, all_
+    )
+    found = []
+    for _, macs, ratios in measured:
+        own = {}
+        for option, ratio in ratios.items():
+            if ratio.width > OPEN and option.stack in per_mac:
+                speed_up = macs / option.macs / float(np.median(per_mac[option.stack]))
+                ratio = Ratio(speed_up, speed_up, speed_up)
+            own[option] = ratio
+        found.append(own)
+    return found
