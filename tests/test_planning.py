@@ -314,6 +314,28 @@ def test_the_measured_loss_is_that_of_the_decomposed_student():
     assert plan.agreement == np.mean(wanted.argmax(1) == found.argmax(1))
 
 
+def test_a_tradeoff_has_plans_from_slow_to_fast():
+    model, made_up = deep(), MadeUp()
+    found = tfdwd.tradeoff(model, DATA, points=3, latency_table=made_up, minutes=0)
+    slow, middle, fast = found.plans
+    assert 0.9 >= slow.ms_after > middle.ms_after > fast.ms_after
+    assert fast == dataclasses.replace(
+        planned(model, latency=float(fast.budget.removeprefix("latency=")), minutes=0)
+    )
+    assert all(layer.replaced for layer in fast.layers)
+    assert found.plan(1.0).loss == min(plan.loss for plan in found.plans)
+    assert found.plan(fast.ms_after + 1e-6) == fast
+    with pytest.raises(Error, match=r"latency=0\.01: expected at least 0\.\d+, the fastest plan's"):
+        found.plan(0.01)
+    assert tfdwd.Tradeoff.from_json(found.to_json()) == found
+    assert len(str(found).splitlines()) == 2 + 3 + 1
+    [axes] = reporting.plot(found).axes
+    line, original = axes.lines
+    assert len(line.get_xdata()) == 3 and original.get_xydata().tolist() == [[1.0, 1.0]]
+    with pytest.raises(Error, match="of which something can be made faster"):
+        tfdwd.tradeoff(model, DATA, latency_table=MadeUp(separable=100, bottleneck=200))
+
+
 def test_a_noisy_machine_is_refused_or_told(model):
     class Noisy(MadeUp):
         def layer(self, layer, shape, options):

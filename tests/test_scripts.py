@@ -18,11 +18,22 @@ import tfdwd
 from tfdwd import children, lite, reporting
 from tfdwd.errors import Error
 from tfdwd.plans import LayerPlan
-from tfdwd.scripts import benchmark, common, decompose, evaluate, export, micro_models, plan, train
+from tfdwd.scripts import (
+    benchmark,
+    common,
+    decompose,
+    evaluate,
+    export,
+    micro_models,
+    plan,
+    tradeoff,
+    train,
+)
 
 SCRIPTS = {
     "decompose": decompose,
     "plan": plan,
+    "tradeoff": tradeoff,
     "export": export,
     "evaluate": evaluate,
     "benchmark": benchmark,
@@ -481,7 +492,19 @@ def test_a_plan_is_written_and_carried_out(tmp_path, monkeypatch, capsys):
     student = keras.models.load_model(tmp_path / "student.keras")
     kinds = [type(layer).__name__ for layer in student.layers].count("DepthwiseConv2D")
     assert kinds == 1 + written.layers[0].rank + (written.layers[0].width > 0)
+    # A tradeoff of which this is the one plan; the script that makes them is tried by planning.
+    both = tfdwd.Tradeoff((written,))
+    (tmp_path / "tradeoff.json").write_text(both.to_json())
+    several = [output, f"--plan={tmp_path}/tradeoff.json"]
+    assert call("decompose", model, images, *several, "--latency=9") == 0
+    again = keras.models.load_model(tmp_path / "student.keras")
+    for a, b in zip(student.get_weights(), again.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
     capsys.readouterr()
+    assert call("decompose", model, images, *several, "--latency=0.001") == 1
+    assert "latency=0.001: expected at least" in capsys.readouterr().err
+    assert call("decompose", model, images, output, "--latency=0.5") == 1
+    assert "expected --plan beside it" in capsys.readouterr().err
     (tmp_path / "plan.json").write_bytes(b"\xff")
     assert call("decompose", model, images, output, f"--plan={tmp_path}/plan.json") == 1
     assert "plan.json holds no text" in capsys.readouterr().err

@@ -31,8 +31,10 @@ if TYPE_CHECKING:  # for type checkers and editors, which cannot follow `_NAMES`
     from tfdwd.latency import read_latency_table as read_latency_table
     from tfdwd.latency import write_micro_models as write_micro_models
     from tfdwd.planning import plan as plan
+    from tfdwd.planning import tradeoff as tradeoff
     from tfdwd.plans import LayerPlan as LayerPlan
     from tfdwd.plans import Plan as Plan
+    from tfdwd.plans import Tradeoff as Tradeoff
     from tfdwd.quantization import quantize_aware as quantize_aware
     from tfdwd.rebuild import flatten as flatten
     from tfdwd.training import finetune as finetune
@@ -48,8 +50,8 @@ _NAMES = {
     "errors": ("Error",),
     "evaluation": ("Evaluation", "evaluate"),
     "latency": ("LatencyTable", "read_latency_table", "write_micro_models"),
-    "planning": ("plan",),
-    "plans": ("LayerPlan", "Plan"),
+    "planning": ("plan", "tradeoff"),
+    "plans": ("LayerPlan", "Plan", "Tradeoff"),
     "quantization": ("quantize_aware",),
     "rebuild": ("flatten",),
     "training": ("finetune",),

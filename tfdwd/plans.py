@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from tfdwd import reporting
+from tfdwd import checks, reporting
 from tfdwd.errors import Error
 from tfdwd.records import Amount, Count, Positive, Record, Share
 
@@ -172,3 +172,54 @@ class Plan(reporting.Report):
             f"{self.device}, {self.runtime}"
         )
         return parts
+
+
+@dataclasses.dataclass(frozen=True)
+class Tradeoff(reporting.Report):
+    """Plans of one network for several times: what each costs.
+
+    Attributes:
+      plans: from the slowest to the fastest.
+    """
+
+    plans: tuple[Plan, ...]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.plans:
+            raise Error("Tradeoff.plans: expected at least one plan, got none")
+        if any(plan.loss is None for plan in self.plans):
+            raise Error("Tradeoff.plans: expected plans whose loss was measured")
+
+    def plan(self, latency: float) -> Plan:
+        """The plan of least measured loss within a part of the original's time.
+
+        Raises:
+          tfdwd.Error: none is; the message says what can be had.
+        """
+        checks.number("latency", latency)
+        within = [plan for plan in self.plans if plan.ms_after <= latency * plan.ms_before]
+        if not within:
+            least = min(plan.ms_after / plan.ms_before for plan in self.plans)
+            raise Error(f"latency={latency}: expected at least {least:.3f}, the fastest plan's")
+        return min(within, key=lambda plan: plan.loss or 0.0)
+
+    def _parts(self) -> reporting.Parts:
+        rows = [
+            (
+                f"{plan.ms_after / plan.ms_before:.3f}",
+                f"{plan.ms_after:.3f}",
+                f"{sum(layer.replaced for layer in plan.layers)}/{len(plan.layers)}",
+                f"{plan.error:.4f}",
+                f"{plan.loss:.4f}",
+                f"{plan.agreement:.4f}",
+            )
+            for plan in self.plans
+        ]
+        headers = ["time", "ms", "replaced", "predicted loss", "measured loss", "agreement"]
+        first = self.plans[0]
+        last = (
+            f"original {first.ms_before:.3f} ms; quantised: {first.quantize}, {first.threads} "
+            f"thread(s), {first.device}, {first.runtime}"
+        )
+        return [(headers, rows), last]

@@ -115,11 +115,12 @@ def as_html(parts: Parts) -> str:
 
 
 def plot(report: Any) -> "matplotlib.figure.Figure":
-    """Draws times as bars: those of a benchmark's models, or of a plan's layers before and after.
+    """Draws times: of a benchmark's models, of a plan's layers, or what a tradeoff's plans cost.
 
     Args:
       report: a `tfdwd.BenchmarkReport` (bars from the tenth to the ninetieth percentile are drawn
-        too) or a `tfdwd.Plan` (layers that were not timed are left out).
+        too), a `tfdwd.Plan` (layers that were not timed are left out), or a `tfdwd.Tradeoff`
+        (agreement with the original against time, the other students that were tried beside).
 
     Returns:
       A matplotlib figure, which notebooks show by themselves.
@@ -131,6 +132,9 @@ def plot(report: Any) -> "matplotlib.figure.Figure":
 
     figure, axes = pyplot.subplots(figsize=(8, 4), layout="constrained")
     pyplot.close(figure)  # or notebooks would show it twice
+    if hasattr(report, "plans"):
+        _draw_tradeoff(axes, report.plans)
+        return figure
     if hasattr(report, "timings"):
         names = [timing.name for timing in report.timings]
         middle = [timing.median_ms for timing in report.timings]
@@ -147,6 +151,18 @@ def plot(report: Any) -> "matplotlib.figure.Figure":
         axes.set_xlabel(f"ms alone, {report.threads} thread(s), {report.device}")
     axes.invert_yaxis()
     return figure
+
+
+def _draw_tradeoff(axes: Any, plans: Sequence[Any]) -> None:
+    first = plans[0]
+    others = {(one.ms, one.agreement) for plan in plans for one in plan.tried}
+    axes.scatter(*zip(*sorted(others), strict=True), color="lightgrey", label="tried")
+    line = [(plan.ms_after, plan.agreement) for plan in plans]
+    axes.plot(*zip(*line, strict=True), "o-", label="planned")
+    axes.plot([first.ms_before], [1.0], "k*", label="original")
+    axes.set_xlabel(f"ms, {first.threads} thread(s), {first.device}")
+    axes.set_ylabel("agreement with the original")
+    axes.legend()
 
 
 def layer_cells(layer: Any) -> tuple[str, str, str, str]:

@@ -394,6 +394,70 @@ def define_array(
     return load
 
 
+def define_planning(own_flags: flags.FlagValues, minutes: float) -> Callable[[], dict[str, Any]]:
+    """Defines what `tfdwd.plan` and `tfdwd.tradeoff` take alike; returns what reads it."""
+    from tfdwd.conversion import QUANTIZATIONS
+
+    model = define_model(own_flags)
+    images = define_array(
+        own_flags,
+        "images",
+        "calibration images (1,000 are plenty, labels are not needed)",
+        required=True,
+    )
+    most = flags.DEFINE_integer(
+        "max_images", 1024, "how many of the images to use, from the first", 1,
+        flag_values=own_flags,
+    )  # fmt: skip
+    quantize = flags.DEFINE_enum(
+        "quantize", "none", list(QUANTIZATIONS), "the precision to be deployed",
+        flag_values=own_flags,
+    )  # fmt: skip
+    threads = flags.DEFINE_integer(
+        "threads", 1, "that LiteRT will be given", lower_bound=1, flag_values=own_flags
+    )
+    include = flags.DEFINE_list(
+        "include", None, "names or patterns of the only layers to replace", flag_values=own_flags
+    )
+    exclude = flags.DEFINE_list(
+        "exclude", None, "names or patterns of layers to keep", flag_values=own_flags
+    )
+    table = define_input(
+        own_flags,
+        "latency_table",
+        "times from another device, a .json file of tfdwd-micro-models; nothing is timed here then",
+    )
+    cache = define_cache(
+        own_flags,
+        "cache",
+        "the .json file that keeps times measured here, for other plans; by default "
+        "~/.cache/tfdwd/latency.json, or in $XDG_CACHE_HOME",
+    )
+    shape = define_input_shape(own_flags)
+    most_minutes = flags.DEFINE_float(
+        "minutes", minutes, "after this time no other student is decomposed and compared",
+        lower_bound=0.0, flag_values=own_flags,
+    )  # fmt: skip
+    seed = flags.DEFINE_integer("seed", 0, "of the sampled positions", flag_values=own_flags)
+
+    def given() -> dict[str, Any]:
+        read: dict[str, Any] = {"input_shape": shape()}
+        if table.value is not None:
+            from tfdwd.latency import LatencyTable
+
+            read["latency_table"] = load_record(LatencyTable, table.value)
+        data = images()
+        assert data is not None  # the flag is required
+        others = {
+            "quantize": quantize, "threads": threads, "include": include, "exclude": exclude,
+            "cache": cache, "minutes": most_minutes, "seed": seed,
+        }  # fmt: skip
+        read.update({name: holder.value for name, holder in others.items()})
+        return {"model": model(), "data": data[: most.value], **read}
+
+    return given
+
+
 def load_record(kind: type[RecordT], path: str) -> RecordT:
     """Reads a record from a .json file.
 

@@ -32,8 +32,13 @@ _RANK = flags.DEFINE_integer(
 _PLAN = common.define_input(
     FLAGS,
     "plan",
-    "a .json file of tfdwd-plan, edited or not; instead of --rank, --stack, --include, --exclude",
+    "a .json file of tfdwd-plan, edited or not, or of tfdwd-tradeoff with --latency; instead of "
+    "--rank, --stack, --include, --exclude",
 )
+_LATENCY = flags.DEFINE_float(
+    "latency", None, "of a tradeoff the best plan within this part of the original's time",
+    flag_values=FLAGS,
+)  # fmt: skip
 _STACK = flags.DEFINE_enum(
     "stack",
     "separable",
@@ -63,7 +68,7 @@ _SEED = flags.DEFINE_integer("seed", 0, "of the sampled positions", flag_values=
 def main() -> None:
     """Loads, decomposes, writes, prints the report."""
     _STRATEGY()
-    plan = None if _PLAN.value is None else common.load_record(tfdwd.Plan, _PLAN.value)
+    plan = _plan()
     if plan is not None and FLAGS["rank"].present:
         raise Error("--plan says the rank of each layer: expected no --rank beside it")
     data = _IMAGES()
@@ -87,6 +92,16 @@ def main() -> None:
     if _REPORT.value is not None:
         files.write_whole(_REPORT.value, report.to_json())
     print(report)
+
+
+def _plan() -> tfdwd.Plan | None:
+    if _PLAN.value is None or _LATENCY.value is None:
+        if _LATENCY.value is not None:
+            raise Error(
+                "--latency chooses among the plans of a tradeoff: expected --plan beside it"
+            )
+        return None if _PLAN.value is None else common.load_record(tfdwd.Plan, _PLAN.value)
+    return common.load_record(tfdwd.Tradeoff, _PLAN.value).plan(_LATENCY.value)
 
 
 def run() -> None:
