@@ -11,7 +11,7 @@ from cases import randomised
 from keras import layers
 
 import tfdwd
-from tfdwd import candidates, graph, plans, times
+from tfdwd import candidates, graph, plans, reporting, times
 from tfdwd.errors import Error
 
 DATA = np.random.default_rng(0).normal(size=(64, 12, 12, 8)).astype(np.float32)
