@@ -59,7 +59,7 @@ def made_up_times(monkeypatch):
     return factors
 
 
-def test_a_plan_with_real_times_is_carried_out(model, tmp_path):
+def test_a_plan_with_real_times_is_carried_out(model, tmp_path, long_samples):
     cache = tmp_path / "times" / "latency.json"
     plan = tfdwd.plan(model, DATA, latency=0.99, cache=cache)
     assert [layer.name for layer in plan.layers] == ["first", "second", "pointwise"]
