@@ -1,16 +1,47 @@
-"""Fixtures that several test modules share, and the data sets that tests may use."""
+"""Fixtures that several test modules share, and the data sets that tests may use.
 
+Keras is imported where it is used: the process that hands tests out to others needs none.
+"""
+
+from __future__ import annotations
+
+import gc
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import keras
 import numpy as np
 import pytest
 
+if TYPE_CHECKING:
+    import keras
+
 _ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_collection_finish() -> None:
+    """Lets the garbage collector pass over all that was imported: it stays, and it is large."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def brief_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Times are not what most tests are about: a twentieth of a sample will do."""
+    from tfdwd import benchmarking
+
+    monkeypatch.setattr(benchmarking, "_SAMPLE_SECONDS", 0.001)
+
+
+@pytest.fixture
+def long_samples(brief_samples: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Times are measured as for users."""
+    from tfdwd import benchmarking
+
+    monkeypatch.setattr(benchmarking, "_SAMPLE_SECONDS", 0.02)
 
 
 @pytest.fixture(scope="session")
@@ -25,6 +56,8 @@ def data_dir() -> Path:
 @pytest.fixture(scope="session")
 def resnet8(data_dir: Path) -> keras.Model:
     """The trained ResNet-8 of MLPerf Tiny. Do not change it."""
+    import keras
+
     return keras.models.load_model(data_dir / "mlperf_tiny_resnet8.h5", compile=False)
 
 
@@ -38,6 +71,8 @@ def cifar(data_dir: Path) -> dict[str, np.ndarray]:
 @pytest.fixture(scope="session")
 def classifier() -> keras.Model:
     """A small classifier of fixed random weights: (batch, 8, 8, 3) -> (batch, 7)."""
+    import keras
+
     keras.utils.set_random_seed(1)
     layers = keras.layers
     return keras.Sequential(
@@ -55,6 +90,8 @@ def classifier() -> keras.Model:
 @pytest.fixture(scope="session")
 def two_in_two_out() -> keras.Model:
     """Dict inputs and outputs, whose names sort otherwise than they were declared."""
+    import keras
+
     keras.utils.set_random_seed(2)
     layers = keras.layers
     picture = keras.Input((6, 6, 2), name="picture")

@@ -13,6 +13,8 @@ from tfdwd.conditions import Conditions
 from tfdwd.conversion import export
 from tfdwd.errors import Error
 
+pytestmark = pytest.mark.usefixtures("long_samples")
+
 
 def convolutions(count):
     layers = [keras.layers.Conv2D(32, 3, padding="same") for _ in range(count)]

@@ -1,8 +1,8 @@
 """The paper's experiments: their first steps, and that committed tables are those of their runs."""
 
 import csv
+import functools
 import importlib
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +12,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from absl import flags
+
+from tfdwd import models
+from tfdwd.scripts import common
 
 PAPER = Path(__file__).resolve().parent.parent / "benchmarks/paper"
 
@@ -70,7 +73,13 @@ def test_synthetic_layers(module: Any) -> None:
     assert len(committed) == len(shown) == 2 * 3 * len(module.RANKS) * 6
 
 
-def test_the_first_steps_on_imagenet(tmp_path: Path) -> None:
+@pytest.mark.parametrize("module", ["imagenet"], indirect=True)
+def test_the_first_steps_on_imagenet(
+    module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With two units in each stage, the first and one of those that follow."""
+    short = functools.partial(models.ShuffleNetV2, repeats=(2, 2, 2))
+    monkeypatch.setattr(models, "ShuffleNetV2", short)
     source = np.random.default_rng(0)
     records = tmp_path / "records"
     records.mkdir()
@@ -92,13 +101,12 @@ def test_the_first_steps_on_imagenet(tmp_path: Path) -> None:
                     example = tf.train.Example(features=tf.train.Features(feature=features))
                     writer.write(example.SerializeToString())
     command = [
-        sys.executable, PAPER / "imagenet.py", f"--records={records}", f"--folder={tmp_path}/runs",
-        "--classes=5", "--width=0.5", "--pixels=64", "--batch_size=8", "--epochs=2", "--tuned=1",
+        "imagenet", f"--records={records}", f"--folder={tmp_path}/runs", "--classes=5",
+        "--width=0.5", "--pixels=64", "--batch_size=8", "--epochs=2", "--tuned=1",
         "--students=auto",
     ]  # fmt: skip
     (tmp_path / "runs").mkdir()
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert common.status(module.main, module.FLAGS, module.__doc__, command) == 0
     with open(tmp_path / "runs/imagenet.csv", newline="") as file:
         headers, *rows = csv.reader(file)
     assert [row[0] for row in rows] == ["separable", "regular", "auto"]

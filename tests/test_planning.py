@@ -64,7 +64,7 @@ def planned(model, data=DATA, made_up=None, **options):
     return tfdwd.plan(model, data, latency_table=made_up or MadeUp(), **options)
 
 
-def test_a_plan_with_real_times_is_carried_out(model, tmp_path):
+def test_a_plan_with_real_times_is_carried_out(model, tmp_path, long_samples):
     cache = tmp_path / "times" / "latency.json"
     plan = tfdwd.plan(model, DATA, latency=0.99, cache=cache)
     assert [layer.name for layer in plan.layers] == ["first", "second", "pointwise"]
