@@ -18,7 +18,7 @@ Efficient Convolutional Neural Networks", arXiv 1910.09455, section 3, for `svd`
 
 import numpy as np
 
-from tfdwd.factorize._bottleneck import bottleneck, bottleneck_steps, refit_bottleneck
+from tfdwd.factorize._bottleneck import bottleneck, bottleneck_steps, bottlenecks, refit_bottleneck
 from tfdwd.factorize._channel import channel
 from tfdwd.factorize._scaling import equalized
 from tfdwd.factorize._separable import gsvd, joint, joint_steps, refit_separable, sequential, svd
@@ -35,6 +35,7 @@ __all__ = [
     "Target",
     "bottleneck",
     "bottleneck_steps",
+    "bottlenecks",
     "channel",
     "equalized",
     "equations",

@@ -213,11 +213,20 @@ def _solve_depthwise(
         across = np.swapaxes(relative.astype(gram.dtype), 1, 2)
         return np.float64(unit) * (filtered.transpose(1, 2, 0) @ across)
 
+    def apply_single(direction: np.ndarray) -> np.ndarray:
+        single, of_gram = equations.gram.single
+        length = power_of_two(direction)
+        return (of_gram * length) * apply(direction / length, single)
+
     own = np.arange(c)
     inverse = np.linalg.inv(own_blocks(equations, len(depthwise)))
     own_weights = weights.reshape(c, m, c, m)[own, :, own, :]
     floor = JITTER * (np.trace(own_weights, axis1=1, axis2=2).max() or 1.0)
     inverse_weights = np.linalg.inv(own_weights + floor * np.eye(m))
     return conjugate_gradients(
-        apply, equations, wanted, depthwise, lambda residual: inverse @ residual @ inverse_weights
+        apply_single,
+        wanted - apply(depthwise, equations.gram.matrix),
+        depthwise,
+        lambda residual: inverse @ residual @ inverse_weights,
+        1e-5,
     )

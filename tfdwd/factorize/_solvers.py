@@ -11,16 +11,14 @@ from tfdwd.factorize._stacks import Bottleneck, Separable, Stack
 from tfdwd.factorize._targets import (
     JITTER,
     TINY,
-    Equations,
     Target,
-    power_of_two,
 )
 
 # The depthwise step of `joint` and the first step of `bottleneck` have c * q * m and c * r
 # unknowns; at c = 512 their normal matrices take up to 1.5 and 140 GB. Conjugate gradients never
 # form them, and from the last round's answer this many steps end where an exact solve ends.
 _CG_STEPS = 8
-_ENOUGH = 2e-3  # a round that lowers the error by less than this part of it is the last
+ENOUGH = 2e-3  # a round that lowers the error by less than this part of it is the last
 StackT = TypeVar("StackT", Separable, Bottleneck)
 
 
@@ -30,7 +28,7 @@ def settled(target: Target, steps: Iterator[StackT], per_round: int) -> StackT:
     for number, stack in enumerate(steps):
         if number % per_round == 0:  # the last factor is the best for its others
             before, left = left, error_after_least_squares(target, stack)
-            if not before - left > _ENOUGH * left:
+            if not before - left > ENOUGH * left:
                 break
     return stack
 
@@ -44,7 +42,9 @@ def error_after_least_squares(target: Target, stack: Stack) -> float:
     return float(np.vdot(gap, target.product))
 
 
-def least_squares(normal: np.ndarray, wanted: np.ndarray, start: np.ndarray) -> np.ndarray:
+def least_squares(
+    normal: np.ndarray, wanted: np.ndarray, start: np.ndarray, jitter: float = JITTER
+) -> np.ndarray:
     """Solves normal @ x = wanted, staying with ``start`` where normal is singular.
 
     The proximal term (a little of |x - start|^2, in units of normal's diagonal) makes every
@@ -54,7 +54,6 @@ def least_squares(normal: np.ndarray, wanted: np.ndarray, start: np.ndarray) -> 
     largest = diagonal.max()
     scale = 1 / np.sqrt(np.maximum(diagonal, largest * 1e-30 if largest > TINY else 1))
     scaled = normal * scale[:, None] * scale
-    jitter = JITTER
     gap = wanted - normal @ start
     while True:
         scaled[np.diag_indices_from(scaled)] += jitter
@@ -72,27 +71,31 @@ def least_squares(normal: np.ndarray, wanted: np.ndarray, start: np.ndarray) -> 
 
 
 def conjugate_gradients(
-    apply: Callable[[np.ndarray, np.ndarray], np.ndarray],
-    equations: Equations,
-    wanted: np.ndarray,
+    apply: Callable[[np.ndarray], np.ndarray],
+    residual: np.ndarray,
     start: np.ndarray,
     precondition: Callable[[np.ndarray], np.ndarray],
+    close: float,
 ) -> np.ndarray:
-    """Some steps from ``start`` towards apply(x, A) = wanted; each lowers the quadratic's value.
+    """Some steps from ``start`` towards less ``residual``; each lowers the quadratic's value.
 
-    The first residual is a difference of large numbers and needs A in float64; the steps from
-    there do not.
+    The first residual is a difference of large numbers and needs all the precision there is; the
+    products of the steps from there do not.
+
+    Args:
+      apply: the product of the matrix with a direction.
+      residual: what is wanted less the product with ``start``.
+      start: where to start.
+      precondition: solves with a matrix that is near.
+      close: part of the residual's first energy at which to stop.
     """
-    x, residual = start, wanted - apply(start, equations.gram.matrix)
-    towards = precondition(residual)
+    x, towards = start, precondition(residual)
     direction, size = towards, np.vdot(residual, towards)
     first = size
-    single, unit = equations.gram.single
     for _ in range(_CG_STEPS):
-        if not size > 1e-5 * first:
+        if not size > close * first:
             break
-        length = power_of_two(direction)
-        along = (unit * length) * apply(direction / length, single)
+        along = apply(direction)
         curvature = np.vdot(direction, along)
         if not curvature > 0:
             break
