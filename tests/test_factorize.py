@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tfdwd import factorize
 from tfdwd.errors import Error
+from tfdwd.factorize._bottleneck import principal_start
 
 # (c, q, n): more outputs than taps, fewer, one channel, one output, 1x3 taps, one tap.
 SHAPES = [(4, 9, 12), (5, 9, 6), (1, 9, 5), (6, 9, 1), (5, 3, 8), (1, 3, 1), (3, 25, 4), (4, 1, 3)]
@@ -212,7 +213,7 @@ def test_no_step_raises_the_error(spoil, seed):
         for before, after in itertools.pairwise(errors):
             assert after <= before + slack(target)
     for width in (1, 7, shape[2] * min(shape[:2])):
-        start = factorize._principal_start(target, width)
+        start = principal_start(target, width)
         errors = [
             target.error(step.kernel()) for step in factorize.bottleneck_steps(target, start, 6)
         ]
@@ -375,6 +376,7 @@ def test_large_layers_stay_inside_4_gib(what):
 import resource
 import numpy as np
 from tfdwd import factorize
+from tfdwd.factorize._bottleneck import principal_start
 c, q, n = 512, 9, 512
 source = np.random.default_rng(0)
 x = source.normal(size=(6000, c * q)).astype(np.float32)
@@ -386,7 +388,7 @@ del x, gram
 if {what!r} == "joint":
     steps = factorize.joint_steps(target, factorize.sequential(target, 3), 2)
 else:
-    start = factorize._principal_start(target, 258)
+    start = principal_start(target, 258)
     steps = factorize.bottleneck_steps(target, start, 3)
 errors = [target.error(step.kernel()) for step in steps]
 assert np.isfinite(errors).all()
