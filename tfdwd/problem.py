@@ -38,7 +38,6 @@ from tfdwd.selection import Selected
 from tfdwd.shapes import InputShape, images_at_once
 from tfdwd.spool import Spool
 
-_FIT_ROUNDS = 5  # of a bottleneck: enough to tell stacks apart
 _HELD_BACK = 128  # images to compare on, at most, and at most one in
 _ONE_IN = 8
 
@@ -244,13 +243,15 @@ def _losses_of(collected: calibration.Collected, options: Sequence[Option]) -> d
     with blas.threads(len(moments.sum_x)):
         target = factorize.target(factorize.gram(moments.xx), moments.xy, kernel)
     metric = with_identity(fisher)
-    stacks: dict[Option, factorize.Stack] = {}
+    widths = [option.size for option in options if option.stack == "bottleneck"]
     with blas.threads(1):
-        for option in options:
-            if option.stack == "separable":
-                stacks[option] = factorize.joint(target, option.size, metric)
-            else:
-                stacks[option] = factorize.bottleneck(target, option.size, metric, _FIT_ROUNDS)
+        narrow = factorize.bottlenecks(target, widths, metric)
+        stacks = {
+            option: narrow[option.size]
+            if option.stack == "bottleneck"
+            else factorize.joint(target, option.size, metric)
+            for option in options
+        }
     return {option: 0.5 * target.error(s.kernel(), fisher) for option, s in stacks.items()}
 
 
