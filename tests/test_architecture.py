@@ -64,7 +64,7 @@ def test_imports_go_down_in_no_circle():
         if level[other] < level[module]
     ]
     assert not up
-    # Inside functions a module may import another of its own floor that imports it: at the top none.
+    # Not even inside of functions do two modules import each other.
     graphlib.TopologicalSorter(graph()).prepare()
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,9 @@ _TRIES = 4  # at a student of the time asked for
 _NEAR = 0.95  # of that time is close enough
 _TOLERANCE = 1.01  # for noise
 _STUDENTS = 10  # that are decomposed and compared with the original, at most
+_UNIFORM = 6  # uniform students that are timed, at most
 _WORSE = 2.0  # times the best one's predicted loss: from there on a uniform student is not tried
+_SPARE = 1.05  # times the budget: what its layers alone say may be wrong by so much
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,27 +141,22 @@ class Search:
         start = self.problem.totals.get(kind, 0.0)
         return lambda aim: choice.best(self.problem.choices, kind, aim - start, losses)
 
-    def _uniform(self) -> list[tuple[str, Taken]]:
-        """Uniform students within the budget, each as large as it may be; the likeliest first."""
+    def _uniform(self) -> Iterator[tuple[str, Taken]]:
+        """Uniform students within the budget, those of the least predicted loss first."""
         choices, kind = self.problem.choices, self.budget.kind
+        timed = kind == "latency"
+        gain, spare = (self._gain, _SPARE) if timed else (1.0, 1.0)
         start = self.problem.totals[kind]
-        ladders: dict[str, list[tuple[float, str, Taken]]] = {}
+        worst = _WORSE * self.predicted(self.tried[0][1])
+        found: dict[Taken, str] = {self.tried[0][1]: ""}
         for how, rank, taken in choice.uniform(choices, list(map(_limits, self.problem.selected))):
-            size = start + choice.total(choices, taken, kind)
-            ladders.setdefault(how, []).append((size, f"uniform {how} {rank}", taken))
-        found: dict[Taken, str] = {}
-        for ladder in ladders.values():
-            names = {taken: name for _, name, taken in ladder}
-
-            def largest(aim: float, ladder: Any = ladder) -> Taken | None:
-                return max(((s, t) for s, _, t in ladder if s <= aim), default=(0.0, None))[1]
-
-            near = self._near(largest)
-            if near is not None and near != self.tried[0][1]:
-                found.setdefault(near, names[near])
-        limit = _WORSE * self.predicted(self.tried[0][1])
-        likely = sorted((self.predicted(taken), name, taken) for taken, name in found.items())
-        return [(name, taken) for loss, name, taken in likely if loss <= limit]
+            size = start + gain * choice.total(choices, taken, kind)
+            if size <= spare * self._limit and self.predicted(taken) <= worst:
+                found.setdefault(taken, f"uniform {how} {rank}")
+        likely = sorted(list(found.items())[1:], key=lambda one: self.predicted(one[0]))
+        for taken, name in likely[:_UNIFORM]:
+            if not timed or self.problem.ms(taken) <= _TOLERANCE * self._limit:
+                yield name, taken
 
     def _losses(self) -> list[np.ndarray]:
         """The candidates' predicted losses, corrected by what was measured."""

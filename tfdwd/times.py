@@ -17,7 +17,7 @@ from tfdwd.timecache import TimeCache
 _LAYER_ROUNDS = 9  # of timing a layer with its stacks
 _STUDENT_ROUNDS = 20  # of timing a whole student beside the original
 _REPEATS = 3  # with twice as many rounds each, where an interval is too wide:
-_WIDE_LAYER, _WIDE_STUDENT = 1.2, 1.03  # its upper end over its lower one
+_WIDE_LAYER, _WIDE_STUDENT = 1.2, 1.05  # its upper end over its lower one
 _RANDOM_IMAGES = 8  # for the ranges of a layer that is only timed
 
 
