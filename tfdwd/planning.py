@@ -40,7 +40,6 @@ from tfdwd.latency import (
 from tfdwd.plans import LayerPlan, Plan
 from tfdwd.shapes import InputShape, images_at_once
 
-_FIT_ROUNDS = 5  # of a bottleneck: enough to tell stacks apart
 _NETWORK_ROUNDS = 20
 _TRIES = 4  # at a student of the time asked for
 _NEAR = 0.97  # of that time is close enough
@@ -329,16 +328,17 @@ def _errors(
         with blas.threads(len(moments.sum_x)):
             target = factorize.target(factorize.gram(moments.xx), moments.xy, kernel)
         metric = with_identity(fisher)
-        stacks: dict[Option, factorize.Stack] = {}
-        with blas.threads(1):
-            for option in options[id(layer)]:
-                if option.stack == "separable":
-                    stacks[option] = factorize.joint(target, option.size, metric)
-                else:
-                    stacks[option] = factorize.bottleneck(target, option.size, metric, _FIT_ROUNDS)
-        found[id(layer)] = {
-            option: 0.5 * target.error(stack.kernel(), fisher) for option, stack in stacks.items()
+        own = options[id(layer)]
+        sizes = {
+            kind: [o.size for o in own if o.stack == kind] for kind in ("separable", "bottleneck")
         }
+        with blas.threads(1):
+            fits: dict[str, Mapping[int, factorize.Stack]] = {
+                "separable": factorize.joints(target, sizes["separable"], metric),
+                "bottleneck": factorize.bottlenecks(target, sizes["bottleneck"], metric),
+            }
+            stacks = {option: fits[option.stack][option.size] for option in own}
+            found[id(layer)] = factorize.errors(target, stacks, 0.5 * fisher)
         return factorize.svd(kernel, 1), None
 
     layers = [conv.layer for conv in convs]
