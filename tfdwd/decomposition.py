@@ -399,7 +399,7 @@ class _Solver:
     ) -> tuple[factorize.Stack, np.ndarray | None]:
         """Fits the responses; "joint", where a ReLU follows, again with the freedom it leaves."""
         kernel, plain = rebuild.kernel_of(conv), collected.moments
-        with blas.threads(len(plain.sum_x)):
+        with blas.threads_for(len(plain.sum_x)):
             inputs = factorize.gram(plain.xx)
             target = factorize.target(inputs, plain.xy, kernel)
         best = target.kernel.reshape(plain.xy.shape)
@@ -419,7 +419,7 @@ class _Solver:
                 assert not isinstance(stack, factorize.Channel)  # rows are kept for "joint" alone
                 wanted = collected.rectified(stack, bias)
                 equations = factorize.equations(inputs, wanted.xy, kernel)
-                with blas.threads(1):
+                with blas.one_thread():
                     stack = factorize.refit(equations, stack, metric)
                 stack, bias = self._with_bias(conv, stack, wanted, inputs)
         variance = float(factorize.variances(stack, inputs.matrix).sum())
@@ -445,7 +445,7 @@ class _Solver:
         metric: np.ndarray | None = None,
     ) -> factorize.Stack:
         """The stack of least error among the options."""
-        with blas.threads(1):
+        with blas.one_thread():
             answers = [
                 (self._factorize(option, target, metric), option)
                 for option in self._options[id(conv)]

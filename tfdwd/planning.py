@@ -325,14 +325,14 @@ def _errors(
         kernel, moments = rebuild.kernel_of(layer), collected.moments
         assert collected.fisher is not None
         fisher = loss_metric(collected.fisher, moments.yy)
-        with blas.threads(len(moments.sum_x)):
+        with blas.threads_for(len(moments.sum_x)):
             target = factorize.target(factorize.gram(moments.xx), moments.xy, kernel)
         metric = with_identity(fisher)
         own = options[id(layer)]
         sizes = {
             kind: [o.size for o in own if o.stack == kind] for kind in ("separable", "bottleneck")
         }
-        with blas.threads(1):
+        with blas.one_thread():
             fits: dict[str, Mapping[int, factorize.Stack]] = {
                 "separable": factorize.joints(target, sizes["separable"], metric),
                 "bottleneck": factorize.bottlenecks(target, sizes["bottleneck"], metric),
