@@ -79,7 +79,9 @@ def unavoidable(
         x = source.normal(size=(each, d)).astype(np.float32)
         y = source.normal(size=(each, n)).astype(np.float32)
         gram = x.T.astype(np.float64) @ x + np.eye(d)
-        with blas.threads(d):  # as decompose does; else small products take several times as long
+        with blas.threads_for(
+            d
+        ):  # as decompose does; else small products take several times as long
             once = seconds(lambda x=x, y=y: (x.T @ x, x.T @ y))
             parts["Cholesky"] += seconds(
                 lambda gram=gram: scipy.linalg.cho_factor(gram, lower=True)

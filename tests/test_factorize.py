@@ -298,6 +298,63 @@ def test_bottleneck_errors_fall_with_the_width():
     assert errors == sorted(errors, reverse=True)
 
 
+@pytest.mark.parametrize("spoil", [None, "ill-conditioned", "dead channels"])
+def test_few_rounds_in_float32_predict_what_all_rounds_reach(spoil):
+    shape = (12, 9, 16)
+    x, y, kernel = problem(shape, 5, SPOILED.get(spoil))
+    target = target_of(x, y, kernel, 1e-4)
+    root = np.random.default_rng(0).normal(size=(16, 16))
+    metric = root @ root.T + 0.1 * np.eye(16)
+
+    def error(stack):
+        return target.error(stack.kernel(), metric)
+
+    total = error(factorize.svd(0 * kernel, 1))
+    widths = [24, 3, 8]
+    fits = factorize.bottlenecks(target, widths, metric)
+    assert list(fits) == widths and factorize.bottlenecks(target, [], metric) == {}
+    for width, stack in fits.items():
+        assert stack.reduce.shape == (12, width) and stack.depthwise.dtype == np.float64
+        same_rounds = error(factorize.bottleneck(target, width, metric, 5))
+        assert error(stack) == pytest.approx(same_rounds, rel=0.02, abs=1e-6 * total)
+    ranks = [3, 1]
+    stacks = factorize.joints(target, ranks, metric)
+    assert list(stacks) == ranks
+    for rank, stack in stacks.items():
+        all_rounds = error(factorize.joint(target, rank, metric))
+        assert error(stack) <= 1.1 * all_rounds + 1e-6 * total
+    with pytest.raises(Error, match="width of a bottleneck: expected 1 or more, got 0"):
+        factorize.bottlenecks(target, [3, 0])
+    with pytest.raises(Error, match=r"rank: expected 1\.\.9"):
+        factorize.joints(target, [10])
+
+
+def test_ladders_are_the_same_on_any_number_of_cores(monkeypatch):
+    target = target_of(*problem((12, 9, 16)), 1e-4)
+    found = []
+    for cores in (1, 3, None):
+        monkeypatch.setattr("os.cpu_count", lambda cores=cores: cores)
+        stacks = [
+            *factorize.bottlenecks(target, [4, 9, 13]).values(),
+            *factorize.joints(target, [1, 2, 3]).values(),
+        ]
+        found.append([stack.kernel() for stack in stacks])
+    for one, few, unknown in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, few)
+        np.testing.assert_array_equal(one, unknown)
+
+
+def test_errors_of_stacks_are_those_of_their_kernels():
+    x, y, kernel = problem((4, 9, 6))
+    target = target_of(x, y, kernel, 1e-6)
+    stacks = {kind: solve(target) for kind, solve in STACKS.items()}
+    half = np.random.default_rng(0).normal(size=(6, 2))
+    for metric in (None, half @ half.T):  # the second is singular
+        found = factorize.errors(target, stacks, metric)
+        for kind, stack in stacks.items():
+            assert found[kind] == pytest.approx(target.error(stack.kernel(), metric), rel=1e-6)
+
+
 @pytest.mark.parametrize("shape", [(4, 9, 6), (6, 9, 1), (1, 3, 4)], ids=str)
 def test_channel_projects_on_the_principal_components_of_the_response(shape):
     x, y, kernel = problem(shape)
@@ -503,6 +560,8 @@ def all_stacks(target, part, metric=None):
     found = {name: METHODS[name](target, rank) for name in ("svd", "gsvd", "sequential")}
     found["joint"] = factorize.joint(target, rank, metric)
     found["bottleneck"] = factorize.bottleneck(target, width, metric, 3)
+    found["joints"] = factorize.joints(target, [rank], metric)[rank]
+    found["bottlenecks"] = factorize.bottlenecks(target, [width], metric)[width]
     found["channel"] = factorize.channel(target, filters)
     equations = factorize.Equations(target.gram, 1.01 * target.product)
     for name in ("joint", "bottleneck"):
@@ -510,6 +569,7 @@ def all_stacks(target, part, metric=None):
     return found
 
 
+IN_FLOAT32 = ("joints", "bottlenecks")
 EDGES = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 
 
@@ -521,13 +581,14 @@ def test_every_stack_is_finite_and_no_worse_than_a_constant(problem, part, weigh
     n = kernel.shape[2]
     metric = np.eye(n) + 1e6 * np.ones((n, n)) if weighted else None
     for name, stack in all_stacks(target, part, metric).items():
-        own = metric if name in ("joint", "bottleneck") else None
+        own = metric if name.startswith(("joint", "bottleneck")) else None
+        rounding = 1e-5 if name in IN_FLOAT32 else 1e-9
         error, total = (target.error(k, own) for k in (stack.kernel(), 0 * kernel))
         assert finite(stack) and np.isfinite(error), name
         assert error >= -1e-9 * total, name
         # The first two look at each channel alone; refitting aims at another response.
         if name not in ("svd", "gsvd") and "refitted" not in name:
-            assert error <= (1 + 1e-9) * total, name
+            assert error <= (1 + rounding) * total, name
         if part == 1 and name in ("gsvd", "sequential", "joint"):
             assert error <= 1e-9 * total, name
         equal = factorize.equalized(stack, x.T @ x, x.mean(axis=0))
@@ -549,7 +610,8 @@ def test_units_of_inputs_and_outputs_change_nothing(problem, part, inputs, outpu
     stacks = all_stacks(plain, part), all_stacks(other, part)
     for name, stack in stacks[0].items():
         found = other.error(stacks[1][name].kernel()) / scales[1] ** 2
-        assert abs(found - plain.error(stack.kernel())) <= 1e-6 * total, name
+        rounding = 1e-4 if name in IN_FLOAT32 else 1e-6
+        assert abs(found - plain.error(stack.kernel())) <= rounding * total, name
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-320, 1e-300, 1e-50, 1e50, 1e300])

@@ -1,24 +1,26 @@
-"""How many threads NumPy's and SciPy's linear algebra takes."""
+"""How many threads NumPy's and SciPy's linear algebra takes.
+
+NumPy and SciPy each bring an OpenBLAS whose threads keep spinning after they are done; on small
+matrices they, and TensorFlow's threads, spend more time in each other's way than they save.
+"""
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from typing import Any
 
 import threadpoolctl
 
 _LARGE = 1024  # unknowns from which on two threads beat one
 
 
-@contextlib.contextmanager
-def threads(unknowns: int) -> Iterator[None]:
-    """One thread for small matrices, all that there are for large ones.
+def one_thread() -> contextlib.AbstractContextManager[Any]:
+    """A context with one thread: for small matrices, and where other threads call."""
+    return _controller().limit(limits=1, user_api="blas")
 
-    NumPy and SciPy each bring an OpenBLAS whose threads keep spinning after they are done; on
-    small matrices they, and TensorFlow's threads, spend more time in each other's way than they
-    save.
-    """
-    with _controller().limit(limits=None if unknowns >= _LARGE else 1, user_api="blas"):
-        yield
+
+def threads_for(unknowns: int) -> contextlib.AbstractContextManager[Any]:
+    """A context with one thread for a matrix of few unknowns, all that there are for many."""
+    return one_thread() if unknowns < _LARGE else contextlib.nullcontext()
 
 
 @functools.cache

@@ -215,7 +215,7 @@ class Collected:
     def add(self, site: Site, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> None:
         """Adds rows: inputs (rows, d), responses (rows, n), what the activation gets (rows, n)."""
         # Overflow is found below, with the layer's name.
-        with np.errstate(over="ignore", invalid="ignore"), blas.threads(x.shape[1]):
+        with np.errstate(over="ignore", invalid="ignore"), blas.threads_for(x.shape[1]):
             if not self.moments.count:
                 self.moments = Moments.empty(x.mean(axis=0), y.mean(axis=0))
             self.moments.add_rows(x, y)
@@ -250,7 +250,7 @@ class Collected:
         """
         assert self._rows is not None  # can_rectify
         addend = 0 if bias is None else bias.astype(np.float32)
-        with blas.threads(len(self.moments.sum_x)):
+        with blas.threads_for(len(self.moments.sum_x)):
             return self._own.with_responses_changed(
                 (x, y, _free_change(site, y, z, stack.apply(x) + addend))
                 for site, (x, y, z) in zip(self._sites, self._rows, strict=True)

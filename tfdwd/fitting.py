@@ -73,37 +73,37 @@ def fit(
     """
     conv, plain = collected.conv, collected.moments
     kernel = rebuild.kernel_of(conv)
-    with blas.threads(len(plain.sum_x)):
+    with blas.threads_for(len(plain.sum_x)):
         inputs = factorize.gram(plain.xx)
         target = factorize.target(inputs, plain.xy, kernel)
     best = target.kernel.reshape(plain.xy.shape)
     irreducible = _missed(best, np.sum(best * (target.product - inputs.ridge * best)), plain)
 
     def with_bias(
-        stack: factorize.Stack, wanted: Moments
+        stack: factorize.Stack, wanted: Moments, equations: factorize.Equations
     ) -> tuple[factorize.Stack, np.ndarray | None]:
         if not recalibrate:
             return stack, _bias_of(conv)
-        return _recalibrated(stack, wanted, inputs.matrix)
+        return _recalibrated(stack, wanted, equations)
 
     said = ""
     if method == "svd":
         of_kernel = without_data(conv, options)
-        option, (stack, bias) = of_kernel.option, with_bias(of_kernel.stack, plain)
+        option, (stack, bias) = of_kernel.option, with_bias(of_kernel.stack, plain, target)
     else:
         metric = None
         if collected.fisher is not None:
             metric = with_identity(collected.fisher)
             said = "fisher" if np.trace(collected.fisher) > 0 else "identity"
         option, stack = _best(options, target, method, metric)
-        stack, bias = with_bias(stack, plain)
+        stack, bias = with_bias(stack, plain, target)
         for _ in range(rectifications * collected.can_rectify):
             assert not isinstance(stack, factorize.Channel)  # rows are kept for "joint" alone
             wanted = collected.rectified(stack, bias)
             equations = factorize.equations(inputs, wanted.xy, kernel)
-            with blas.threads(1):
+            with blas.one_thread():
                 stack = factorize.refit(equations, stack, metric)
-            stack, bias = with_bias(stack, wanted)
+            stack, bias = with_bias(stack, wanted, equations)
     variance = float(factorize.variances(stack, inputs.matrix).sum())
     error = _missed(stack.kernel().reshape(best.shape), variance, plain)
     stack = factorize.equalized(stack, inputs.matrix, plain.mean_x)
@@ -117,7 +117,7 @@ def _best(
     metric: np.ndarray | None,
 ) -> tuple[Option, factorize.Stack]:
     """The stack of least error among the options."""
-    with blas.threads(1):
+    with blas.one_thread():
         answers = [(option, _factorized(option, target, method, metric)) for option in options]
     if len(answers) > 1:
         answers.sort(key=lambda answer: target.error(answer[1].kernel(), metric))
@@ -151,7 +151,7 @@ def _missed(kernel: np.ndarray, variance: float, moments: Moments) -> float:
 
 
 def _recalibrated(
-    stack: factorize.Stack, wanted: Moments, matrix: np.ndarray
+    stack: factorize.Stack, wanted: Moments, equations: factorize.Equations
 ) -> tuple[factorize.Stack, np.ndarray]:
     """The stack with each output's gain and bias fitted to the wanted responses.
 
@@ -159,7 +159,7 @@ def _recalibrated(
     is the one of least error, so it is 1 where the last factor came from least squares.
     """
     kernel = stack.kernel().reshape(wanted.xy.shape)
-    variances = factorize.variances(stack, matrix)
-    gain = np.sum(kernel * wanted.xy, axis=0) / np.where(variances > 0, variances, 1)
+    variances = factorize.variances(stack, equations.gram.matrix)
+    gain = np.sum(kernel * equations.product, axis=0) / np.where(variances > 0, variances, 1)
     gain = np.where(gain > 0, gain, 1)
     return stack.scaled(gain), wanted.mean_y - gain * (wanted.mean_x @ kernel)

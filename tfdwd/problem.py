@@ -240,19 +240,21 @@ def _losses_of(collected: calibration.Collected, options: Sequence[Option]) -> d
     kernel, moments = rebuild.kernel_of(collected.conv), collected.moments
     assert collected.fisher is not None
     fisher = loss_metric(collected.fisher, moments.yy)
-    with blas.threads(len(moments.sum_x)):
+    with blas.threads_for(len(moments.sum_x)):
         target = factorize.target(factorize.gram(moments.xx), moments.xy, kernel)
     metric = with_identity(fisher)
-    widths = [option.size for option in options if option.stack == "bottleneck"]
-    with blas.threads(1):
-        narrow = factorize.bottlenecks(target, widths, metric)
-        stacks = {
-            option: narrow[option.size]
-            if option.stack == "bottleneck"
-            else factorize.joint(target, option.size, metric)
-            for option in options
+    sizes = {
+        kind: [option.size for option in options if option.stack == kind]
+        for kind in ("separable", "bottleneck")
+    }
+    with blas.one_thread():
+        fits: dict[str, Mapping[int, factorize.Stack]] = {
+            "separable": factorize.joints(target, sizes["separable"], metric),
+            "bottleneck": factorize.bottlenecks(target, sizes["bottleneck"], metric),
         }
-    return {option: 0.5 * target.error(s.kernel(), fisher) for option, s in stacks.items()}
+        stacks = {option: fits[option.stack][option.size] for option in options}
+        found: dict[Option, float] = factorize.errors(target, stacks, 0.5 * fisher)
+    return found
 
 
 def _choices(

@@ -61,6 +61,12 @@ def uniform(
         asked for cannot be replaced and ``on_unsupported`` is "error".
     """
     everywhere = None if isinstance(rank, Mapping) else checks.whole("rank", rank, 1)
+    limits = [min(conv.sizes[1:]) for conv in convs if not conv.obstacle]
+    if everywhere and limits and everywhere > max(limits):
+        raise Error(
+            f"rank: expected 1..{max(limits)}, at which the stack of any layer here is exact, got "
+            f"{everywhere}"
+        )
     by_name = rank if isinstance(rank, Mapping) else {}
     ranks: dict[str, int] = {}
     for name, value in by_name.items():

@@ -116,7 +116,9 @@ def measure(inputs: str, c: int, n: int, ranks: tuple[int, ...], seeds: int) -> 
     cases = [(rank, name) for rank in ranks for name in solvers(c, n, rank)]
     found: dict[tuple[int, str], list[float]] = {case: [] for case in cases}
     for seed in range(seeds):
-        with blas.threads(1):  # where another process takes a core, two are a hundred times slower
+        with (
+            blas.one_thread()
+        ):  # where another process takes a core, two are a hundred times slower
             problem = Problem(inputs, c, n, seed)
             for rank, name in cases:
                 _, _, solve = solvers(c, n, rank)[name]

@@ -21,9 +21,17 @@ import numpy as np
 from tfdwd.factorize._bottleneck import bottleneck, bottleneck_steps, bottlenecks, refit_bottleneck
 from tfdwd.factorize._channel import channel
 from tfdwd.factorize._scaling import equalized
-from tfdwd.factorize._separable import gsvd, joint, joint_steps, refit_separable, sequential, svd
+from tfdwd.factorize._separable import (
+    gsvd,
+    joint,
+    joint_steps,
+    joints,
+    refit_separable,
+    sequential,
+    svd,
+)
 from tfdwd.factorize._stacks import Bottleneck, Channel, Separable, Stack, variances
-from tfdwd.factorize._targets import Equations, Gram, Target, equations, gram, target
+from tfdwd.factorize._targets import Equations, Gram, Target, equations, errors, gram, target
 
 __all__ = [
     "Bottleneck",
@@ -39,10 +47,12 @@ __all__ = [
     "channel",
     "equalized",
     "equations",
+    "errors",
     "gram",
     "gsvd",
     "joint",
     "joint_steps",
+    "joints",
     "refit",
     "sequential",
     "svd",

@@ -7,7 +7,14 @@ from typing import Any
 import numpy as np
 
 from tfdwd.errors import Error
-from tfdwd.factorize._solvers import ENOUGH, conjugate_gradients, least_squares
+from tfdwd.factorize._solvers import (
+    MOMENTUM,
+    SINGLE_JITTER,
+    conjugate_gradients,
+    least_squares,
+    settled,
+    side_by_side,
+)
 from tfdwd.factorize._stacks import Bottleneck, columns_of
 from tfdwd.factorize._targets import (
     JITTER,
@@ -20,10 +27,7 @@ from tfdwd.factorize._targets import (
 )
 
 _FEW_ROUNDS = 5  # tell widths apart
-_MOMENTUM = 0.8  # a round goes on by this part of what its least squares changed
-_CLOSE = 0.1  # conjugate gradients stop at this part of the residual's energy
 _DAMPING = 1e-2  # of the factors of a preconditioner, relative to their diagonals
-_SINGLE_JITTER = 1e-8  # `JITTER` of normal matrices made in float32
 
 
 def bottleneck(
@@ -132,19 +136,17 @@ def _fitted(
     problem = _Problem.of(weighted, len(target.kernel), dtype)
     whole = problem.in_own_units(np.vdot(weighted.kernel, weighted.product))
     widest = principal_start(weighted, max(widths))
-    found = {}
-    for width in widths:
+    back = np.linalg.inv(lower)
+
+    def fit(width: int) -> Bottleneck:
         start = Bottleneck(
             widest.reduce[:, :width], widest.depthwise[:, :width], widest.expand[:width]
         )
-        explained = -np.inf
-        for fit in _fits(problem, start, rounds):
-            before, explained = explained, fit.explained
-            if not explained - before > ENOUGH * (whole - explained):
-                break
-        stack = problem.stack(fit)
-        found[width] = dataclasses.replace(stack, expand=stack.expand @ np.linalg.inv(lower))
-    return found
+        fits = ((one, one.explained) for one in _fits(problem, start, rounds))
+        stack = problem.stack(settled(whole, fits))
+        return dataclasses.replace(stack, expand=stack.expand @ back)
+
+    return side_by_side(fit, widths)
 
 
 # ---------------------------------------------------------------------- rounds
@@ -237,7 +239,7 @@ def _fits(problem: _Problem, start: Bottleneck, rounds: int) -> Iterator[_Fit]:
     fit = _expanded(problem, reduce, depthwise, filtered, start.expand / problem.units[1])
     yield fit
     for number in range(rounds):
-        ahead = _round(problem, fit, _MOMENTUM if number else 0.0)
+        ahead = _round(problem, fit, MOMENTUM if number else 0.0)
         if ahead.explained < fit.explained and number:
             ahead = _round(problem, fit, 0.0)
         fit = ahead
@@ -273,7 +275,7 @@ def _expanded(
     normal = (columns.T @ filtered).astype(np.float64)
     normal = (normal + normal.T) / 2
     wanted = (columns.T @ problem.product).astype(np.float64)
-    jitter = _SINGLE_JITTER if filtered.dtype == np.float32 else JITTER
+    jitter = SINGLE_JITTER if filtered.dtype == np.float32 else JITTER
     expand = least_squares(normal, wanted, expand, jitter)
     explained = float(np.vdot(expand, 2 * wanted - normal @ expand))
     return _Fit(reduce, depthwise, expand, filtered, explained)
@@ -299,7 +301,6 @@ def _solve_reduce(
         onto(wanted - fit.filtered @ weights, fit.depthwise),
         fit.reduce,
         lambda residual: problem.inverses[0] @ residual @ inverse,
-        _CLOSE,
     )
 
 
@@ -323,7 +324,6 @@ def _solve_depthwise(
         onto(wanted - _summed(each_tap, depthwise) @ weights),
         depthwise,
         lambda residual: problem.inverses[1] @ residual @ inverse,
-        _CLOSE,
     )
 
 

@@ -1,22 +1,34 @@
 """Depthwise then pointwise: one channel at a time (He et al. 2019), or all at once."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from tfdwd.errors import Error
-from tfdwd.factorize._solvers import conjugate_gradients, least_squares, settled
-from tfdwd.factorize._stacks import Separable, between_columns, times_columns, variances
+from tfdwd.factorize._solvers import (
+    MOMENTUM,
+    SINGLE_JITTER,
+    conjugate_gradients,
+    least_squares,
+    settled,
+    side_by_side,
+)
+from tfdwd.factorize._stacks import Separable, between_columns, times_columns
 from tfdwd.factorize._targets import (
     JITTER,
     TINY,
     Equations,
+    Gram,
     Target,
     check_finite,
+    explained,
     own_blocks,
     power_of_two,
     root,
 )
+
+_FEW_ROUNDS = 4  # tell ranks apart
+_Fit = tuple[Separable, float]  # and how much of the error of zeros it explains
 
 
 def svd(kernel: np.ndarray, rank: int) -> Separable:
@@ -66,9 +78,9 @@ def sequential(target: Target, rank: int) -> Separable:
     """
     apart = gsvd(target, rank)
     swept = _sweep(target, target.kernel, rank)
-    if _error(target, swept) > _error(target, apart):
+    if explained(target, swept) < explained(target, apart):
         swept = _sweep(target, apart.kernel(), rank)
-    if _error(target, swept) > 0:
+    if explained(target, swept) < 0:
         swept = _sweep(target, np.zeros_like(target.kernel), rank)
     return swept
 
@@ -76,7 +88,8 @@ def sequential(target: Target, rank: int) -> Separable:
 def joint(target: Target, rank: int, metric: np.ndarray | None = None) -> Separable:
     """All channels at once: least squares for the pointwise and the depthwise part in turn.
 
-    Starts from `sequential`; no step raises the error. Up to five rounds.
+    Starts from `sequential`, or from `gsvd` where that is better once its pointwise part is the
+    best for all channels; no round raises the error. Up to five rounds.
 
     Args:
       target: what to imitate.
@@ -85,21 +98,67 @@ def joint(target: Target, rank: int, metric: np.ndarray | None = None) -> Separa
     """
     lower = root(target, metric)
     weighted = Target(target.gram, target.product @ lower, target.kernel @ lower)
-    steps = joint_steps(weighted, sequential(weighted, rank), 5)
-    last = settled(weighted, steps, 2)
+    whole = float(np.vdot(weighted.kernel, weighted.product))
+    starts = [
+        _fit(weighted, start.depthwise, start.pointwise)
+        for start in (sequential(weighted, rank), gsvd(weighted, rank))
+    ]
+    last = settled(whole, _fits(weighted, max(starts, key=lambda fit: fit[1]), 5))
     return _balanced(Separable(last.depthwise, last.pointwise @ np.linalg.inv(lower)))
 
 
+def joints(
+    target: Target, ranks: Sequence[int], metric: np.ndarray | None = None
+) -> dict[int, Separable]:
+    """`joint` for each of some ranks, from `gsvd` and in float32: enough to tell them apart.
+
+    Args:
+      target: what to imitate.
+      ranks: each 1..min(q, n).
+      metric: as for `joint`.
+
+    Returns:
+      {rank: stack}.
+
+    Example:
+      >>> w = np.random.default_rng(0).normal(size=(4, 9, 8))
+      >>> white = Target(Gram.identity(36), w.reshape(36, 8), w)
+      >>> [white.error(stack.kernel()) > 1 for stack in joints(white, [2, 8]).values()]
+      [True, False]
+    """
+    lower = root(target, metric)
+    weighted = Target(target.gram, target.product @ lower, target.kernel @ lower)
+    single, of_gram = weighted.gram.single
+    of_kernel = power_of_two(weighted.product) / of_gram
+    equations = Equations(
+        Gram(single, np.empty(0), 0.0),
+        (weighted.product / of_gram / of_kernel).astype(np.float32),
+    )
+    whole = float(np.vdot(weighted.kernel, weighted.product)) / of_gram / of_kernel / of_kernel
+    back = np.linalg.inv(lower)
+
+    def fit(rank: int) -> Separable:
+        apart = gsvd(weighted, rank)
+        depthwise, pointwise = _unit_columns(weighted, apart.depthwise, apart.pointwise)
+        unit = np.sqrt(of_gram)
+        start = _fit(equations, depthwise * unit, pointwise / unit / of_kernel)
+        last = settled(whole, _fits(equations, start, _FEW_ROUNDS))
+        pointwise = last.pointwise.astype(np.float64) @ back * of_kernel
+        return _balanced(Separable(last.depthwise.astype(np.float64), pointwise))
+
+    return side_by_side(fit, ranks)
+
+
 def joint_steps(equations: Equations, start: Separable, rounds: int) -> Iterator[Separable]:
-    """Yields the stack after each least squares of `joint`."""
-    depthwise, pointwise = start.depthwise, start.pointwise
-    for _ in range(rounds):
-        depthwise, pointwise = _unit_columns(equations, depthwise, pointwise)
-        pointwise = _solve_pointwise(equations, depthwise, pointwise)
-        yield Separable(depthwise, pointwise)
-        depthwise = _solve_depthwise(equations, depthwise, pointwise)
-        yield Separable(depthwise, pointwise)
-    yield Separable(depthwise, _solve_pointwise(equations, depthwise, pointwise))
+    """Yields the stack with the best pointwise part for that of ``start``, then of each round.
+
+    Args:
+      equations: of the responses wanted.
+      start: the factors to start from.
+      rounds: so many.
+    """
+    for stack, _ in _fits(equations, _fit(equations, start.depthwise, start.pointwise), rounds):
+        yield stack
 
 
 def refit_separable(
@@ -169,10 +228,31 @@ def _sweep(target: Target, start: np.ndarray, rank: int, block: int = 16) -> Sep
     return Separable(depthwise, pointwise)
 
 
-def _error(target: Target, stack: Separable) -> float:
-    """`Target.error` less that of zeros, without products of A with dense kernels."""
-    kernel = stack.kernel().reshape(target.product.shape)
-    return float(variances(stack, target.gram.matrix).sum() - 2 * np.vdot(kernel, target.product))
+def _fits(equations: Equations, fit: _Fit, rounds: int) -> Iterator[_Fit]:
+    """Yields a fit, then what each round made of it.
+
+    Least squares in turn creep along valleys. A round that goes further than they lead often gains
+    more; where it does not, it goes only so far.
+    """
+    yield fit
+    for number in range(rounds):
+        stack, reached = fit
+        depthwise = _solve_depthwise(equations, stack.depthwise, stack.pointwise)
+        further = depthwise + MOMENTUM * (depthwise - stack.depthwise)
+        fit = _fit(equations, further if number else depthwise, stack.pointwise)
+        if number and fit[1] < reached:
+            fit = _fit(equations, depthwise, stack.pointwise)
+        yield fit
+
+
+def _fit(equations: Equations, depthwise: np.ndarray, pointwise: np.ndarray) -> _Fit:
+    """The best pointwise part for a depthwise part, and how much the two explain."""
+    dtype = equations.product.dtype
+    depthwise, pointwise = _unit_columns(
+        equations, depthwise.astype(dtype), pointwise.astype(dtype)
+    )
+    stack = Separable(depthwise, _solve_pointwise(equations, depthwise, pointwise))
+    return stack, float(np.vdot(stack.kernel().reshape(equations.product.shape), equations.product))
 
 
 def _unit_columns(
@@ -192,7 +272,8 @@ def _solve_pointwise(
     c, q, m = depthwise.shape
     normal = between_columns(equations.gram.matrix, depthwise)
     wanted = np.swapaxes(depthwise, 1, 2) @ equations.product.reshape(c, q, -1)
-    solved = least_squares(normal, wanted.reshape(c * m, -1), pointwise.reshape(c * m, -1))
+    jitter = SINGLE_JITTER if normal.dtype == np.float32 else JITTER
+    solved = least_squares(normal, wanted.reshape(c * m, -1), pointwise.reshape(c * m, -1), jitter)
     return solved.reshape(pointwise.shape)
 
 
@@ -228,5 +309,4 @@ def _solve_depthwise(
         wanted - apply(depthwise, equations.gram.matrix),
         depthwise,
         lambda residual: inverse @ residual @ inverse_weights,
-        1e-5,
     )

@@ -1,49 +1,54 @@
 """What `joint` and `bottleneck` share: exact and iterative least squares, and when to stop."""
 
-from collections.abc import Callable, Iterator
+import concurrent.futures
+import os
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import numpy as np
 import scipy.linalg
 
 from tfdwd.errors import Error
-from tfdwd.factorize._stacks import Bottleneck, Separable, Stack
-from tfdwd.factorize._targets import (
-    JITTER,
-    TINY,
-    Target,
-)
+from tfdwd.factorize._targets import TINY
 
 # The depthwise step of `joint` and the first step of `bottleneck` have c * q * m and c * r
 # unknowns; at c = 512 their normal matrices take up to 1.5 and 140 GB. Conjugate gradients never
 # form them, and from the last round's answer this many steps end where an exact solve ends.
 _CG_STEPS = 8
-ENOUGH = 2e-3  # a round that lowers the error by less than this part of it is the last
-StackT = TypeVar("StackT", Separable, Bottleneck)
+_CLOSE = 0.1  # of the residual's first energy: the next round has another residual
+_ENOUGH = 2e-3  # a round that lowers the error by less than this part of it is the last
+MOMENTUM = 0.8  # a round goes on by this part of what its least squares changed
+SINGLE_JITTER = 1e-8  # `JITTER` where normal matrices are made in float32
+_Fit = TypeVar("_Fit")
 
 
-def settled(target: Target, steps: Iterator[StackT], per_round: int) -> StackT:
-    """The last of some steps, or the first that ends a round in which little was gained."""
-    left = np.inf
-    for number, stack in enumerate(steps):
-        if number % per_round == 0:  # the last factor is the best for its others
-            before, left = left, error_after_least_squares(target, stack)
-            if not before - left > ENOUGH * left:
-                break
-    return stack
+def settled(whole: float, fits: Iterator[tuple[_Fit, float]]) -> _Fit:
+    """The last of some fits, or the first that brings little more than the one before.
 
-
-def error_after_least_squares(target: Target, stack: Stack) -> float:
-    """`Target.error` of a stack whose last factor is the best for its others, at little cost.
-
-    There the gap M - E is at right angles to E in the metric A.
+    Args:
+      whole: the error of zeros.
+      fits: each with how much of ``whole`` it explains.
     """
-    gap = (target.kernel - stack.kernel()).reshape(target.product.shape)
-    return float(np.vdot(gap, target.product))
+    last, before = next(fits)
+    for last, explained in fits:  # noqa: B007
+        if not explained - before > _ENOUGH * (whole - explained):
+            break
+        before = explained
+    return last
+
+
+def side_by_side(work: Callable[[int], _Fit], sizes: Sequence[int]) -> dict[int, _Fit]:
+    """{size: work(size)}, the largest first, on all cores; the same whatever their number.
+
+    NumPy leaves the interpreter to others while it works. Its own threads should be off.
+    """
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        begun = {size: pool.submit(work, size) for size in sorted(set(sizes), reverse=True)}
+    return {size: begun[size].result() for size in sizes}
 
 
 def least_squares(
-    normal: np.ndarray, wanted: np.ndarray, start: np.ndarray, jitter: float = JITTER
+    normal: np.ndarray, wanted: np.ndarray, start: np.ndarray, jitter: float
 ) -> np.ndarray:
     """Solves normal @ x = wanted, staying with ``start`` where normal is singular.
 
@@ -75,7 +80,6 @@ def conjugate_gradients(
     residual: np.ndarray,
     start: np.ndarray,
     precondition: Callable[[np.ndarray], np.ndarray],
-    close: float,
 ) -> np.ndarray:
     """Some steps from ``start`` towards less ``residual``; each lowers the quadratic's value.
 
@@ -87,13 +91,12 @@ def conjugate_gradients(
       residual: what is wanted less the product with ``start``.
       start: where to start.
       precondition: solves with a matrix that is near.
-      close: part of the residual's first energy at which to stop.
     """
     x, towards = start, precondition(residual)
     direction, size = towards, np.vdot(residual, towards)
     first = size
     for _ in range(_CG_STEPS):
-        if not size > close * first:
+        if not size > _CLOSE * first:
             break
         along = apply(direction)
         curvature = np.vdot(direction, along)

@@ -74,22 +74,24 @@ Stack = Separable | Bottleneck | Channel
 
 
 def variances(stack: Stack, xx: np.ndarray) -> np.ndarray:
-    """Variances (n,) of a stack's outputs for inputs of covariance xx, (c * q, c * q).
+    """Variances (n,) of a stack's outputs for inputs of covariance xx, (c * q, c * q)."""
+    filtered, expand = between(stack, xx)
+    return np.sum(expand * (filtered @ expand), axis=0)
 
-    The first factors are contracted with xx before the last one joins: with the dense kernel it
-    would cost as much as a Cholesky factorisation of xx.
+
+def between(stack: Stack, xx: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Covariance (r, r) of what a stack's last factor reads, and that factor, (r, n).
+
+    With the dense kernel it would cost as much as a Cholesky factorisation of xx.
     """
     if isinstance(stack, Separable):
         c, _, m = stack.depthwise.shape
-        filtered = between_columns(xx, stack.depthwise)
-        expand = stack.pointwise.reshape(c * m, -1)
+        return between_columns(xx, stack.depthwise), stack.pointwise.reshape(c * m, -1)
+    if isinstance(stack, Bottleneck):
+        columns = columns_of(stack.reduce, stack.depthwise).reshape(len(xx), -1)
     else:
-        if isinstance(stack, Bottleneck):
-            columns = columns_of(stack.reduce, stack.depthwise).reshape(len(xx), -1)
-        else:
-            columns = stack.filters.reshape(len(xx), -1)
-        filtered, expand = columns.T @ (xx @ columns), stack.expand
-    return np.sum(expand * (filtered @ expand), axis=0)
+        columns = stack.filters.reshape(len(xx), -1)
+    return columns.T @ (xx @ columns), stack.expand
 
 
 def columns_of(reduce: np.ndarray, depthwise: np.ndarray) -> np.ndarray:

@@ -2,14 +2,18 @@
 
 import dataclasses
 import functools
+from collections.abc import Hashable, Mapping
+from typing import TypeVar
 
 import numpy as np
 import scipy.linalg
 
 from tfdwd.errors import Error
+from tfdwd.factorize._stacks import Stack, between
 
 TINY = 1e-290  # what is not above it counts as zero: its parts may not be numbers any more
 JITTER = 1e-10  # relative to a diagonal of ones
+Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -33,6 +37,8 @@ class Gram:
 
         The unit is a power of two: float32 cannot hold the squares of all that it can hold.
         """
+        if self.matrix.dtype == np.float32:
+            return self.matrix, 1.0
         unit = power_of_two(self.matrix.diagonal())
         return (self.matrix / unit).astype(np.float32), unit
 
@@ -179,3 +185,28 @@ def principal_responses(target: Target) -> tuple[np.ndarray, np.ndarray]:
     covariance = target.kernel.reshape(-1, n).T @ target.product
     variances, directions = np.linalg.eigh((covariance + covariance.T) / 2)
     return variances[::-1], directions[:, ::-1]
+
+
+def explained(target: Target, stack: Stack, metric: np.ndarray | None = None) -> float:
+    """What a stack takes off the error of zeros, without products of A with dense kernels."""
+    wanted = target.product if metric is None else target.product @ metric
+    filtered, expand = between(stack, target.gram.matrix)
+    weighted = expand if metric is None else expand @ metric
+    kernel = stack.kernel().reshape(wanted.shape)
+    return float(2 * np.vdot(kernel, wanted) - np.vdot(weighted, filtered @ expand))
+
+
+def errors(
+    target: Target, stacks: Mapping[Key, Stack], metric: np.ndarray | None = None
+) -> dict[Key, float]:
+    """`Target.error` of many stacks, each at a fraction of the cost.
+
+    Args:
+      target: what the stacks imitate.
+      stacks: by any keys.
+      metric: (n, n), of any kind; the identity if None.
+    """
+    whole = target.error(np.zeros_like(target.kernel), metric)
+    return {
+        key: max(0.0, whole - explained(target, stack, metric)) for key, stack in stacks.items()
+    }
