@@ -206,6 +206,14 @@ def test_a_half_precision_model_is_told_what_to_do(tmp_path):
         export(model, tmp_path / "model.tflite")
 
 
+def test_of_many_operators_that_litert_lacks_a_few_are_named(tmp_path):
+    each = layers.Conv2D(2, 3, padding="same", activation="gelu", name="each", dtype="bfloat16")
+    frames = [keras.Input((2, 4, 4, 2), dtype="bfloat16"), layers.TimeDistributed(each)]
+    head = [layers.Dense(3, "tanh", dtype="bfloat16"), layers.Softmax(dtype="bfloat16")]
+    with pytest.raises(Error, match=r"in layer 'each'.* and \d+ more; the model computes in bfl"):
+        export(keras.Sequential([*frames, *head]), tmp_path / "model.tflite")
+
+
 def test_a_file_that_disagrees_is_not_written(tmp_path, nothing_left_in, classifier, monkeypatch):
     nothing_left_in(tmp_path)
     convert = conversion.convert

@@ -34,6 +34,7 @@ _IMAGES = 64  # that are compared with Keras
 RANGE_IMAGES = 256  # at most, from which the ranges of the activations are taken
 _LEAST_RANGE_IMAGES = 32
 _NOISE_IMAGES = 16  # on which the layers are compared
+_NAMED = 5  # operators that a message names
 _LARGEST = 1e38  # activation; the converter dies of a range beyond float32
 
 
@@ -574,6 +575,8 @@ def _conversion_message(model: "keras.Model", error: Exception) -> str:
         else "replace those layers by ones made of LiteRT's built-in operators"
     )
     lacking = list(dict.fromkeys(lacking))
+    more = f" and {len(lacking) - _NAMED} more" if len(lacking) > _NAMED else ""
     return (
-        f"model {model.name!r} needs operators that LiteRT lacks: {', '.join(lacking)}; {way_out}"
+        f"model {model.name!r} needs operators that LiteRT lacks: {', '.join(lacking[:_NAMED])}"
+        f"{more}; {way_out}"
     )
