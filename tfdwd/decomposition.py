@@ -305,6 +305,12 @@ def _choose(
     """What the caller wants of each convolution."""
     included, excluded = matching(convs, "include", include), matching(convs, "exclude", exclude)
     everywhere = None if isinstance(rank, Mapping) else checks.whole("rank", rank, 1)
+    limits = [min(conv.sizes[1:]) for conv in convs if not conv.obstacle]
+    if everywhere and limits and everywhere > max(limits):
+        raise Error(
+            f"rank: expected 1..{max(limits)}, at which the stack of any layer here is exact, got "
+            f"{everywhere}"
+        )
     by_name = rank if isinstance(rank, Mapping) else {}
     named = {
         name: (checks.whole(f"rank of {name!r}", value, 1), matching(convs, "rank", name))
@@ -407,21 +413,21 @@ class _Solver:
         if self._method == "svd":
             stack, bias = self.without_data(conv)
             if self._recalibrate:
-                stack, bias = _recalibrated(stack, plain, inputs.matrix)
+                stack, bias = _recalibrated(stack, plain, target)
         else:
             metric = None if collected.fisher is None else with_identity(collected.fisher)
             if collected.fisher is not None:
                 reached = bool(np.trace(collected.fisher) > 0)
                 self.metrics[id(conv)] = "fisher" if reached else "identity"
             stack = self._best(conv, target, metric)
-            stack, bias = self._with_bias(conv, stack, plain, inputs)
+            stack, bias = self._with_bias(conv, stack, plain, target)
             for _ in range(RECTIFICATIONS * collected.can_rectify):
                 assert not isinstance(stack, factorize.Channel)  # rows are kept for "joint" alone
                 wanted = collected.rectified(stack, bias)
                 equations = factorize.equations(inputs, wanted.xy, kernel)
                 with blas.threads(1):
                     stack = factorize.refit(equations, stack, metric)
-                stack, bias = self._with_bias(conv, stack, wanted, inputs)
+                stack, bias = self._with_bias(conv, stack, wanted, equations)
         variance = float(factorize.variances(stack, inputs.matrix).sum())
         error = _missed(stack.kernel().reshape(best.shape), variance, plain)
         self.errors[id(conv)] = error, irreducible
@@ -432,11 +438,11 @@ class _Solver:
         conv: keras.layers.Conv2D,
         stack: factorize.Stack,
         wanted: Moments,
-        inputs: factorize.Gram,
+        equations: factorize.Equations,
     ) -> tuple[factorize.Stack, np.ndarray | None]:
         if not self._recalibrate:
             return stack, _bias_of(conv)
-        return _recalibrated(stack, wanted, inputs.matrix)
+        return _recalibrated(stack, wanted, equations)
 
     def _best(
         self,
@@ -482,7 +488,7 @@ def _missed(kernel: np.ndarray, variance: float, moments: Moments) -> float:
 
 
 def _recalibrated(
-    stack: factorize.Stack, wanted: Moments, matrix: np.ndarray
+    stack: factorize.Stack, wanted: Moments, equations: factorize.Equations
 ) -> tuple[factorize.Stack, np.ndarray]:
     """The stack with each output's gain and bias fitted to the wanted responses.
 
@@ -490,8 +496,8 @@ def _recalibrated(
     is the one of least error, so it is 1 where the last factor came from least squares.
     """
     kernel = stack.kernel().reshape(wanted.xy.shape)
-    variances = factorize.variances(stack, matrix)
-    gain = np.sum(kernel * wanted.xy, axis=0) / np.where(variances > 0, variances, 1)
+    variances = factorize.variances(stack, equations.gram.matrix)
+    gain = np.sum(kernel * equations.product, axis=0) / np.where(variances > 0, variances, 1)
     gain = np.where(gain > 0, gain, 1)
     return stack.scaled(gain), wanted.mean_y - gain * (wanted.mean_x @ kernel)
 
