@@ -564,6 +564,18 @@ def _conversion_message(model: "keras.Model", error: Exception) -> str:
         for item in getattr(error, "errors", [])
         if item.operator.name and item.location.call
     ]
+    policies = {x.name: getattr(x, "dtype_policy", None) for x in agreement.all_layers(model)}
+    whole = [
+        f"{name!r} ({policy.name})"
+        for name, policy in policies.items()
+        if policy is not None and getattr(policy, "quantization_mode", None)
+    ]
+    if whole:
+        return (
+            f"model {model.name!r} cannot be converted: Keras has quantised "
+            f"{', '.join(whole[:_NAMED])}; pass the model as it was before, with quantize='int8' "
+            "or 'dynamic'"
+        )
     if not lacking:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         return f"model {model.name!r} cannot be converted: {reason}"
