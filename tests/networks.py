@@ -20,9 +20,12 @@ from hypothesis import assume
 from hypothesis import strategies as st
 from keras import layers, ops
 
-IMAGES = 8
+IMAGES, WORDS = 8, 10
 # The shares in which networks are drawn.
-_POLICIES = ("float32",) * 7 + ("mixed_float16", "mixed_bfloat16", "float16")
+_POLICIES = ("float32",) * 12 + (
+    "mixed_float16", "mixed_float16", "mixed_bfloat16", "mixed_bfloat16", "float16", "bfloat16",
+    "float64",
+)  # fmt: skip
 _NAMES = ("{}_n{}",) * 5 + ("{} {}", "{}[{}]", "a.{}:{}", "фильтр {} é{}", "{}*?{}")
 _BATCHES = (None,) * 7 + (1, 4, 8)
 _KERNEL_SCALES = (1.0,) * 12 + (0.0, 1e-25, 1e-6, 1e4)
@@ -53,10 +56,14 @@ class Drawn:
         """The outputs of this network or of its student at inference, a flat list in float32."""
         size, parts = self.batch or IMAGES, []
         for start in range(0, IMAGES, size):
-            some = slice(start, start + size)
-            inputs = keras.tree.map_structure(lambda x, some=some: scale * x[some], self.data)
-            flat = keras.tree.flatten(model(inputs, training=False))
-            parts.append([ops.convert_to_numpy(ops.cast(y, "float32")) for y in flat])
+
+            def some(x: np.ndarray, start: int = start) -> np.ndarray:
+                x = x[start : start + size]
+                return scale * x if x.dtype == np.float32 else x
+
+            outputs = model(keras.tree.map_structure(some, self.data), training=False)
+            flat = [ops.cast(y, "float32") for y in keras.tree.flatten(outputs)]
+            parts.append([np.atleast_1d(ops.convert_to_numpy(y)) for y in flat])
         return [np.concatenate(pieces) for pieces in zip(*parts, strict=True)]
 
 
@@ -93,6 +100,22 @@ class Around(layers.Wrapper):
 
     def call(self, x: Any) -> Any:
         return x + self.layer(x)
+
+    def compute_output_shape(self, shape: Any) -> Any:
+        return shape
+
+
+@keras.saving.register_keras_serializable("networks")
+class Scaled(layers.Layer):
+    """A residual branch of a convolution under weights of the layer's own, as in ConvNeXt."""
+
+    def build(self, shape: Any) -> None:
+        self.inner = layers.Conv2D(shape[-1], 3, padding="same", name="scaled_conv")
+        self.inner.build(shape)
+        self.gamma = self.add_weight(shape=(shape[-1],), initializer="ones", name="gamma")
+
+    def call(self, x: Any) -> Any:
+        return x + self.inner(x) * ops.cast(self.gamma, x.dtype)
 
     def compute_output_shape(self, shape: Any) -> Any:
         return shape
@@ -166,7 +189,8 @@ class _Builder:
 
     def step(self) -> None:
         """Puts one part on one tensor."""
-        x = self.tensors[-1 - self.pick(*[0] * 6, *range(1, 4)) % len(self.tensors)]
+        tensors = [x for x in self.tensors if len(x.shape) > 1]
+        x = tensors[-1 - self.pick(*[0] * 6, *range(1, 4)) % len(tensors)]
         steps = STEPS[len(x.shape) - 1]
         part = self.pick(None, *steps) if self.pick(True, True, False) else None
         if part is not None:
@@ -201,24 +225,30 @@ def _strides(b: _Builder, *sizes: int | None) -> dict[str, Any]:
     if not _fit(5, *sizes):
         return {}
     return b.pick(
-        {},
-        {},
-        {"strides": 2},
-        {"strides": (1, 2)},
-        {"dilation_rate": 2},
-        {"dilation_rate": (2, 1)},
-    )
+        *[{}] * 5, {"strides": 2}, {"strides": 2}, {"strides": (1, 2)}, {"dilation_rate": 2},
+        {"dilation_rate": 2}, {"dilation_rate": (2, 1)},
+    )  # fmt: skip
 
 
 def _conv2d(b: _Builder, h: int | None, w: int | None, c: int) -> Any:
     kernel = b.pick((3, 3), (3, 3), (1, 1), (1, 3), (2, 2), (3, 1), (5, 4))
-    groups = b.pick(1, 1, 1, 2) if c % 2 == 0 else 1
+    # TensorFlow compiles groups and unequal strides anew at each call: both are drawn seldom.
+    groups = b.pick(*[1] * 9, 2) if c % 2 == 0 else 1
     large = _fit(10, h, w) or kernel != (5, 4)
     options = _strides(b, h, w) if large else {}
     padding = _padding(b, h, w) if large else "same"
     return b.make(
         layers.Conv2D, groups * b.whole(1, 8 // groups), kernel, padding=padding, groups=groups,
-        activation=_activation(b), use_bias=b.pick(True, True, False), **options,
+        activation=_activation(b), use_bias=b.pick(True, True, False), **options, **_trained(b),
+    )  # fmt: skip
+
+
+def _trained(b: _Builder) -> dict[str, Any]:
+    """What matters in training alone."""
+    return b.pick(
+        *[{}] * 12, {"trainable": False}, {"kernel_regularizer": "l2", "bias_regularizer": "l1"},
+        {"kernel_constraint": "max_norm", "bias_constraint": "non_neg"},
+        {"activity_regularizer": "l2"},
     )  # fmt: skip
 
 
@@ -245,12 +275,18 @@ def _norm(b: _Builder, *shape: int | None) -> Any:
         (layers.BatchNormalization, {"scale": False, "center": False}),
         (layers.LayerNormalization, {}),
         (layers.GroupNormalization, {"groups": 1}),
+        (layers.GroupNormalization, {"groups": -1}),
         (layers.RMSNormalization, {}),
+        (layers.UnitNormalization, {}),
         (layers.Normalization, {"mean": 0.3, "variance": 2.0}),
     )
     if kind is layers.GroupNormalization and None in shape:
         return None
     return b.make(kind, **options)
+
+
+def _squared(x: Any) -> Any:
+    return ops.square(x)
 
 
 def _activated(b: _Builder, *shape: int | None) -> Any:
@@ -264,6 +300,9 @@ def _activated(b: _Builder, *shape: int | None) -> Any:
         (layers.Activation, "hard_silu"),
         (layers.Activation, "tanh"),
         (layers.Activation, "mish"),
+        (layers.Activation, ops.softplus),
+        (layers.ActivityRegularization, 0.1),
+        (layers.Lambda, _squared),
     )
     return b.make(kind, *args)
 
@@ -325,6 +364,10 @@ def _held(b: _Builder, h: int | None, w: int | None, c: int) -> Any:
     return b.make(Held, b.whole(1, 6))
 
 
+def _scaled(b: _Builder, h: int | None, w: int | None, c: int) -> Any:
+    return b.make(Scaled)
+
+
 def _around(b: _Builder, h: int | None, w: int | None, c: int) -> Any:
     return b.make(Around, b.make(layers.Conv2D, c, 3, padding="same"))
 
@@ -349,10 +392,26 @@ def _dropout(b: _Builder, *shape: int | None) -> Any:
 
 
 def _recurrent(b: _Builder, length: int | None, c: int) -> Any:
-    kind = b.pick(layers.LSTM, layers.GRU)
+    kind = b.pick(layers.LSTM, layers.GRU, layers.SimpleRNN)
     if b.pick(True, False):
         return b.make(kind, b.whole(1, 4), return_sequences=b.pick(False, True))
     return b.make(layers.Bidirectional, b.make(kind, b.whole(1, 4)))
+
+
+def _masking(b: _Builder, length: int | None, c: int) -> Any:
+    return b.make(layers.Masking)
+
+
+def _each_step(b: _Builder, length: int | None, c: int) -> Any:
+    return b.make(layers.TimeDistributed, b.make(layers.Dense, b.whole(1, 4)))
+
+
+def _repeated(b: _Builder, c: int) -> Any:
+    return b.make(layers.RepeatVector, 3)
+
+
+def _to_map(b: _Builder, c: int) -> Any:
+    return b.make(layers.Reshape, (1, 1, c))
 
 
 def _conv1d(b: _Builder, length: int | None, c: int) -> Any:
@@ -383,12 +442,12 @@ def _conv_lstm(b: _Builder, t: int, h: int | None, w: int | None, c: int) -> Any
 
 # By the number of axes without the batch's: vectors, sequences, maps, frames.
 LAYERS: dict[int, tuple[Callable[..., Any], ...]] = {
-    1: (_dense, _dense, _norm, _activated, _dropout, _rescaled),
-    2: (_recurrent, _pool_sequence, _dense, _conv1d, _norm),
+    1: (_dense, _dense, _norm, _activated, _dropout, _rescaled, _repeated, _to_map),
+    2: (_recurrent, _recurrent, _pool_sequence, _dense, _conv1d, _norm, _masking, _each_step),
     3: (
         *[_conv2d] * 10, _depthwise, _separable, _transposed, _norm, _norm, _activated, _prelu,
         _pool, _resized, _padded, _random, _rescaled, _to_vector, _to_sequence, _held, _around,
-        _spectral, _nested, _nested, _dense,
+        _scaled, _spectral, _nested, _nested, _dense,
     ),
     4: (_each_frame, _each_frame, _each_frame, _conv3d, _conv_lstm, _norm, _rescaled),
 }  # fmt: skip
@@ -422,6 +481,49 @@ def _sliced(b: _Builder, x: Any) -> None:
 
 def _swapped(b: _Builder, x: Any) -> None:
     b.add("ops.transpose({}, (0, 2, 1, 3))", ops.transpose(x, (0, 2, 1, 3)), x)
+
+
+def _reflected(b: _Builder, x: Any) -> None:
+    """The padding of networks that restyle images."""
+    if _fit(2, *x.shape[1:3]):
+        sides = [[0, 0], [1, 1], [1, 0], [0, 0]]
+        b.add(f"ops.pad({{}}, {sides}, 'reflect')", ops.pad(x, sides, "reflect"), x)
+
+
+def _halved(b: _Builder, x: Any) -> None:
+    """One half of the channels goes on as it is, as in ShuffleNet."""
+    if x.shape[-1] % 2 == 0:
+        left, right = ops.split(x, 2, -1)
+        b.add("ops.split({}, 2, -1)[0]", left, x)
+        b.add("ops.split({}, 2, -1)[1]", right, x)
+        right = b.call(b.make(layers.Conv2D, x.shape[-1] // 2, 3, padding="same"), right)
+        b.add("ops.concatenate([{}, {}], -1)", ops.concatenate([left, right], -1), left, right)
+
+
+def _squeezed(b: _Builder, x: Any) -> None:
+    """Squeeze and excitation."""
+    c = x.shape[-1]
+    y = b.call(b.make(layers.GlobalAveragePooling2D, keepdims=True), x)
+    y = b.call(b.make(layers.Conv2D, max(1, c // 2), 1, activation="relu"), y)
+    y = b.call(b.make(layers.Conv2D, c, 1, activation=b.pick("sigmoid", "hard_sigmoid")), y)
+    layer = b.make(layers.Multiply)
+    b.add(f"{b.text(layer)}([{{}}, {{}}])", layer([x, y]), x, y)
+
+
+def _next_block(b: _Builder, x: Any) -> None:
+    """The block of ConvNeXt, with a regular convolution."""
+    c = x.shape[-1]
+    y = b.call(b.make(layers.Conv2D, c, 5, padding="same"), x)
+    y = b.call(b.make(layers.LayerNormalization, epsilon=1e-6), y)
+    y = b.call(b.make(layers.Dense, 2 * c, activation="gelu"), y)
+    y = b.call(b.make(layers.Dense, c), y)
+    b.add("{} + {}", x + y, x, y)
+
+
+def _summed(b: _Builder, x: Any) -> None:
+    """One number of each image, or of all where their number is fixed."""
+    axes = None if x.shape[0] and b.pick(True, False) else tuple(range(1, len(x.shape)))
+    b.add(f"ops.mean({{}}, axis={axes})", ops.mean(x, axis=axes), x)
 
 
 def _residual(b: _Builder, x: Any) -> None:
@@ -482,11 +584,11 @@ def _mean_frame(b: _Builder, x: Any) -> None:
 
 
 STEPS: dict[int, tuple[Callable[[_Builder, Any], None], ...]] = {
-    1: (_arithmetic, _joined, _again),
+    1: (_arithmetic, _joined, _again, _summed),
     2: (_attention, _attention, _again),
     3: (
         _residual, _residual, _joined, _joined, _again, _again, _arithmetic, _reduced, _sliced,
-        _swapped, _stacked,
+        _swapped, _stacked, _reflected, _halved, _squeezed, _next_block, _summed,
     ),
     4: (_mean_frame, _again),
 }  # fmt: skip
@@ -515,26 +617,37 @@ def _functional(b: _Builder, shape: tuple[int | None, ...], length: int) -> Any:
     image = inner.add(f"Input({shape})", keras.Input(shape, name=f"inner {b._count}"))
     for _ in range(length):
         inner.step()
-    if len(inner.tensors) == 1:
+    tensors = [x for x in inner.tensors if len(x.shape) > 1]
+    if len(tensors) == 1:
         return None
     b._count += 1
-    model = keras.Model(image, inner.tensors[-1], name=f"functional_{b._count}")
+    model = keras.Model(image, tensors[-1], name=f"functional_{b._count}")
     return b.tell(model, f"Model<{'; '.join(inner.steps)}>")
 
 
 def _input(b: _Builder, batch: int | None) -> Any:
     size = (b.whole(4, 12), b.whole(4, 12))
     channels = b.pick(4, 3, 1, 6, 8)
-    kind = b.pick(*["map"] * 10, "open", "frames", "vector")
+    kind = b.pick(*["map"] * 10, "open", "frames", "vector", "bytes", "words")
     shape: tuple[int | None, ...] = {
         "map": (*size, channels),
         "open": (None, None, channels),
         "frames": (2, *size, channels),
         "vector": (channels,),
+        "bytes": (*size, channels),
+        "words": (5,),
     }[kind]
+    dtype = {"bytes": "uint8", "words": "int32"}.get(kind)
     name = b.pick("input_{}", "image {}", "x[{}]").format(len(b.tensors))
-    text = f"Input({shape}, {batch}, {name!r})"
-    return b.add(text, keras.Input(shape, batch, name=name))
+    text = f"Input({shape}, {batch}, {dtype}, {name!r})"
+    image = b.add(text, keras.Input(shape, batch, dtype, name=name))
+    if kind == "bytes":
+        b.call(b.make(layers.Rescaling, 1 / 127.5, offset=-1.0), image)
+    if kind == "words":
+        b.call(b.make(layers.Embedding, WORDS, 3, mask_zero=b.pick(True, False)), image)
+    if dtype:
+        b.tensors = [x for x in b.tensors if x is not image]  # nothing else reads whole numbers
+    return image
 
 
 def _outputs(b: _Builder, inputs: list[Any]) -> list[Any]:
@@ -588,7 +701,12 @@ def _data(model: keras.Model, seed: int) -> Any:
         shape = list(spec.shape[1:])
         if None in shape:
             shape[:2] = sides
-        arrays.append(source.normal(size=(IMAGES, *shape)).astype(np.float32))
+        size = (IMAGES, *shape)
+        if spec.dtype in ("int32", "uint8"):
+            most = {"int32": WORDS, "uint8": 256}[spec.dtype]
+            arrays.append(source.integers(most, size=size).astype(spec.dtype))
+        else:
+            arrays.append(source.normal(size=size).astype(np.float32))
     if isinstance(model, keras.Sequential):
         return arrays[0]
     return keras.tree.pack_sequence_as(model.input, arrays)

@@ -206,6 +206,29 @@ def test_a_half_precision_model_is_told_what_to_do(tmp_path):
         export(model, tmp_path / "model.tflite")
 
 
+def test_why_a_model_cannot_run_is_told_without_the_calls_around(tmp_path):
+    half = layers.Conv2D(2, 3, dtype="bfloat16")  # the wrapper feeds it float32
+    model = keras.Sequential([keras.Input((2, 4, 4, 2)), layers.TimeDistributed(half)])
+    with pytest.raises(Error, match=r"cannot run on inputs of .*bfloat16 .* float32") as caught:
+        export(model, tmp_path / "model.tflite")
+    assert not any(part in str(caught.value) for part in ("File", "user code", "\x1b", "Arguments"))
+
+
+def test_what_keras_has_quantised_is_named(tmp_path):
+    model = keras.Sequential([keras.Input((4, 4, 2)), layers.Dense(3, name="whole")])
+    model.layers[0].quantize("int8")
+    with pytest.raises(Error, match=r"Keras has quantised 'whole' \(int8_from_float32\); pass the"):
+        export(model, tmp_path / "model.tflite", data=images(4, 4, 4, 2))
+
+
+def test_of_many_operators_that_litert_lacks_a_few_are_named(tmp_path):
+    each = layers.Conv2D(2, 3, padding="same", activation="gelu", name="each", dtype="bfloat16")
+    frames = [keras.Input((2, 4, 4, 2)), layers.TimeDistributed(each, dtype="bfloat16")]
+    head = [layers.Dense(3, "tanh", dtype="bfloat16"), layers.Softmax(dtype="bfloat16")]
+    with pytest.raises(Error, match=r"in layer 'each'.* and \d+ more; the model computes in bfl"):
+        export(keras.Sequential([*frames, *head]), tmp_path / "model.tflite")
+
+
 def test_a_file_that_disagrees_is_not_written(tmp_path, nothing_left_in, classifier, monkeypatch):
     nothing_left_in(tmp_path)
     convert = conversion.convert

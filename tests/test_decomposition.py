@@ -4,7 +4,7 @@ import logging
 import keras
 import numpy as np
 import pytest
-from cases import convolutions, inputs_of, network, outputs_of, randomised
+from cases import convolutions, difference, inputs_of, network, outputs_of, randomised
 from keras import layers
 
 import tfdwd
@@ -173,6 +173,26 @@ def test_ranks_by_name_are_obeyed_even_where_they_save_nothing():
     ranks = {layer.name: layer.rank for layer in report.layers}
     assert ranks == {"stem": 6, "backbone/one": 2, "one": 2}
     assert report.layers[0].macs_after > report.layers[0].macs_before
+
+
+def test_a_rank_beyond_that_of_all_layers_is_refused_and_one_beyond_that_of_some_keeps_those():
+    parts = [layers.Conv2D(n, 3, padding="same", name=name) for name, n in (("a", 16), ("b", 2))]
+    model = keras.Sequential([keras.Input((8, 8, 8)), *parts])
+    assert replaced(model, rank=3) == ["a"]
+    with pytest.raises(tfdwd.Error, match=r"^rank: expected 1..9, .* got 10$"):
+        tfdwd.decompose(model, rank=10)
+
+
+@pytest.mark.parametrize("method", ["svd", "gsvd", "joint"])
+def test_full_rank_is_exact_where_smooth_images_hardly_answer_the_filters(method):
+    """The ridge of the moments is then a hundredth and more of the responses' variance."""
+    images = np.random.default_rng(0).normal(size=(8, 16, 16, 4)).cumsum(axis=1).cumsum(axis=2)
+    model = randomised(keras.Sequential([keras.Input((16, 16, 4)), layers.Conv2D(9, 3, name="a")]))
+    [conv] = model.layers
+    conv.kernel.assign(conv.kernel - keras.ops.mean(conv.kernel, axis=(0, 1)))
+    student = tfdwd.decompose(model, images, rank={"a": 9}, method=method)
+    found, expected = (outputs_of(network, images) for network in (student, model))
+    assert difference(found, expected) < 3e-4  # float32, and inputs a hundred times the outputs
 
 
 def test_a_name_stands_for_itself_before_it_is_a_pattern():

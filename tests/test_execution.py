@@ -38,6 +38,24 @@ class HoldsNoise(layers.Layer):
         return self.turn(x)
 
 
+@keras.saving.register_keras_serializable("tests")
+class NeverOff(layers.Layer):
+    """Calls what is random inside with a mode of its own; cannot be opened."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.conv = layers.Conv2D(8, 3, padding="same", name="inside")
+        self.turn, self.noise = layers.RandomFlip(), layers.GaussianNoise(1.0)
+        self.drops = [layers.SpatialDropout2D(0.5), AlwaysDropout(0.5)]
+
+    def build(self, shape):
+        self.conv.build(shape)
+
+    def call(self, x):
+        x = self.noise(inputs=self.turn(self.conv(x), training=True), training=True)
+        return self.drops[1](self.drops[0](x, training=True))
+
+
 def with_inside(middle, **call):
     keras.utils.set_random_seed(1)
     x = image = keras.Input((16, 16, 4))
@@ -54,6 +72,7 @@ ACTIVE = {
     "layers inside": (HoldsNoise, {}),
     "explicit": (lambda: layers.Dropout(0.5), {"training": True}),
     "Monte Carlo": (lambda: AlwaysDropout(0.5), {}),
+    "never off": (NeverOff, {}),
 }
 
 
@@ -65,7 +84,7 @@ def test_nothing_is_active_in_calibration(name):
     student, report = tfdwd.decompose(
         model, data, rank={"a": 8, "b": 8}, method="sequential", return_report=True
     )
-    assert all(layer.error < 1e-3 for layer in report.layers)
+    assert all(layer.error < 1e-3 for layer in report.layers if layer.replaced)
     found, expected = (np.asarray(execution.inference(m)(data)) for m in (student, model))
     np.testing.assert_allclose(found, expected, atol=1e-2 * np.abs(expected).max())
     student, again = (tfdwd.decompose(model, data) for _ in range(2))
@@ -82,8 +101,9 @@ def test_the_student_keeps_what_the_user_wants_active():
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_evaluation_draws_nothing(wrapped):
-    model = with_inside(AlwaysDropout(0.5))
+@pytest.mark.parametrize("name", ["Monte Carlo", "never off"])
+def test_evaluation_draws_nothing(name, wrapped):
+    model = with_inside(ACTIVE[name][0]())
     if wrapped:
         x = keras.Input((16, 16, 4))
         model = keras.Model(x, model(x))
@@ -124,3 +144,16 @@ def test_names_that_tensorflow_does_not_take_are_given_back():
     with inference.names_for_tensorflow([conv, inner, object()]):
         assert (conv.name, inner.name) == ("xconv_0_", "fine")
     assert conv.name == "conv[0]"
+
+
+def test_activations_of_stacks_have_names_that_tensorflow_takes():
+    parts = [
+        layers.Conv2D(6, 3, activation=layers.ReLU(6.0, name=name), name=f"conv {name}")
+        for name in ("relu[0]", "a.relu:1")
+    ]
+    model = randomised(keras.Sequential([keras.Input((8, 8, 6)), *parts]))
+    images = np.random.default_rng(0).normal(size=(8, 8, 8, 6)).astype(np.float32)
+    student = tfdwd.decompose(model, images)
+    activations = [getattr(layer, "activation", None) for layer in student.layers]
+    names = [x.name for x in activations if isinstance(x, layers.ReLU)]
+    assert names == ["relu[0]", "a.relu:1"]

@@ -27,6 +27,8 @@ _STEP = {
     "mixed_float16": np.finfo(np.float16).eps,
     "float16": np.finfo(np.float16).eps,
     "mixed_bfloat16": ml_dtypes.finfo(ml_dtypes.bfloat16).eps,
+    "bfloat16": ml_dtypes.finfo(ml_dtypes.bfloat16).eps,
+    "float64": np.finfo(np.float32).eps,  # in which responses are collected and outputs compared
 }
 
 

@@ -346,6 +346,20 @@ def test_a_mistake_in_the_program_is_one_line_and_a_traceback_in_a_file(
     assert line.endswith("its traceback could not be saved: No such file or directory")
 
 
+def test_a_command_that_is_terminated_leaves_nothing(tmp_path, monkeypatch, pytestconfig):
+    monkeypatch.setenv("PYTHONPATH", str(pytestconfig.rootpath))
+    output = tmp_path / "student.keras"
+    half = f"""import os, signal
+    from tfdwd import files
+    with files._put_in_place({str(output)!r}) as half:
+        half.touch()
+        os.kill(os.getpid(), signal.SIGTERM)"""
+    killed = chatty(more=half)
+    assert killed.returncode == 143
+    assert killed.stderr.splitlines()[-1] == "-c: terminated"
+    assert not list(tmp_path.iterdir())
+
+
 def test_ctrl_c_is_one_line(capsys):
     def interrupted():
         raise KeyboardInterrupt

@@ -180,6 +180,9 @@ def test_two_devices_of_one_process_train_as_one(folder: Path) -> None:
         "        history = tfdwd.finetune(model, (data['x'], data['y']), epochs=5, batch_size=32,\n"
         "            optimizer='sgd', learning_rate=0.1, seed=3, freeze_batch_norm=True,\n"
         "            validation=(data['x'], data['y']))\n"
+        "        few = [(data['x'][:n], data['y'][:n]) for n in (32, 1)]\n"  # fewer than devices
+        "        tfdwd.finetune(model, few, epochs=1, optimizer='sgd', seed=3,\n"
+        "            freeze_batch_norm=True)\n"
         f"    model.save('{folder}/' + name + '.keras')\n"
         "    print(history.history['loss'] + history.history['val_top1'])\n"
     )

@@ -239,17 +239,20 @@ def layer_name(model: "keras.Model", scope: str) -> str:
 
     TensorFlow adds ``_1`` to a scope that it has seen before, as when the model was built.
     """
-    # As `tfdwd.inference.names_for_tensorflow` makes them where they are no scopes.
-    names: dict[str, str] = {
-        name: layer.name
-        for layer in all_layers(model)
-        for name in (layer.name, "x" + re.sub(r"[^A-Za-z0-9_.]", "_", layer.name))
-    }
     parts = scope.partition("@")[0].split("/")
-    for part in reversed(parts):
-        for name in (part, re.sub(r"_\d+$", "", part)):
-            if name in names:
-                return names[name]
+    outer = list(all_layers(model))
+    # Of a TimeDistributed the layer inside runs on its own.
+    for layers in outer, [inner for layer in outer for inner in layer._flatten_layers()]:
+        # As `tfdwd.inference.names_for_tensorflow` makes them where they are no scopes.
+        names: dict[str, str] = {
+            name: layer.name
+            for layer in layers
+            for name in (layer.name, "x" + re.sub(r"[^A-Za-z0-9_.]", "_", layer.name))
+        }
+        for part in reversed(parts):
+            for name in (part, re.sub(r"_\d+$", "", part)):
+                if name in names:
+                    return names[name]
     return "/".join(parts)
 
 

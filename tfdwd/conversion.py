@@ -34,6 +34,7 @@ _IMAGES = 64  # that are compared with Keras
 RANGE_IMAGES = 256  # at most, from which the ranges of the activations are taken
 _LEAST_RANGE_IMAGES = 32
 _NOISE_IMAGES = 16  # on which the layers are compared
+_NAMED = 5  # operators that a message names
 _LARGEST = 1e38  # activation; the converter dies of a range beyond float32
 
 
@@ -563,6 +564,18 @@ def _conversion_message(model: "keras.Model", error: Exception) -> str:
         for item in getattr(error, "errors", [])
         if item.operator.name and item.location.call
     ]
+    policies = {x.name: getattr(x, "dtype_policy", None) for x in agreement.all_layers(model)}
+    whole = [
+        f"{name!r} ({policy.name})"
+        for name, policy in policies.items()
+        if policy is not None and getattr(policy, "quantization_mode", None)
+    ]
+    if whole:
+        return (
+            f"model {model.name!r} cannot be converted: Keras has quantised "
+            f"{', '.join(whole[:_NAMED])}; pass the model as it was before, with quantize='int8' "
+            "or 'dynamic'"
+        )
     if not lacking:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         return f"model {model.name!r} cannot be converted: {reason}"
@@ -574,6 +587,8 @@ def _conversion_message(model: "keras.Model", error: Exception) -> str:
         else "replace those layers by ones made of LiteRT's built-in operators"
     )
     lacking = list(dict.fromkeys(lacking))
+    more = f" and {len(lacking) - _NAMED} more" if len(lacking) > _NAMED else ""
     return (
-        f"model {model.name!r} needs operators that LiteRT lacks: {', '.join(lacking)}; {way_out}"
+        f"model {model.name!r} needs operators that LiteRT lacks: {', '.join(lacking[:_NAMED])}"
+        f"{more}; {way_out}"
     )

@@ -1,5 +1,7 @@
 """The one error that tfdwd raises on purpose."""
 
+import re
+
 
 class Error(ValueError):
     """Something in the input is wrong: says what was expected, what came, and the way out."""
@@ -8,8 +10,15 @@ class Error(ValueError):
 def one_line(error: BaseException) -> str:
     """What an exception says, without line breaks.
 
+    Without what TensorFlow and Keras put around it, too: colours, the calls on the way ("in user
+    code: File ..."), each with a line of source, and the arguments at the end.
+
     Example:
       >>> one_line(ValueError("expected 1,\\n  got 2"))
       'expected 1, got 2'
     """
-    return " ".join(str(error).split())
+    text = re.sub(r"\x1b\[\d*m", "", str(error))
+    if text.startswith("in user code:"):
+        text = re.sub(r"^ *File .*\n.*\n?", "", text.removeprefix("in user code:"), flags=re.M)
+    told = re.split(r"^ *Arguments received by ", text, maxsplit=1, flags=re.MULTILINE)[0]
+    return " ".join((told.strip() or text).split())

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tfdwd.batches import pack
 from tfdwd.graph import Call, functional, is_nested, trace
-from tfdwd.inference import at_inference, is_users_noise, names_for_tensorflow
+from tfdwd.inference import at_inference, may_draw, names_for_tensorflow
 
 
 def run_call(call: Call, operation: Any, values: Mapping[int, Any]) -> dict[int, Any]:
@@ -76,7 +76,7 @@ def predictor(model: Any) -> Callable[[Sequence[np.ndarray]], list[np.ndarray]]:
       (2, 4)
     """
     compiled = model  # which keeps what was compiled for the next time
-    if isinstance(model, keras.Model) and any(map(is_users_noise, model._flatten_layers())):
+    if isinstance(model, keras.Model) and may_draw(model):
         compiled = _AtInference(model)
 
     layers = [model] if isinstance(model, keras.Model) else []  # names of tf_keras are fine

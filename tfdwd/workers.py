@@ -145,13 +145,11 @@ def shared_out(batch: Any) -> Any:
     """A batch of arrays as the devices of a strategy take it: each its part.
 
     Args:
-      batch: arrays (rows, ...) in any structure, at least one row for each device.
+      batch: arrays (rows, ...) in any structure. Where there are fewer rows than devices, some are
+        taken twice.
 
     Returns:
       The batch itself where there is one device, or TensorFlow is not the backend.
-
-    Raises:
-      tfdwd.Error: fewer rows than devices.
     """
     if replicas() == 1:
         return batch
@@ -160,9 +158,8 @@ def shared_out(batch: Any) -> Any:
     strategy = tf.distribute.get_strategy()
 
     def shared(array: Any) -> Any:
-        if len(array) < replicas():
-            raise Error(f"expected at least one image for each of {replicas()} devices in a batch")
-        parts = np.array_split(array, replicas())
+        rows = np.resize(np.arange(len(array)), max(len(array), replicas()))
+        parts = np.array_split(array[rows], replicas())
         return strategy.experimental_distribute_values_from_function(
             lambda context: tf.convert_to_tensor(parts[context.replica_id_in_sync_group])
         )

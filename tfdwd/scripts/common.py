@@ -5,6 +5,7 @@ import errno
 import faulthandler
 import itertools
 import os
+import signal
 import sys
 import tempfile
 import traceback
@@ -28,6 +29,7 @@ RecordT = TypeVar("RecordT", bound=Record)
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 _INTERRUPTED = 130  # as shells have it: 128 + SIGINT
+_TERMINATED = 143  # 128 + SIGTERM
 _NO_READER = 141  # 128 + SIGPIPE
 
 
@@ -59,6 +61,7 @@ def run(main: Callable[[], None], own_flags: flags.FlagValues, doc: str | None) 
     handler.addFilter(_make_printable)
     handler.python_handler.stream = sys.stderr
     faulthandler.enable(sys.stderr)
+    signal.signal(signal.SIGTERM, _terminate)
     code = status(main, own_flags, doc, sys.argv)
     try:
         sys.stdout.flush()
@@ -79,8 +82,8 @@ def status(
       argv: the command and its arguments.
 
     Returns:
-      The exit status: 0; 1 with one line on standard error; 130 if interrupted; 141 if whoever
-      reads standard output has gone.
+      The exit status: 0; 1 with one line on standard error; 130 if interrupted, 143 if terminated;
+      141 if whoever reads standard output has gone.
     """
     command = Path(argv[0]).stem
     try:
@@ -94,6 +97,9 @@ def status(
         sys.stdout.flush()
     except BrokenPipeError:
         return _NO_READER
+    except _Terminated:
+        print(f"{command}: terminated", file=sys.stderr)
+        return _TERMINATED
     except KeyboardInterrupt:
         print(f"{command}: interrupted", file=sys.stderr)
         return _INTERRUPTED
@@ -109,6 +115,14 @@ def status(
         print(f"{command}: {_unforeseen(error)}", file=sys.stderr)
         return 1
     return 0
+
+
+class _Terminated(KeyboardInterrupt):
+    """The process is asked to end, which goes by the same way out as Ctrl-C."""
+
+
+def _terminate(*_: Any) -> NoReturn:
+    raise _Terminated
 
 
 def _parse(own_flags: flags.FlagValues, argv: list[str]) -> None:
@@ -169,7 +183,7 @@ def _help(own_flags: flags.FlagValues, doc: str | None) -> str:
     lines += [
         "",
         "Exit status: 0 if all went well; 1 if not, with one line on standard error; 130 if",
-        "interrupted. Files are written whole or not at all.",
+        "interrupted, 143 if terminated. Files are written whole or not at all.",
         "",
         "--helpfull lists the flags of the logging, too.",
     ]
