@@ -1,6 +1,7 @@
 """ARCHITECTURE.md, read as rules: each module is on one floor, imports go down, in no circle."""
 
 import ast
+import functools
 import graphlib
 from pathlib import Path
 
@@ -42,6 +43,7 @@ def imported(path):
             yield node.module.split(".")[1]
 
 
+@functools.cache
 def graph():
     """{module: the others that it imports}."""
     found = {}
