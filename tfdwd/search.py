@@ -1,6 +1,7 @@
 """Tries whole students of one budget: predicts, makes, measures, corrects what was predicted."""
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -19,6 +20,7 @@ _TRIES = 4  # at a student of the time asked for
 _NEAR = 0.95  # of that time is close enough
 _TOLERANCE = 1.01  # for noise
 _STUDENTS = 10  # that are decomposed and compared with the original, at most
+_POWERS = 0.7, 1.4
 _UNIFORM = 6  # uniform students that are timed, at most
 _WORSE = 2.0  # times the best one's predicted loss: from there on a uniform student is not tried
 _SPARE = 1.05  # times the budget: what its layers alone say may be wrong by so much
@@ -108,7 +110,7 @@ class Search:
         self._measure("integer program", first)
         if self.budget.kind == "max_error" or not any(first):
             return first
-        for name, taken in self._uniform():
+        for name, taken in itertools.chain(self._others(), self._uniform()):
             if self._is_over():
                 break
             self._measure(name, taken)
@@ -140,6 +142,14 @@ class Search:
         kind = self.budget.kind
         start = self.problem.totals.get(kind, 0.0)
         return lambda aim: choice.best(self.problem.choices, kind, aim - start, losses)
+
+    def _others(self) -> Iterator[tuple[str, Taken]]:
+        """What the program finds if losses add up otherwise: if large ones count less, or more."""
+        losses = choice.added(self.problem.choices, "max_error")
+        for power in _POWERS:
+            taken = self._near(self._program([own**power for own in losses]))
+            if taken is not None and taken not in [known for _, known, _ in self.tried]:
+                yield f"integer program, losses to the power of {power}", taken
 
     def _uniform(self) -> Iterator[tuple[str, Taken]]:
         """Uniform students within the budget, those of the least predicted loss first."""
