@@ -65,7 +65,7 @@ def _video() -> keras.Model:
 
 def _unrolled() -> keras.Model:
     image = keras.Input((8, 8, 3), name="image")
-    rows = layers.Reshape((8, 32))(_conv(4, "one")(image))
+    rows = layers.Reshape((4, 64))(_conv(4, "one")(image))
     both = layers.Concatenate()(
         [layers.LSTM(4, unroll=True)(rows), layers.GRU(4, unroll=True)(rows)]
     )

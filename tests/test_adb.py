@@ -99,10 +99,18 @@ def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None
     return install
 
 
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory, classifier: object) -> bytes:
+    """The content of a .tflite file."""
+    path = tmp_path_factory.mktemp("exported") / "a.tflite"
+    tfdwd.export(classifier, path)
+    return path.read_bytes()
+
+
 @pytest.fixture
-def files(tmp_path: Path, classifier: object) -> dict[str, Path]:
-    tfdwd.export(classifier, tmp_path / "a.tflite")
-    (tmp_path / "b.tflite").write_bytes((tmp_path / "a.tflite").read_bytes())
+def files(tmp_path: Path, exported: bytes) -> dict[str, Path]:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.tflite").write_bytes(exported)
     return {"original": tmp_path / "a.tflite", "a student": tmp_path / "b.tflite"}
 
 

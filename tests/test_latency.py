@@ -31,6 +31,13 @@ def model() -> keras.Model:
 
 
 @pytest.fixture(scope="module")
+def small() -> keras.Model:
+    """One convolution of few stacks."""
+    image = keras.Input((8, 8, 6), name="image")
+    return cases.randomised(keras.Model(image, layers.Conv2D(3, (1, 2))(image)))
+
+
+@pytest.fixture(scope="module")
 def micro(model: keras.Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("micro")
     count = tfdwd.write_micro_models(model, folder)
@@ -117,11 +124,9 @@ def test_what_may_be_noise_is_not_taken_for_faster(
 
 
 @pytest.mark.parametrize("tool", ["litert-benchmark", "tfdwd-benchmark"])
-def test_real_tools(tmp_path: Path, tool: str) -> None:
-    image = keras.Input((8, 8, 6), name="image")
-    model = cases.randomised(keras.Model(image, layers.Conv2D(3, (1, 2))(image)))
+def test_real_tools(small: keras.Model, tmp_path: Path, tool: str) -> None:
     micro = tmp_path / "micro"
-    tfdwd.write_micro_models(model, micro)
+    tfdwd.write_micro_models(small, micro)
     command = Path(sys.executable).with_name(tool)
     log = tmp_path / "log"
     files = sorted(micro.glob("*.tflite"))
@@ -138,7 +143,7 @@ def test_real_tools(tmp_path: Path, tool: str) -> None:
     table = tfdwd.read_latency_table(micro, [log], "here")
     assert table.runtime == tool.removesuffix("-benchmark" if "tfdwd" in tool else "")
     assert table.network_ms > 0
-    plan = tfdwd.plan(model, DATA, max_error=1e9, latency_table=table)
+    plan = tfdwd.plan(small, DATA, max_error=1e9, latency_table=table)
     assert plan.ms_before == table.network_ms
 
 
@@ -200,7 +205,7 @@ def test_a_folder_that_cannot_be_made_is_a_clear_error(model: keras.Model, tmp_p
 
 
 def test_what_an_interrupted_run_left_is_cleared(
-    model: keras.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: keras.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "micro"
     written = []
@@ -214,16 +219,16 @@ def test_what_an_interrupted_run_left_is_cleared(
     with monkeypatch.context() as patched:
         patched.setattr(files, "write_whole", stops_at_the_third)
         with pytest.raises(KeyboardInterrupt):
-            tfdwd.write_micro_models(model, folder)
+            tfdwd.write_micro_models(small, folder)
     assert not folder.exists()
     # A kill leaves its files; the next run starts anew. A finished folder is kept.
     folder.mkdir()
     for name in ("network.tflite", "007-separable-2.tflite", ".008-kept-4711.part.tflite"):
         (folder / name).write_bytes(b"cut off")
-    tfdwd.write_micro_models(model, folder)
+    tfdwd.write_micro_models(small, folder)
     assert not (folder / "007-separable-2.tflite").exists()
     with pytest.raises(Error, match="got one that holds something"):
-        tfdwd.write_micro_models(model, folder)
+        tfdwd.write_micro_models(small, folder)
 
 
 @pytest.mark.parametrize(
@@ -250,9 +255,9 @@ def test_folders_made_on_the_way_go_with_what_failed(model: keras.Model, tmp_pat
     assert not list(tmp_path.iterdir())
 
 
-def test_int8_needs_images(model: keras.Model, tmp_path: Path) -> None:
+def test_int8_needs_images(small: keras.Model, tmp_path: Path) -> None:
     with pytest.raises(Error, match="at least 32 real images"):
-        tfdwd.write_micro_models(model, tmp_path / "new", quantize="int8")
+        tfdwd.write_micro_models(small, tmp_path / "new", quantize="int8")
     assert not list((tmp_path / "new").glob("*"))
-    tfdwd.write_micro_models(model, tmp_path / "int8", quantize="int8", data=DATA)
+    tfdwd.write_micro_models(small, tmp_path / "int8", quantize="int8", data=DATA)
     assert lite.Model(tmp_path / "int8" / "000-kept.tflite").inputs[0].dtype == np.int8

@@ -77,7 +77,7 @@ def test_synthetic_layers(module: Any) -> None:
 def test_the_first_steps_on_imagenet(
     module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With two units in each stage, the first and one of those that follow."""
+    """Of two units in each stage: the first, and one of those that follow."""
     short = functools.partial(models.ShuffleNetV2, repeats=(2, 2, 2))
     monkeypatch.setattr(models, "ShuffleNetV2", short)
     source = np.random.default_rng(0)

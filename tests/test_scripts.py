@@ -107,7 +107,7 @@ def test_the_scripts_work_as_processes(folder, tmp_path, monkeypatch, pytestconf
     # The command as it is installed, and the processes that it starts, run nothing from here.
     (tmp_path / "tqdm.py").write_text("raise SystemExit('run')")
     command = Path(sys.executable).with_name("tfdwd-benchmark")
-    own = ["--model=a=model.tflite", model, "--rounds=2", "--json=b.json"]
+    own = ["--model=a=model.tflite", "--model=model.tflite", "--rounds=2", "--json=b.json"]
     timed = subprocess.run([command, *own], capture_output=True, text=True, cwd=tmp_path)
     assert timed.returncode == 0, timed.stderr
     (tmp_path / "tqdm.py").unlink()

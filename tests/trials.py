@@ -7,6 +7,7 @@ died of is known, and another child goes on behind it.
 import collections
 import concurrent.futures
 import dataclasses
+import gc
 import importlib
 import json
 import os
@@ -139,6 +140,9 @@ def check(trials: list[Trial]) -> None:
 
 if __name__ == "__main__":
     module, name = sys.argv[1].split(":")
-    getattr(importlib.import_module(module), name)(
-        int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]), Journal(Path(sys.argv[5]))
-    )
+    # What is imported stays: to pass over it saves a quarter of the time.
+    gc.disable()
+    function = getattr(importlib.import_module(module), name)
+    gc.freeze()
+    gc.enable()
+    function(int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]), Journal(Path(sys.argv[5])))
