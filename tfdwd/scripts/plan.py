@@ -14,8 +14,8 @@ from tfdwd import files
 from tfdwd.scripts import common
 
 FLAGS = flags.FlagValues()
-_GIVEN = common.define_planning(FLAGS, minutes=2.0)
 _OUTPUT = common.define_output(FLAGS, "output", "the .json file to write", required=True)
+_GIVEN = common.define_planning(FLAGS, minutes=2.0)
 _LATENCY = flags.DEFINE_string(
     "latency", None, "budget: a part of the original's time (0.5) or 1.5ms", flag_values=FLAGS
 )

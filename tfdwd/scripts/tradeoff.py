@@ -14,8 +14,8 @@ from tfdwd import files
 from tfdwd.scripts import common
 
 FLAGS = flags.FlagValues()
-_GIVEN = common.define_planning(FLAGS, minutes=1.0)
 _OUTPUT = common.define_output(FLAGS, "output", "the .json file to write", required=True)
+_GIVEN = common.define_planning(FLAGS, minutes=1.0)
 _POINTS = flags.DEFINE_integer(
     "points", 8, "how many plans, from 0.9 of the time to the least", 1, flag_values=FLAGS
 )
