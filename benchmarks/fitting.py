@@ -1,13 +1,13 @@
 """What it costs to fit a layer's stacks, by stages, and what the quick fits of a plan lose.
 
-    OPENBLAS_NUM_THREADS=1 python benchmarks/fitting.py          (about 6 minutes, 3 GiB)
-    OPENBLAS_NUM_THREADS=1 python benchmarks/fitting.py 64 128   (those widths alone, seconds)
+    OPENBLAS_NUM_THREADS=1 python benchmarks/fitting.py          (minutes)
+    OPENBLAS_NUM_THREADS=1 python benchmarks/fitting.py 64 128   (layers that read so many: seconds)
 
 Layers of 3x3 taps as wide as those of ResNet50, 7x7 taps on 3 channels for its first one. Inputs
 are smooth random maps, mixed and rectified; kernels and metrics have falling spectra. Printed are
-the seconds of: factoring the moments and solving for the kernel, the quick fits of all ranks and
-widths that `plan` tries, their errors, and the fits of `decompose` for the same ranks and widths.
-Of these errors the quick ones are a multiple; the last columns tell the least and the greatest.
+the seconds of: factoring the moments and solving for the kernel, the quick fits of some ranks and
+widths that `plan` tries, their errors, and the fits that `decompose` makes of the same ones. The
+last column is the error of a quick fit over that of all rounds, the least and the greatest.
 """
 
 import sys
