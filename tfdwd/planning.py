@@ -88,7 +88,7 @@ def plan(
         known = problem.prepared(
             model, data, spools, quantize=quantize, threads=threads, include=include,
             exclude=exclude, cache=cache, table=latency_table, input_shape=input_shape,
-            images=images, seed=seed,
+            images=images, seed=seed, by_time=budget.kind == "latency",
         )  # fmt: skip
         return _planned(known, budget, minutes)
 
@@ -135,7 +135,7 @@ def tradeoff(
         known = problem.prepared(
             model, data, spools, quantize=quantize, threads=threads, include=include,
             exclude=exclude, cache=cache, table=latency_table, input_shape=input_shape,
-            images=images, seed=seed,
+            images=images, seed=seed, by_time=True,
         )  # fmt: skip
         fastest = choice.best(known.choices, "max_error", np.inf)
         if not fastest or not any(fastest):

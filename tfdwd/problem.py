@@ -56,6 +56,7 @@ class Problem:
       images, metrics: to fit stacks, and the layers' Fisher metrics.
       reference: the original on images that were held back.
       seed: of the sampled positions.
+      by_time: whether the times decide, so that too much noise is an error.
       timed, compared: what `ms` and `likeness` found before.
     """
 
@@ -70,6 +71,7 @@ class Problem:
     metrics: Mapping[int, np.ndarray]
     reference: Reference
     seed: int
+    by_time: bool
     timed: dict[Taken, float] = dataclasses.field(default_factory=dict)
     compared: dict[Taken, Likeness] = dataclasses.field(default_factory=dict)
 
@@ -93,7 +95,7 @@ class Problem:
         ratio = self.times.student(layers) if layers else None
         if ratio is None:
             return before + choice.total(self.choices, taken, "latency")
-        if ratio.width > times.OPEN:
+        if self.by_time and ratio.width > times.OPEN:
             raise Error(
                 "the machine is too noisy to plan by time: the speed-up of a whole student was "
                 f"measured to be between {ratio.low:.2f} and {ratio.high:.2f}; stop other work on "
@@ -130,12 +132,14 @@ def prepared(
     input_shape: InputShape | None,
     images: int | None,
     seed: int,
+    by_time: bool,
 ) -> Problem:
     """Checks all that `tfdwd.plan` was given; finds each layer's candidates, times and losses.
 
     Args:
       spools: keeps the images until it ends.
       table: times from elsewhere, or None.
+      by_time: whether the budget is one of time.
       model, data, quantize, threads, include, exclude, cache, input_shape, images, seed: as for
         `tfdwd.plan`.
 
@@ -164,13 +168,24 @@ def prepared(
         if len(rest[0]):
             held.append(rest)
     errors, metrics = _losses(traced, fitting, selected, seed)
-    choices, reasons = _choices(traced, selected, errors, source, sizes[0][0])
+    choices, reasons = _choices(traced, selected, errors, source, sizes[0][0], by_time)
     columns = zip(*(held if len(held) else fitting), strict=True)
     reference = Reference(model, [np.concatenate(c)[:_HELD_BACK] for c in columns])
     whole = costs.count(model, [size[1:] for size in sizes])
     totals = {"latency": network_ms, "macs": whole.macs, "params": whole.parameters}
     return Problem(
-        model, traced, selected, choices, reasons, source, totals, fitting, metrics, reference, seed
+        model,
+        traced,
+        selected,
+        choices,
+        reasons,
+        source,
+        totals,
+        fitting,
+        metrics,
+        reference,
+        seed,
+        by_time,
     )
 
 
@@ -263,6 +278,7 @@ def _choices(
     errors: Mapping[int, Mapping[Option, float]],
     source: times.Times,
     batch: int,
+    by_time: bool,
 ) -> tuple[list[list[Candidate]], list[str]]:
     """Of each convolution what may become of it, keeping it first; and why nothing else, if so."""
     open_ = [one for one in selected if one.options]
@@ -275,7 +291,7 @@ def _choices(
         triples = np.reshape(parts, (-1, 3)).tolist()
         ratios = {o: times.Ratio(*t) for o, t in zip(ratios, triples, strict=True)}
         measured.append((kept, one.conv.macs, ratios))
-    told = iter(zip(measured, times.told_apart(measured), strict=True))
+    told = iter(zip(measured, times.told_apart(measured, by_time), strict=True))
     choices, reasons = [], []
     for one in selected:
         conv = one.conv

@@ -240,48 +240,51 @@ OPEN = 1.3  # width of an interval from which on it tells too little
 
 
 def told_apart(
-    measured: Sequence[tuple[float, int, Mapping[Option, Ratio]]],
+    measured: Sequence[tuple[float, int, Mapping[Option, Ratio]]], refuse: bool
 ) -> list[dict[Option, Ratio]]:
     """The speed-ups; where noise left one too open, what its MACs make likely.
 
     Args:
       measured: of each layer its milliseconds, its MACs, and its stacks' speed-ups.
+      refuse: whether too much noise is an error, since the times decide.
 
     Returns:
       Of each layer its stacks' speed-ups.
 
     Raises:
-      tfdwd.Error: too few were told apart to say anything of the others.
+      tfdwd.Error: of fewer than half of the stacks the speed-up could be told.
     """
     per_mac: dict[str, list[float]] = {}
-    open_, all_ = 0, 0
+    open_ = 0
     for _, macs, ratios in measured:
         for option, ratio in ratios.items():
-            all_ += 1
             if ratio.width <= OPEN:
                 cost = macs / option.macs / ratio.speed_up
                 per_mac.setdefault(option.stack, []).append(cost)
             else:
                 open_ += 1
-    if open_ == 0:
-        return [dict(ratios) for _, _, ratios in measured]
-    if 2 * open_ > all_:
+    stacks = sum(len(ratios) for _, _, ratios in measured)
+    if refuse and 2 * open_ > stacks:
         raise Error(
-            f"the machine is too noisy to plan by time: {open_} of {all_} stacks could not be told "
-            "from the layers that they replace (their intervals are wider than "
+            f"the machine is too noisy to plan by time: {open_} of {stacks} stacks could not be "
+            "told from the layers that they replace (their intervals are wider than "
             f"{100 * (OPEN - 1):.0f} %); stop other work on it, plan by macs=, or pass "
             "latency_table="
         )
-    logging.warning(
-        "noise left the times of %d of %d stacks open; these are taken by their MACs", open_, all_
-    )
-    found = []
-    for _, macs, ratios in measured:
-        own = {}
-        for option, ratio in ratios.items():
-            if ratio.width > OPEN and option.stack in per_mac:
-                speed_up = macs / option.macs / float(np.median(per_mac[option.stack]))
-                ratio = Ratio(speed_up, speed_up, speed_up)
-            own[option] = ratio
-        found.append(own)
-    return found
+    if open_:
+        logging.warning(
+            "noise left the times of %d of %d stacks open; they are judged by their MACs",
+            open_,
+            stacks,
+        )
+
+    def likely(option: Option, macs: int, ratio: Ratio) -> Ratio:
+        if ratio.width <= OPEN or option.stack not in per_mac:
+            return ratio
+        speed_up = macs / option.macs / float(np.median(per_mac[option.stack]))
+        return Ratio(speed_up, speed_up, speed_up)
+
+    return [
+        {option: likely(option, macs, ratio) for option, ratio in ratios.items()}
+        for _, macs, ratios in measured
+    ]
