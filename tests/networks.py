@@ -391,11 +391,16 @@ def _dropout(b: _Builder, *shape: int | None) -> Any:
     return b.make(layers.Dropout, 0.5)
 
 
+# Their usual one is a QR decomposition, which TensorFlow does not have in bfloat16.
+_ANY_DTYPE = {"recurrent_initializer": "glorot_uniform"}
+
+
 def _recurrent(b: _Builder, length: int | None, c: int) -> Any:
     kind = b.pick(layers.LSTM, layers.GRU, layers.SimpleRNN)
     if b.pick(True, False):
-        return b.make(kind, b.whole(1, 4), return_sequences=b.pick(False, True))
-    return b.make(layers.Bidirectional, b.make(kind, b.whole(1, 4)))
+        sequences = b.pick(False, True)
+        return b.make(kind, b.whole(1, 4), return_sequences=sequences, **_ANY_DTYPE)
+    return b.make(layers.Bidirectional, b.make(kind, b.whole(1, 4), **_ANY_DTYPE))
 
 
 def _masking(b: _Builder, length: int | None, c: int) -> Any:
@@ -437,7 +442,7 @@ def _conv3d(b: _Builder, t: int, h: int | None, w: int | None, c: int) -> Any:
 def _conv_lstm(b: _Builder, t: int, h: int | None, w: int | None, c: int) -> Any:
     if None in (h, w):
         return None
-    return b.make(layers.ConvLSTM2D, b.whole(1, 3), 3, padding="same")
+    return b.make(layers.ConvLSTM2D, b.whole(1, 3), 3, padding="same", **_ANY_DTYPE)
 
 
 # By the number of axes without the batch's: vectors, sequences, maps, frames.

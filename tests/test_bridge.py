@@ -1,4 +1,6 @@
+import json
 import warnings
+import zipfile
 
 import keras
 import numpy as np
@@ -454,3 +456,18 @@ def test_files_that_hold_no_model_say_the_way_out(tmp_path, classifier):
     }.items():
         with pytest.raises(Error, match=message):
             bridge.load(tmp_path / name)
+
+
+def test_of_a_long_reason_the_beginning_is_told(tmp_path, classifier):
+    """Keras shows the whole configuration of what it cannot make."""
+    classifier.save(tmp_path / "whole.keras")
+    with zipfile.ZipFile(tmp_path / "whole.keras") as old:
+        members = {name: old.read(name) for name in old.namelist()}
+    config = json.loads(members["config.json"])
+    config["config"]["layers"][-1]["config"]["bias_initializer"]["class_name"] = {}
+    members["config.json"] = json.dumps(config).encode()
+    with zipfile.ZipFile(tmp_path / "b.keras", "w") as new:
+        for name, content in members.items():
+            new.writestr(name, content)
+    with pytest.raises(Error, match=r"that can be loaded here: .{400} \.\.\.$"):
+        bridge.load(tmp_path / "b.keras")

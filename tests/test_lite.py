@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from ai_edge_litert import schema_py_generated as schema
 
 from tfdwd import lite
 from tfdwd.conversion import export
@@ -72,6 +73,13 @@ def test_what_is_no_model_is_a_clear_error(tmp_path, content):
         lite.Model(content[:200])
     with pytest.raises(Error, match="the content given is a damaged"):
         lite.operators(content[:60])
+    changed = bytearray(content)
+    table = schema.Model.GetRootAs(changed, 0)._tab
+    version = table.Pos + table.Offset(4)  # its first field
+    changed[version : version + 4] = bytes(4)
+    with pytest.raises(Error, match="schema version 0") as caught:
+        lite.Model(bytes(changed))
+    assert str(caught.value).isprintable()  # LiteRT ends it with a line break
 
 
 def test_in_order_swaps_and_swaps_back(content):

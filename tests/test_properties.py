@@ -156,8 +156,10 @@ def _decomposed(drawn: networks.Drawn, way: Way, folder: Path, expected: list[np
         }
         whole, _ = decompose(rank=ranks)
         found = largest_difference(drawn.run(whole), expected)
-        # A fit to 8 images is not exact: 5e-4 is the most that was seen, and why is not known.
-        allowed = allowed_difference(drawn, expected) + (0 if data is None else 1e-3)
+        # The moments are sums of products in float32, off by e = 1e-6 of the inputs' variance or
+        # so. Where the inputs vary by v of it, the ridge r = 1e-4 lets e * sqrt(v) / (v + r) of
+        # that through to the responses, at most e / (2 * sqrt(r)) = 5e-5.
+        allowed = allowed_difference(drawn, expected) + (0 if data is None else 1e-4)
         assert found <= allowed, f"full rank differs by {found:.1e}, more than {allowed:.1e}"
     _check_saved(drawn, student, folder)
     if way.export:
@@ -246,12 +248,17 @@ def test_every_part_is_drawn() -> None:
     """Each kind of layer and step comes up: a network that is never drawn proves nothing."""
     seen: collections.Counter[str] = collections.Counter()
 
-    @seed(0)
-    @_settings(600)
-    @given(networks.networks())
-    def drawn(drawn: networks.Drawn) -> None:
-        seen.update(set(re.findall(r"[A-Z]\w+(?=\()|ops\.\w+", repr(drawn))))
+    for number in range(4):  # what one seed draws resembles itself
 
-    drawn()
-    parts = "Conv2D Conv3D MultiHeadAttention TimeDistributed Held SpectralNormalization"
+        @seed(number)
+        @_settings(300)
+        @given(networks.networks())
+        def drawn(drawn: networks.Drawn) -> None:
+            seen.update(set(re.findall(r"[A-Z]\w+(?=\()|ops\.\w+", repr(drawn))))
+
+        drawn()
+    parts = (
+        "Conv2D Conv3D ConvLSTM2D MultiHeadAttention TimeDistributed Held Scaled Lambda Masking "
+        "SpectralNormalization Embedding Rescaling ops.pad ops.split ops.mean"
+    )
     assert set(parts.split()) <= set(seen) and {"LSTM", "GRU"} & set(seen), seen

@@ -8,6 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import commands
 import keras
 import numpy as np
 import pytest
@@ -358,6 +359,15 @@ def test_a_command_that_is_terminated_leaves_nothing(tmp_path, monkeypatch, pyte
     assert killed.returncode == 143
     assert killed.stderr.splitlines()[-1] == "-c: terminated"
     assert not list(tmp_path.iterdir())
+
+
+def test_a_backend_that_is_not_there_is_one_line(tmp_path):
+    (tmp_path / "model.keras").touch()
+    paths = [f"--model={tmp_path}/model.keras", f"--output={tmp_path}/student.keras"]
+    command = commands.start("decompose", *paths, cwd=tmp_path, KERAS_BACKEND="nonsense")
+    _, err = command.communicate(timeout=300)
+    assert err.splitlines()[-1].startswith("decompose: cannot import Keras: Unable to import")
+    assert err.splitlines()[-1].endswith("set KERAS_BACKEND=tensorflow")
 
 
 def test_ctrl_c_is_one_line(capsys):

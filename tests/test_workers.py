@@ -8,11 +8,13 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import commands
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
 
 from tfdwd import workers
@@ -205,9 +207,28 @@ def test_moments_of_workers_with_other_shifts_add_up(monkeypatch: pytest.MonkeyP
     assert parts[0].over_workers() is parts[0]  # alone
 
 
-@pytest.mark.parametrize("config", ["", "{}", '{"cluster": {"worker": ["a:1"]}}', "[1]"])
+def _config(addresses: Any, index: Any = 0) -> str:
+    task = {"type": "worker", "index": index}
+    return json.dumps({"cluster": {"worker": addresses}, "task": task})
+
+
+@pytest.mark.parametrize(
+    "config",
+    ["", "{}", '{"cluster": {"worker": ["a:1"]}}', "[1]", _config("abc"), _config(["abc"]),
+     _config([1]), _config(["a:1"], 0.0), _config(["a:1"], 1)],
+)  # fmt: skip
 def test_a_wrong_tf_config_is_told(config: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TF_CONFIG", config)
     with pytest.raises(Error, match="TF_CONFIG: expected JSON such as"):
         workers.join()
     assert (workers.index(), workers.count()) == (0, 1)
+
+
+def test_a_tf_config_that_tensorflow_refuses_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused() -> None:
+        raise tf.errors.UnknownError(None, None, "Could not start gRPC server")
+
+    monkeypatch.setenv("TF_CONFIG", _config(["localhost:99999"]))
+    monkeypatch.setattr(tf.distribute, "MultiWorkerMirroredStrategy", refused)
+    with pytest.raises(Error, match=r"^TF_CONFIG: cannot join localhost:99999: Could not start"):
+        workers.join()

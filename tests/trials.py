@@ -111,7 +111,7 @@ def _child(function: str, seed: int, count: int, folder: Path, seconds: float) -
 def _read(journal: Path, code: str, hung: bool) -> list[Trial]:
     entries = [json.loads(line) for line in journal.read_text().splitlines()]
     trials = []
-    for first, then in zip(entries, [*entries[1:], {}], strict=True):
+    for first, then in zip(entries, [*entries, {}][1:], strict=True):
         if "what" in first:
             if "kind" in then:
                 trials.append(Trial(first["what"], then["kind"], then["detail"]))

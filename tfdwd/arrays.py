@@ -9,7 +9,7 @@ from typing import IO
 import numpy as np
 
 from tfdwd import files, memory
-from tfdwd.errors import Error
+from tfdwd.errors import Error, one_line
 
 _PLAIN = "biuf"  # kinds of dtypes: booleans, whole numbers, floats
 _CHUNK = 2**24  # bytes
@@ -53,7 +53,9 @@ def load(path: str | os.PathLike[str], key: str | None = None) -> np.ndarray:
     except MemoryError as error:
         raise Error(f"{name}: the array does not fit in memory; take fewer images") from error
     except Exception as error:  # whatever zipfile, zlib, struct and NumPy's parser make of damage
-        raise Error(f"{name} is no .npy or .npz file, or a damaged one: {error}") from error
+        raise Error(
+            f"{name} is no .npy or .npz file, or a damaged one: {one_line(error)}"
+        ) from error
 
 
 def _from_archive(file: IO[bytes], name: str, key: str | None) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 import re
 
+_LONGEST = 400  # characters
+
 
 class Error(ValueError):
     """Something in the input is wrong: says what was expected, what came, and the way out."""
@@ -11,7 +13,8 @@ def one_line(error: BaseException) -> str:
     """What an exception says, without line breaks.
 
     Without what TensorFlow and Keras put around it, too: colours, the calls on the way ("in user
-    code: File ..."), each with a line of source, and the arguments at the end.
+    code: File ..."), each with a line of source, and the arguments at the end. What others than
+    tfdwd say is cut where it is long: Keras shows whole configurations.
 
     Example:
       >>> one_line(ValueError("expected 1,\\n  got 2"))
@@ -21,4 +24,6 @@ def one_line(error: BaseException) -> str:
     if text.startswith("in user code:"):
         text = re.sub(r"^ *File .*\n.*\n?", "", text.removeprefix("in user code:"), flags=re.M)
     told = re.split(r"^ *Arguments received by ", text, maxsplit=1, flags=re.MULTILINE)[0]
-    return " ".join((told.strip() or text).split())
+    line = " ".join((told.strip() or text).split())
+    long = len(line) > _LONGEST and not isinstance(error, Error)
+    return f"{line[:_LONGEST]} ..." if long else line

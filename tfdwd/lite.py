@@ -112,7 +112,7 @@ class Model:
             self._read_details()
         except (ValueError, RuntimeError) as error:
             raise Error(
-                f"LiteRT {runtime_version()} cannot open {_name(source)}: {error}"
+                f"LiteRT {runtime_version()} cannot open {_name(source)}: {one_line(error)}"
             ) from error
 
     def _read_details(self) -> None:
@@ -136,7 +136,8 @@ class Model:
             self.interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
             raise Error(
-                f"the .tflite model cannot run at inputs of {[tuple(s) for s in shapes]}: {error}"
+                f"the .tflite model cannot run at inputs of {[tuple(s) for s in shapes]}: "
+                f"{one_line(error)}"
             ) from error
         self._read_details()
 
@@ -371,7 +372,7 @@ def _damage(source: Source) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise Error(f"{_name(source)} is a damaged .tflite model: {error}") from error
+        raise Error(f"{_name(source)} is a damaged .tflite model: {one_line(error)}") from error
 
 
 def _signature(

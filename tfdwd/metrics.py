@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from tfdwd import outputs
-from tfdwd.errors import Error
+from tfdwd.errors import Error, one_line
 
 NAMES = ("top1", "top5", "accuracy", "mean_iou", "psnr", "mse", "agreement")
 VOID = 255  # label of a pixel that counts for no class, as in Pascal VOC and Cityscapes
@@ -331,7 +331,8 @@ def _failures_named(metric: Any) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise Error(f"metric {name_of(metric)!r}: {type(error).__name__}: {error}") from error
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise Error(f"metric {name_of(metric)!r}: {reason}") from error
 
 
 # ---------------------------------------------------------------------- checks

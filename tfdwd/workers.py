@@ -15,13 +15,14 @@ MultiWorkerMirroredStrategy mirrors (keras issue 20585).
 import contextlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from absl import logging
 
-from tfdwd.errors import Error
+from tfdwd.errors import Error, one_line
 
 _strategy: Any = None  # of a process that has joined others; it can do so once
 
@@ -45,7 +46,13 @@ def join() -> None:
         config = json.loads(os.environ["TF_CONFIG"])
         named = config["cluster"]["worker"]
         kind, own = config["task"]["type"], config["task"]["index"]
-        fine = kind == "worker" and 0 <= own < len(named)
+        fine = (
+            kind == "worker"
+            and isinstance(named, list)
+            and all(re.fullmatch(r".+:\d+", address) for address in named)
+            and isinstance(own, int)
+            and 0 <= own < len(named)
+        )
     except (KeyError, TypeError, ValueError):
         fine = False
     if not fine:
@@ -59,6 +66,8 @@ def join() -> None:
         _strategy = tf.distribute.MultiWorkerMirroredStrategy()
     except RuntimeError as error:
         raise Error("expected to join the other workers before TensorFlow runs anything") from error
+    except (tf.errors.OpError, ValueError) as error:
+        raise Error(f"TF_CONFIG: cannot join {', '.join(named)}: {one_line(error)}") from error
     logging.info("worker %d of %d", index(), count())
 
 

@@ -19,7 +19,7 @@ import tensorflow as tf
 from absl import logging
 
 from tfdwd import reporting
-from tfdwd.errors import Error
+from tfdwd.errors import Error, one_line
 
 _ENDINGS = (".jpeg", ".jpg", ".png", ".bmp", ".gif")
 _SHUFFLED = 10_000  # examples among which the next one is drawn
@@ -304,7 +304,7 @@ def tfds(name: str = "imagenet2012", split: str = "train", *, folder: Any = None
         builder = tensorflow_datasets.builder(name, data_dir=folder, try_gcs=False)
         prepared = builder.is_prepared()
     except Exception as error:  # whatever a data set's own code raises
-        raise Error(f"{name}: TensorFlow Datasets does not find it: {error}") from error
+        raise Error(f"{name}: TensorFlow Datasets does not find it: {one_line(error)}") from error
     if not prepared:
         raise Error(
             f"{name}: expected a prepared data set in {builder.data_dir}; prepare it with "

@@ -550,6 +550,10 @@ def input_shape(texts: Sequence[str]) -> InputShape:
 
 def load_model(path: str) -> "keras.Model":
     """Loads a Keras model; see `tfdwd.bridge.load`."""
-    from tfdwd import bridge  # and Keras, which takes seconds
+    try:
+        from tfdwd import bridge  # and Keras, which takes seconds
+    except (ImportError, ValueError) as error:  # of a backend that is not there
+        reason = one_line(error)
+        raise Error(f"cannot import Keras: {reason}; set KERAS_BACKEND=tensorflow") from error
 
     return bridge.load(path)

@@ -16,7 +16,7 @@ import keras
 import numpy as np
 
 from tfdwd import bridge, files, outputs
-from tfdwd.errors import Error
+from tfdwd.errors import Error, one_line
 
 _STATE = "state.npz"
 _HISTORY = ("loss", "val_loss", "val_top1")
@@ -98,8 +98,8 @@ def read(folder: Path) -> State | None:
             raise ValueError("it holds what no run writes")
     except Exception as error:  # NumPy raises whatever its readers of zip and arrays raise
         raise Error(
-            f"{path}: expected the state of a run, but it cannot be read ({error}): it is damaged "
-            "or from another version; remove it and start again, or omit resume"
+            f"{path}: expected the state of a run, but it cannot be read ({one_line(error)}): it "
+            "is damaged or from another version; remove it and start again, or omit resume"
         ) from error
     return state
 
