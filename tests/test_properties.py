@@ -190,7 +190,8 @@ def run_file(path: Path, arrays: list[np.ndarray]) -> list[np.ndarray]:
         model.run([array[start : start + size] for array in arrays])
         for start in range(0, len(arrays[0]), size)
     ]
-    return [np.concatenate(parts) for parts in zip(*runs, strict=True)]
+    # A scalar over all images of a batch cannot be put together of several batches.
+    return [np.concatenate(parts) for parts in zip(*runs, strict=True) if parts[0].ndim]
 
 
 def _exported(drawn: networks.Drawn, student: keras.Model, folder: Path) -> str:
@@ -203,7 +204,7 @@ def _exported(drawn: networks.Drawn, student: keras.Model, folder: Path) -> str:
         assert is_one_clear_line(error), str(error)
         assert not path.exists()
         return f"error: not exported, {error}"
-    outputs = drawn.run(student)
+    outputs = [array for array in drawn.run(student) if array.ndim]
     found = run_file(path, keras.tree.flatten(drawn.data))
     # A thousandth, or what the network makes of the rounding of its input.
     assert largest_difference(found, outputs) <= 1e-3 + allowed_difference(drawn, outputs)

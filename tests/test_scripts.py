@@ -384,7 +384,7 @@ from absl import flags, logging
 from tfdwd.scripts import common
 
 def main():
-    print("conv \\xe9 " * 5000)
+    print("conv \\xe9 " * 50000)  # more than a pipe holds
     logging.warning("layer %s", "\\x1b[2J\\xe9")
     {}
 

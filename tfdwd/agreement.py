@@ -114,6 +114,7 @@ def outputs_of(model: "keras.Model", images: Sequence[np.ndarray], batch: int) -
     import keras
 
     from tfdwd import execution
+    from tfdwd.differences import as_array
 
     called = execution.inference(model)
 
@@ -122,7 +123,7 @@ def outputs_of(model: "keras.Model", images: Sequence[np.ndarray], batch: int) -
             result = called(pack(model, arrays))
         except Exception as error:  # layers raise what they like
             raise Error(f"model {model.name!r} cannot run: {_reason(model, error)}") from error
-        return [np.asarray(output) for output in keras.tree.flatten(result)]
+        return [as_array(output) for output in keras.tree.flatten(result)]
 
     return in_batches(run, images, batch)
 

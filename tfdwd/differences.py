@@ -24,7 +24,7 @@ def difference(found: Any, expected: Any) -> float:
 
 
 def _difference(found: Any, expected: Any) -> float:
-    a, b = np.asarray(found), np.asarray(expected)
+    a, b = as_array(found), as_array(expected)
     if a.shape != b.shape:
         return np.inf
     if a.dtype == object or not a.size:  # text, or nothing
@@ -41,6 +41,16 @@ def _difference(found: Any, expected: Any) -> float:
     each = tuple(range(1, b.ndim))
     scale = np.abs(b).max(each, keepdims=True)
     return float((np.abs(a - b) / np.where(scale, scale, 1)).max())
+
+
+def as_array(tensor: Any) -> np.ndarray:
+    """A tensor of any backend as an array; NumPy alone takes no scalar in bfloat16.
+
+    Example:
+      >>> as_array(keras.ops.cast(1.5, "bfloat16")).shape
+      ()
+    """
+    return np.asarray(tensor.numpy() if hasattr(tensor, "numpy") else tensor)
 
 
 def equal(found: Any, expected: Any) -> bool:

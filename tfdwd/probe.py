@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from tfdwd.differences import as_array
 from tfdwd.graph import Call, Graph
 from tfdwd.inference import at_inference
 
@@ -52,7 +53,7 @@ def _random(random: np.random.Generator, shape: tuple[int, ...], dtype: str, kin
         values = random.normal(0, 2, shape) if kind == "normal" else random.uniform(0, 255, shape)
     else:
         values = random.integers(0, 256 if kind == "pixels" else 2, shape)
-    return values.astype(keras.ops.convert_to_numpy(keras.ops.zeros((), dtype)).dtype)
+    return values.astype(as_array(keras.ops.zeros((), dtype)).dtype)
 
 
 def walk(
@@ -106,7 +107,7 @@ def example(traced: Graph) -> list[Any]:
 def unchanged(*layers: keras.Layer) -> Iterator[None]:
     """Keeps the state that even inference changes, as that of a stateful RNN, or of seeds."""
     states = [
-        (variable, keras.ops.convert_to_numpy(variable))
+        (variable, as_array(variable))
         for outer in layers
         for layer in outer._flatten_layers()
         for variable in (
