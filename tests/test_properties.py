@@ -190,8 +190,7 @@ def run_file(path: Path, arrays: list[np.ndarray]) -> list[np.ndarray]:
         model.run([array[start : start + size] for array in arrays])
         for start in range(0, len(arrays[0]), size)
     ]
-    # A scalar over all images of a batch cannot be put together of several batches.
-    return [np.concatenate(parts) for parts in zip(*runs, strict=True) if parts[0].ndim]
+    return [np.concatenate(list(map(np.atleast_1d, parts))) for parts in zip(*runs, strict=True)]
 
 
 def _exported(drawn: networks.Drawn, student: keras.Model, folder: Path) -> str:
@@ -204,8 +203,11 @@ def _exported(drawn: networks.Drawn, student: keras.Model, folder: Path) -> str:
         assert is_one_clear_line(error), str(error)
         assert not path.exists()
         return f"error: not exported, {error}"
-    outputs = [array for array in drawn.run(student) if array.ndim]
-    found = run_file(path, keras.tree.flatten(drawn.data))
+    found, outputs = run_file(path, keras.tree.flatten(drawn.data)), drawn.run(student)
+    # A scalar over all images is another one over the images of a batch.
+    pairs = [(a, b) for a, b in zip(found, outputs, strict=True) if a.shape == b.shape]
+    assert len(pairs) == len(outputs) or any(b.shape == (1,) for b in outputs)
+    found, outputs = [a for a, _ in pairs], [b for _, b in pairs]
     # A thousandth, or what the network makes of the rounding of its input.
     assert largest_difference(found, outputs) <= 1e-3 + allowed_difference(drawn, outputs)
     return "exported"
