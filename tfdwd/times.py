@@ -14,10 +14,10 @@ from tfdwd.errors import Error
 from tfdwd.plans import Option
 from tfdwd.timecache import TimeCache
 
-_LAYER_ROUNDS = 9  # of timing a layer with its stacks
-_STUDENT_ROUNDS = 20  # of timing a whole student beside the original
-_REPEATS = 3  # with twice as many rounds each, where an interval is too wide:
-_WIDE_LAYER, _WIDE_STUDENT = 1.2, 1.05  # its upper end over its lower one
+# Rounds of timing a layer with its stacks, and a whole student beside the original; the next number
+# where an interval is too wide, its upper end over its lower one.
+_LAYER_ROUNDS, _WIDE_LAYER = (9, 18), 1.2
+_STUDENT_ROUNDS, _WIDE_STUDENT = (20, 40, 80), 1.05
 _RANDOM_IMAGES = 8  # for the ranges of a layer that is only timed
 
 
@@ -144,7 +144,7 @@ class TimesHere:
 
     def network(self) -> float:
         report = benchmarking.benchmark(
-            {"model": self._content}, threads=self.threads, rounds=_STUDENT_ROUNDS
+            {"model": self._content}, threads=self.threads, rounds=_STUDENT_ROUNDS[0]
         )
         if report.timings[0].noisy:
             logging.warning("the machine is noisy: trust the ratios, not the milliseconds")
@@ -187,13 +187,13 @@ class TimesHere:
         return self._beside(files, _STUDENT_ROUNDS, _WIDE_STUDENT)[1]["student"]
 
     def _beside(
-        self, files: Mapping[str, bytes], rounds: int, wide: float
+        self, files: Mapping[str, bytes], all_rounds: Sequence[int], wide: float
     ) -> tuple[float, dict[str, Ratio]]:
         """Times the first file beside the others; again, for longer, what is left too open."""
         (first, content), *others = files.items()
         found: dict[str, Ratio] = {}
         kept_ms = np.inf
-        for _ in range(_REPEATS):
+        for rounds in all_rounds:
             report = benchmarking.benchmark(
                 {first: content, **dict(others)}, threads=self.threads, rounds=rounds
             )
@@ -204,7 +204,6 @@ class TimesHere:
                 if known is None or ratio.width < known.width:
                     found[timing.name] = ratio
             others = [(name, file) for name, file in others if found[name].width > wide]
-            rounds *= 2
             if not others:
                 break
         return float(kept_ms), found
