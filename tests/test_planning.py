@@ -318,9 +318,8 @@ def test_a_tradeoff_has_plans_from_slow_to_fast():
     found = tfdwd.tradeoff(model, DATA, points=3, latency_table=made_up, minutes=0)
     slow, middle, fast = found.plans
     assert 0.9 >= slow.ms_after > middle.ms_after > fast.ms_after
-    assert fast == dataclasses.replace(
-        planned(model, latency=float(fast.budget.removeprefix("latency=")), minutes=0)
-    )
+    part = float(fast.budget.removeprefix("latency="))
+    assert fast == planned(model, latency=part, minutes=0)
     assert all(layer.replaced for layer in fast.layers)
     assert found.plan(1.0).loss == min(plan.loss for plan in found.plans)
     assert found.plan(fast.ms_after + 1e-6) == fast
