@@ -540,6 +540,19 @@ def test_a_quantised_file_may_take_and_give_floats(classifier, tmp_path):
     assert names[0] == "QUANTIZE" and names[-1] == "DEQUANTIZE"
 
 
+def test_pads_with_infinity_are_quantised(tmp_path):
+    # As KerasHub's ResNet V2 pads before its first pooling; the last pad is before a least one.
+    x = keras.Input((8, 8, 3))
+    y = layers.Conv2D(4, 3, padding="same", bias_initializer=keras.initializers.Constant(-3))(x)
+    pad = [(0, 0), (1, 1), (1, 1), (0, 0)]
+    y = layers.MaxPooling2D(3, 2)(keras.ops.pad(y, pad, constant_values=-np.inf))
+    y = -layers.MaxPooling2D(3, 2)(-keras.ops.pad(y, pad, constant_values=np.inf))
+    model = keras.Model(x, y)
+    images = np.random.default_rng(0).normal(size=(40, 8, 8, 3)).astype(np.float32)
+    report = export(model, tmp_path / "m.tflite", quantize="int8", data=images)
+    assert report.outputs[0].sqnr_db > 25
+
+
 def test_the_layer_with_an_outlier_costs_most(tmp_path):
     keras.utils.set_random_seed(0)
     layers = keras.layers

@@ -95,6 +95,24 @@ def test_in_order_swaps_and_swaps_back(content):
     assert lite.in_order(swapped, ["extra", "picture"], ["a", "z"]) == content
 
 
+@pytest.mark.parametrize("quantize", ["none", "int8"])
+def test_each_output_alone_is_what_the_whole_model_gives(tmp_path, two_in_two_out, quantize):
+    images = [np.random.default_rng(0).random((32, *x.shape[1:])) for x in two_in_two_out.inputs]
+    export(two_in_two_out, tmp_path / "m.tflite", quantize=quantize, data=images)
+    whole = lite.Model(tmp_path / "m.tflite")
+    parts = list(lite.each_output((tmp_path / "m.tflite").read_bytes()))
+    few = [array[:1] for array in images]
+    for part, tensor, expected in zip(parts, whole.outputs, whole.run(few), strict=True):
+        model = lite.Model(part)
+        assert [x.name for x in model.inputs] == [x.name for x in whole.inputs]
+        assert model.outputs == (tensor,)
+        np.testing.assert_array_equal(model.run(few)[0], expected)
+    assert all(len(part) < (tmp_path / "m.tflite").stat().st_size for part in parts)
+    needed = [operator for part in parts for operator in lite.operators(part)]
+    assert set(needed) == set(lite.operators(tmp_path / "m.tflite"))
+    assert len(lite.operators(parts[0])) < len(needed)
+
+
 def test_a_model_without_a_signature_has_the_names_of_its_tensors():
     concrete = tf.function(lambda x: x + 1).get_concrete_function(
         tf.TensorSpec((1, 2), tf.float32, "plain")

@@ -362,6 +362,9 @@ def checked_activations(
       tfdwd.Error: a loop that collects its results, NaN, infinity or numbers close to it; names the
         layer.
     """
+    from tfdwd import rebuild
+
+    model = rebuild.with_finite_pads(model, images)
     function = _traced(model, sizes)
     _check_loops(model, function)
     content = _converted(model, function)
@@ -408,7 +411,7 @@ def convert(
     from tfdwd import rebuild
 
     if images is not None and quantize in _WHOLE:
-        model = rebuild.with_global_pools(model)
+        model = rebuild.with_global_pools(rebuild.with_finite_pads(model, images))
     function = _traced(model, sizes)
     return _converted(model, function, quantize, float_io, images)
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
+from ai_edge_litert.tools import flatbuffer_utils
 
 from tfdwd import files, memory
 from tfdwd.errors import Error, one_line
@@ -22,6 +23,9 @@ Source = str | os.PathLike[str] | bytes
 _BUILTIN_NAMES = {
     code: name for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)
 }
+
+
+_MISSING = -1  # stands for an optional input that an operator does without
 
 
 @dataclass(frozen=True)
@@ -349,6 +353,53 @@ def in_order(content: bytes, inputs: Sequence[str], outputs: Sequence[str]) -> b
     index_of = dict(_entries(signature.Outputs, signature.OutputsLength()))
     graph.OutputsAsNumpy()[:] = [index_of[name] for name in outputs]
     return bytes(changed)
+
+
+def each_output(content: bytes) -> Iterator[bytes]:
+    """Takes a .tflite model apart: for each output the part that it needs, as a model of its own.
+
+    Args:
+      content: a .tflite model of one signature, without control flow.
+
+    Yields:
+      One model for each output, in their order, with all of the inputs.
+
+    Example:
+      >>> masks, boxes = each_output(content)
+    """
+    for number in range(schema.Model.GetRootAs(content, 0).Subgraphs(0).OutputsLength()):
+        model = flatbuffer_utils.read_model_from_bytearray(content)
+        [graph], [signature] = model.subgraphs, model.signatureDefs
+        graph.outputs = graph.outputs[number : number + 1]
+        signature.outputs = [
+            entry for entry in signature.outputs if entry.tensorIndex == graph.outputs[0]
+        ]
+        needed = {*graph.inputs, *graph.outputs}
+        operators = []
+        for operator in reversed(graph.operators):
+            if not needed.isdisjoint(operator.outputs):
+                operators.append(operator)
+                needed.update(operator.inputs)
+        graph.operators = operators[::-1]
+        _keep_tensors(model, sorted(needed - {_MISSING}))
+        yield bytes(flatbuffer_utils.convert_object_to_bytearray(model))
+
+
+def _keep_tensors(model: Any, kept: Sequence[int]) -> None:
+    """Removes all other tensors of a model of one subgraph, and what they hold."""
+    [graph], [signature] = model.subgraphs, model.signatureDefs
+    place = {_MISSING: _MISSING, **{old: new for new, old in enumerate(kept)}}
+    graph.tensors = [graph.tensors[index] for index in kept]
+    for holder in (graph, *graph.operators):
+        holder.inputs = [place[index] for index in holder.inputs]
+        holder.outputs = [place[index] for index in holder.outputs]
+    for entry in (*signature.inputs, *signature.outputs):
+        entry.tensorIndex = place[entry.tensorIndex]
+    used = {tensor.buffer for tensor in graph.tensors}
+    used.update(entry.buffer for entry in model.metadata or ())
+    for index, buffer in enumerate(model.buffers):
+        if index not in used:
+            buffer.data = None
 
 
 def content_of(source: Source) -> bytes:

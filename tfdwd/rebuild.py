@@ -5,7 +5,7 @@ import functools
 import tempfile
 import types
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -17,6 +17,9 @@ from tfdwd.differences import equal
 from tfdwd.errors import Error
 from tfdwd.factorize import Bottleneck, Channel, Separable, Stack
 from tfdwd.inference import at_inference
+
+
+_IMAGES = 8  # run at once
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -37,15 +40,16 @@ class Expansion:
     concatenate: keras.layers.Layer | None
     last: keras.layers.Layer
 
-    def __call__(self, x: Any) -> Any:
-        """Runs the stack on a tensor (batch, h, w, c)."""
+    def __call__(self, x: Any, **given: Any) -> Any:
+        """Runs the stack on a tensor (batch, h, w, c); the last layer gets all other arguments."""
         parts = []
         for branch in self.branches:
             part = x
             for layer in branch:
                 part = layer(part)
             parts.append(part)
-        return self.last(parts[0] if self.concatenate is None else self.concatenate(parts))
+        joined = parts[0] if self.concatenate is None else self.concatenate(parts)
+        return self.last(joined, **given)
 
     @property
     def layers(self) -> list[keras.layers.Layer]:
@@ -221,6 +225,65 @@ def with_global_pools(model: keras.Model) -> keras.Model:
             others.add(id(layer))
     found = {number: pool for number, pool in whole.items() if number not in others}
     return rebuild(model, found) if found else model
+
+
+class _FinitePad(keras.Operation):
+    """Pads with a number of its own, whatever it is told to pad with."""
+
+    def __init__(self, pad_width: Any, number: float, name: str) -> None:
+        super().__init__(name=name)
+        self.pad_width, self.number = pad_width, number
+
+    def call(self, x: Any, constant_values: Any = None) -> Any:
+        del constant_values
+        return keras.ops.pad(x, self.pad_width, constant_values=self.number)
+
+
+def with_finite_pads(model: keras.Model, images: Sequence[np.ndarray]) -> keras.Model:
+    """Replaces pads with infinity, as before a max pooling, by ones with a number.
+
+    Whole numbers have no infinity. The least number that the padded tensor takes on the images
+    does the same: in a quantised file nothing is below it.
+
+    Args:
+      model: Functional or Sequential; stays as it is.
+      images: from which the ranges of the file come, an array (images, ...) for each input.
+
+    Returns:
+      A copy, or the model itself where there is no such pad.
+    """
+    traced = graph.trace(model)
+    ends = {  # the least or the greatest number
+        id(call): np.min if padded < 0 else np.max
+        for call in traced.calls
+        if np.isinf(padded := _padded_with(call, traced))
+    }
+    if not ends:
+        return model
+    numbers: dict[int, float] = {}
+    pads: dict[int, Expansion] = {}
+    batch = traced.specs[traced.inputs[0]].shape[0] or _IMAGES
+    for start in range(0, len(images[0]), batch):
+        rows = np.minimum(np.arange(start, start + batch), len(images[0]) - 1)
+        tensors = [
+            keras.ops.convert_to_tensor(array[rows], traced.specs[number].dtype)
+            for number, array in zip(traced.inputs, images, strict=True)
+        ]
+        for call, reads, _ in probe.walk(traced, tensors):
+            if end := ends.get(id(call)):
+                pad, values = call.operation, keras.ops.convert_to_numpy(reads[call.inputs[0]])
+                numbers[id(pad)] = float(end([end(values), numbers.get(id(pad), end(values))]))
+                finite = _FinitePad(pad.pad_width, numbers[id(pad)], pad.name)
+                pads[id(pad)] = Expansion(((),), None, finite)
+    return rebuild(model, pads)
+
+
+def _padded_with(call: graph.Call, traced: graph.Graph) -> float:
+    """The number that a call of ``keras.ops.pad`` pads with; 0 for all other calls."""
+    if type(call.operation).__name__ != "Pad":
+        return 0
+    args, kwargs = call.fill({number: traced.specs[number] for number in call.inputs})
+    return (*args[1:], kwargs.get("constant_values"))[0] or 0
 
 
 class _Copier:

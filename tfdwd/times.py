@@ -218,10 +218,15 @@ def layer_files(
     config = {**layer.get_config(), "dtype": "float32", "activation": "relu", "use_bias": True}
     conv = keras.layers.Conv2D.from_config(config)
     x = keras.Input(shape[1:], name="x")
-    yield "kept", conversion.convert(keras.Model(x, conv(x)), [shape], quantize, images=images)
-    for option in options:
-        model = keras.Model(x, random_stack(conv, option)(x))
-        yield name_of(option), conversion.convert(model, [shape], quantize, images=images)
+    answers = [conv(x)]
+    for number, option in enumerate(options):
+        stack = keras.Model(x, random_stack(conv, option)(x), name=f"stack_{number}")
+        answers.append(stack(x))
+    # One conversion for all: most of its time does not depend on what there is to convert.
+    model = keras.Model(x, answers)
+    content = conversion.convert(model, [shape], quantize, images=images)
+    names = ["kept", *map(name_of, options)]
+    yield from zip(names, lite.each_output(content), strict=True)
 
 
 def random_stack(conv: keras.layers.Conv2D, option: Option) -> rebuild.Expansion:
