@@ -35,7 +35,7 @@ def pytest_collection() -> Generator[None, object, object]:
 
 @pytest.fixture(autouse=True)
 def brief_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Times are not what most tests are about: a twentieth of a sample will do."""
+    """Times are not what most tests are about: a fifth of a sample will do."""
     from tfdwd import benchmarking
 
     monkeypatch.setattr(benchmarking, "_SAMPLE_SECONDS", 0.001)
@@ -46,7 +46,7 @@ def long_samples(brief_samples: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Times are measured as for users."""
     from tfdwd import benchmarking
 
-    monkeypatch.setattr(benchmarking, "_SAMPLE_SECONDS", 0.02)
+    monkeypatch.setattr(benchmarking, "_SAMPLE_SECONDS", 0.005)
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,8 @@ import datetime
 import json
 import subprocess
 import sys
+import threading
+import time
 
 import keras
 import numpy as np
@@ -48,7 +50,7 @@ def test_four_times_the_work_takes_longer(one_layer, capfd):
 def test_the_rounds_are_interleaved_and_ratios_are_taken_within_a_round(one_layer, monkeypatch):
     order = []
 
-    def seconds(model, runs):
+    def seconds(model, runs, clock):
         order.append(names[id(model)])
         # The machine halves its speed with every round; "b" is always 4 times as fast as "a".
         round_number = (len(order) - 5) // 2
@@ -75,11 +77,34 @@ def test_the_rounds_are_interleaved_and_ratios_are_taken_within_a_round(one_laye
 
 
 def test_a_sample_lasts_long_enough(one_layer):
-    model = lite.Model(one_layer)
-    runs = benchmarking._runs_per_sample(model)
-    assert runs & (runs - 1) == 0
-    # 20 ms when it was measured; a machine that gets faster at once is still well above 2.
-    assert benchmarking._seconds_per_run(model, runs) * runs > 0.002
+    model, clock = lite.Model(one_layer), benchmarking._clock(1)
+    model.run([np.zeros(tensor.shape) for tensor in model.inputs])
+    runs = benchmarking._runs_per_sample(model, clock)
+    # A machine that gets faster at once is still well above a fifth.
+    assert benchmarking._seconds_per_run(model, runs, clock) * runs > 0.2 * (
+        benchmarking._SAMPLE_SECONDS
+    )
+
+
+def test_one_thread_is_timed_without_what_others_take(one_layer):
+    def busy():
+        while not done.is_set():
+            pass
+
+    model, done = lite.Model(one_layer), threading.Event()
+    other = threading.Thread(target=busy)  # takes the interpreter's lock half of the time
+    other.start()
+    try:
+        start, used = time.perf_counter(), benchmarking._clock(1)()
+        for _ in range(20):
+            model.invoke()
+            time.sleep(0.005)
+        used, passed = benchmarking._clock(1)() - used, time.perf_counter() - start
+    finally:
+        done.set()
+        other.join()
+    assert passed > 0.1 and 0 < used < 0.5 * passed
+    assert benchmarking._clock(2) is time.perf_counter
 
 
 def test_the_interval_covers_the_truth_and_not_much_else():

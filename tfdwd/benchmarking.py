@@ -8,11 +8,12 @@ import dataclasses
 import datetime
 import io
 import json
+import math
 import os
 import platform
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,9 +29,9 @@ from tfdwd.shapes import InputShape
 if TYPE_CHECKING:
     import keras
 
-# One sample is the mean of as many runs as take this long: a clock tick or a context switch is then
-# small beside it, however small the model.
-_SAMPLE_SECONDS = 0.02
+# One sample is the mean of as many runs as take this long. Many short samples tell more in the same
+# time than few long ones: what else the machine does spoils only those that it meets.
+_SAMPLE_SECONDS = 0.005
 _RESAMPLES = 2000
 _NOISY = 1.25  # p90 over p10 from which on a machine is called noisy
 MOST_THREADS = 512
@@ -198,7 +199,7 @@ def benchmark(
         (in float32). The first is the one that the others are compared with.
       threads: that LiteRT may use.
       xnnpack: whether LiteRT may use XNNPACK, as it does by default.
-      rounds: samples of each model. Each sample is the mean over runs of 20 ms or more.
+      rounds: samples of each model. Each sample is the mean over runs of 5 ms or more.
       warmup: runs of each model before anything is timed.
       startup: also measure loading, the first run and peak memory, in a new process for each model.
       input_shape: at which sizes to run the Keras models that leave them open, as for
@@ -217,14 +218,15 @@ def benchmark(
     checks.switches(xnnpack=xnnpack, startup=startup)
     contents = {name: content_of(model, input_shape) for name, model in models.items()}
     opened = [lite.Model(content, threads, xnnpack=xnnpack) for content in contents.values()]
+    clock = _clock(threads)
     for model in opened:
         model.load(_random_inputs(model))
-        _seconds_per_run(model, warmup)
-    runs = [_runs_per_sample(model) for model in opened]
+        _seconds_per_run(model, warmup, clock)
+    runs = [_runs_per_sample(model, clock) for model in opened]
     seconds = np.zeros((rounds, len(opened)))
     watch = Watch(_ROOT)
     for number, index in interleaved(rounds, len(opened)):
-        seconds[number, index] = _seconds_per_run(opened[index], runs[index])
+        seconds[number, index] = _seconds_per_run(opened[index], runs[index], clock)
         watch.look()
     return BenchmarkReport(
         timings=tuple(
@@ -305,19 +307,27 @@ def _random(generator: np.random.Generator, tensor: lite.Tensor) -> np.ndarray:
     return generator.random(tensor.shape).astype(tensor.dtype)
 
 
-def _seconds_per_run(model: lite.Model, runs: int) -> float:
-    start = time.perf_counter()
+def _clock(threads: int) -> Callable[[], float]:
+    """The clock to time so many threads by, in seconds."""
+    # LiteRT runs one thread's work in the thread that calls it. Windows counts in ticks of 16 ms.
+    if threads == 1 and time.get_clock_info("thread_time").resolution < 1e-5:
+        return time.thread_time
+    return time.perf_counter
+
+
+def _seconds_per_run(model: lite.Model, runs: int, clock: Callable[[], float]) -> float:
+    start = clock()
     for _ in range(runs):
         model.invoke()
-    return (time.perf_counter() - start) / runs
+    return (clock() - start) / runs
 
 
-def _runs_per_sample(model: lite.Model) -> int:
-    """Doubles the runs until they last long enough."""
+def _runs_per_sample(model: lite.Model, clock: Callable[[], float]) -> int:
+    """As many runs as last long enough; more are tried until they do."""
     runs = 1
-    while _seconds_per_run(model, runs) * runs < _SAMPLE_SECONDS:
+    while (seconds := _seconds_per_run(model, runs, clock)) * runs < _SAMPLE_SECONDS / 2:
         runs *= 2
-    return runs
+    return math.ceil(_SAMPLE_SECONDS / seconds)
 
 
 def _startup(content: bytes, threads: int, xnnpack: bool) -> dict[str, Any]:

@@ -18,7 +18,6 @@ from tfdwd.errors import Error
 from tfdwd.factorize import Bottleneck, Channel, Separable, Stack
 from tfdwd.inference import at_inference
 
-
 _IMAGES = 8  # run at once
 
 

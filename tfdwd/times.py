@@ -16,7 +16,7 @@ from tfdwd.timecache import TimeCache
 
 # Rounds of timing a layer with its stacks, and a whole student beside the original; the next number
 # where an interval is too wide, its upper end over its lower one.
-_LAYER_ROUNDS, _WIDE_LAYER = (9, 18), 1.2
+_LAYER_ROUNDS, _WIDE_LAYER = (12, 24), 1.2
 _STUDENT_ROUNDS, _WIDE_STUDENT = (20, 40, 80), 1.05
 _RANDOM_IMAGES = 8  # for the ranges of a layer that is only timed
 
