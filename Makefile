@@ -6,13 +6,19 @@ INSTALLED := $(VENV)/.installed
 # Programs in Python whose names do not say so.
 SCRIPTS := android_demo/build_apk android_demo/draw_screens android_demo/put_models
 
-.PHONY: demo test test-slow test-nightly test-android demo-models lint
+# Coverage takes a third of the time again, so only `make coverage`, and CI, have it.
+TESTS := -m "not slow and not nightly and not android" -n 2 --dist worksteal
+
+.PHONY: demo test coverage test-slow test-nightly test-android demo-models lint
 
 demo: $(INSTALLED)
 	$(BIN)/python benchmarks/demo/run.py
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not slow and not nightly and not android" -n 2 --dist worksteal \
+	$(BIN)/python -m pytest $(TESTS)
+
+coverage: $(INSTALLED)
+	$(BIN)/python -m pytest $(TESTS) \
 		--cov=tfdwd --cov-report=term-missing:skip-covered --cov-fail-under=95
 
 test-slow: $(INSTALLED)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import nbclient
 import nbformat
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -19,6 +20,12 @@ def notebook(tmp_path_factory):
     assert first.metadata.tags == ["parameters"]
     assert not any(cell.get("outputs") for cell in notebook.cells)
     first.source = first.source.replace('"students"', repr(str(folder)))
+    with np.load(ROOT / "benchmarks/demo/fashion_mnist.npz") as content:
+        few = {name: content[name][:1000] for name in ("x_train", "x_test", "y_test")}
+    np.savez(folder / "few.npz", **few)
+    images = '"benchmarks/demo/fashion_mnist.npz"'
+    assert images in first.source
+    first.source = first.source.replace(images, repr(str(folder / "few.npz")))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))  # times are measured anew
         client = nbclient.NotebookClient(
@@ -43,7 +50,7 @@ def _top1(text):
 def test_the_notebook_ends_with_faster_files(notebook):
     cells, folder = notebook
     [original] = _top1(_outputs(cells, "original:")[0])
-    assert original > 0.93  # 0.9397 on 4,000 images
+    assert original > 0.92  # 0.9397 on all 4,000 images
     [rank1] = _top1(_outputs(cells, "rank=1")[0])
     assert 0.85 < rank1 < original
     [planned] = _top1(_outputs(cells, "rank=plan")[0])
