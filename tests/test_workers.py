@@ -15,11 +15,13 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from absl import flags
 from keras import layers
 
 from tfdwd import workers
 from tfdwd.errors import Error
 from tfdwd.moments import Moments
+from tfdwd.scripts import common
 
 # Sums over workers are added in another order than in one process. Each of at most 30 steps moves
 # weights of about 1 by that rounding, 1e-7, and a network this small does not amplify it tenfold.
@@ -222,6 +224,18 @@ def test_a_wrong_tf_config_is_told(config: str, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(Error, match="TF_CONFIG: expected JSON such as"):
         workers.join()
     assert (workers.index(), workers.count()) == (0, 1)
+
+
+@pytest.mark.parametrize("config", ['{"cluster"', '{"cluster": {"worker": 3}}'])
+def test_a_wrong_tf_config_beside_mirrored_is_told(
+    config: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own_flags = flags.FlagValues()
+    scope = common.define_strategy(own_flags, ["none", "mirrored"])
+    own_flags(["train", "--strategy=mirrored"])
+    monkeypatch.setenv("TF_CONFIG", config)
+    with pytest.raises(Error, match="--strategy=mirrored: TensorFlow cannot read TF_CONFIG"):
+        scope()
 
 
 def test_a_tf_config_that_tensorflow_refuses_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

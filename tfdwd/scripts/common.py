@@ -386,7 +386,16 @@ def define_strategy(
         if given.value == "mirrored":
             import tensorflow as tf
 
-            return tf.distribute.MirroredStrategy().scope()
+            try:
+                return tf.distribute.MirroredStrategy().scope()
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                config = os.environ.get("TF_CONFIG")
+                if config is None:
+                    raise
+                raise Error(
+                    f"--strategy=mirrored: TensorFlow cannot read TF_CONFIG, {config!r} "
+                    f"({one_line(error)}); unset it, since it is for --strategy=multiworker"
+                ) from error
         return contextlib.nullcontext()
 
     return scope
