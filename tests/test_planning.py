@@ -93,6 +93,19 @@ def test_times_are_measured_once(model, tmp_path, monkeypatch):
     assert json.loads(cache.read_text()) == known
 
 
+@pytest.mark.parametrize("gone", ["separable 1", "separable 2 at most"])
+def test_a_time_that_is_gone_from_the_cache_is_measured_again(model, tmp_path, gone):
+    cache = tmp_path / "latency.json"
+    tfdwd.plan(model, DATA, macs=0.5, cache=cache, minutes=0)
+    known = json.loads(cache.read_text())
+    fields = [set(own) for own in known.values()]
+    for own in known.values():
+        own.pop(gone, None)
+    cache.write_text(json.dumps(known))
+    tfdwd.plan(model, DATA, macs=0.5, cache=cache, minutes=0)
+    assert [set(own) for own in json.loads(cache.read_text()).values()] == fields
+
+
 def test_the_least_loss_within_the_budget_is_taken(model):
     # Without the time to measure another student the integer program's is taken.
     plans = [planned(model, macs=part, minutes=0) for part in (0.5, 0.3, 0.2)]

@@ -163,8 +163,12 @@ class TimesHere:
         )
         known = self._seen.times(key)
         names = [name_of(option) for option in options]
-        # Times of earlier versions were halves of two runs.
-        missing = [o for o, name in zip(options, names, strict=True) if f"{name} kept" not in known]
+        # Times of earlier versions were halves of two runs, and people edit the cache.
+        missing = [
+            option
+            for option, name in zip(options, names, strict=True)
+            if not {"kept", name, f"{name} kept", f"{name} surely", f"{name} at most"} <= {*known}
+        ]
         if missing:
             files = dict(layer_files(layer, shape, missing, self.quantize))
             kept_ms, ratios = self._beside(files, _LAYER_ROUNDS, _WIDE_LAYER)

@@ -31,7 +31,7 @@ from tfdwd import files, reporting
 HERE = pathlib.Path(__file__).resolve().parent
 PAGE = HERE.parent.parent / "docs" / "tasks.md"
 CALIBRATION, HELD_OUT, BATCH = 1024, 1024, 32
-STEPS, RATE = 1000, 3e-3
+STEPS, RATE = 2000, 3e-3
 HEADERS = [
     "task", "input", "score", "precision", "original", "before fine-tuning", "student", "lost",
     "MACs of the original", "of the student", "original ms", "student ms", "time", "low", "high",
