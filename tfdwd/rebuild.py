@@ -282,7 +282,8 @@ def _padded_with(call: graph.Call, traced: graph.Graph) -> float:
     if type(call.operation).__name__ != "Pad":
         return 0
     args, kwargs = call.fill({number: traced.specs[number] for number in call.inputs})
-    return (*args[1:], kwargs.get("constant_values"))[0] or 0
+    padded = (*args[1:], kwargs.get("constant_values"))[0]
+    return float(padded) if isinstance(padded, (int, float, np.number)) else 0
 
 
 class _Copier:
