@@ -153,7 +153,7 @@ def draw() -> None:
     """plan.png: what plans say against what came, of time and of loss."""
     import matplotlib.pyplot as plt
 
-    headers, *rows = _rows("plan.csv")
+    rows = _rows("plan.csv", HEADERS)
     figure, axes = plt.subplots(1, 2, figsize=(10, 5), layout="constrained")
     pairs = {
         "time in ms": ("plan says ms", "measured ms"),
@@ -161,7 +161,7 @@ def draw() -> None:
     }
     for axis, (title, columns) in zip(axes, pairs.items(), strict=True):
         for name in dict.fromkeys(row[0] for row in rows):
-            own = [[float(r[headers.index(c)]) for c in columns] for r in rows if r[0] == name]
+            own = [[float(r[HEADERS.index(c)]) for c in columns] for r in rows if r[0] == name]
             axis.loglog(*zip(*own, strict=True), "o", label=name)
         ends = [
             min(axis.get_xlim()[0], axis.get_ylim()[0]),
@@ -173,12 +173,14 @@ def draw() -> None:
     figure.savefig(HERE / "plan.png", dpi=100)
 
 
-def _rows(name: str) -> list[list[str]]:
+def _rows(name: str, headers: list[str]) -> list[list[str]]:
+    """Of a table with these headers; none of an earlier one."""
     path = HERE / name
     if not path.is_file():
         return []
     with open(path, newline="") as file:
-        return list(csv.reader(file))
+        found, *rows = csv.reader(file)
+    return rows if found == headers else []
 
 
 def _write(name: str, headers: list[str], rows: list[list[str]]) -> None:
@@ -200,14 +202,14 @@ def main() -> None:
         names = list(NETWORKS)
     for name in names:
         for precision, shown in PRECISIONS.items():
-            rows = [row for row in _rows("plan.csv")[1:] if row[:2] != [name, shown]]
+            rows = [row for row in _rows("plan.csv", HEADERS) if row[:2] != [name, shown]]
             for row in compared(name, precision):
                 print(*row, flush=True)
                 rows.append(row)
                 rows.sort(key=lambda row: list(NETWORKS).index(row[0]))
                 _write("plan.csv", HEADERS, rows)
     draw()
-    print(reporting.table(HEADERS, _rows("plan.csv")[1:]))
+    print(reporting.table(HEADERS, _rows("plan.csv", HEADERS)))
 
 
 if __name__ == "__main__":
