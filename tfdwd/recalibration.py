@@ -11,8 +11,8 @@ from tfdwd import workers
 from tfdwd.execution import run_call
 from tfdwd.graph import Graph, trace
 
-# Of 16 images the last bits of a stack decided whether the norms stayed as they were, which is points
-# of accuracy; of 64 that is rare (benchmarks/steady.py).
+# Of 16 images the last bits of a stack decided whether the norms stayed as they were, which is
+# points of accuracy; of 64 that is rare (benchmarks/steady.py).
 IMAGES = 64
 
 
