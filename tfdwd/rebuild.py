@@ -12,14 +12,11 @@ import keras
 import numpy as np
 from absl import logging
 
-from tfdwd import graph, nodes, opening, probe
-from tfdwd.differences import equal
+from tfdwd import graph, nodes, opening, probe, shapes
+from tfdwd.differences import as_array, equal
 from tfdwd.errors import Error
 from tfdwd.factorize import Bottleneck, Channel, Separable, Stack
 from tfdwd.inference import at_inference
-
-_IMAGES = 8  # run at once
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Expansion:
@@ -259,21 +256,24 @@ def with_finite_pads(model: keras.Model, images: Sequence[np.ndarray]) -> keras.
     }
     if not ends:
         return model
-    numbers: dict[int, float] = {}
-    pads: dict[int, Expansion] = {}
-    batch = traced.specs[traced.inputs[0]].shape[0] or _IMAGES
-    for start in range(0, len(images[0]), batch):
-        rows = np.minimum(np.arange(start, start + batch), len(images[0]) - 1)
+
+    def numbers_of(arrays: list[np.ndarray]) -> list[Any]:
         tensors = [
-            keras.ops.convert_to_tensor(array[rows], traced.specs[number].dtype)
-            for number, array in zip(traced.inputs, images, strict=True)
+            keras.ops.convert_to_tensor(array, traced.specs[number].dtype)
+            for number, array in zip(traced.inputs, arrays, strict=True)
         ]
-        for call, reads, _ in probe.walk(traced, tensors):
-            if end := ends.get(id(call)):
-                pad, values = call.operation, keras.ops.convert_to_numpy(reads[call.inputs[0]])
-                numbers[id(pad)] = float(end([end(values), numbers.get(id(pad), end(values))]))
-                finite = _FinitePad(pad.pad_width, numbers[id(pad)], pad.name)
-                pads[id(pad)] = Expansion(((),), None, finite)
+        return [
+            ends[id(call)](as_array(reads[call.inputs[0]]))
+            for call, reads, _ in probe.walk(traced, tensors)
+            if id(call) in ends
+        ]
+
+    found = shapes.in_batches(numbers_of, images, shapes.images_at_once(model))
+    padding = [call for call in traced.calls if id(call) in ends]
+    pads = {}
+    for call, numbers in zip(padding, found, strict=True):
+        pad, number = call.operation, float(ends[id(call)](numbers))
+        pads[id(pad)] = Expansion(((),), None, _FinitePad(pad.pad_width, number, pad.name))
     return rebuild(model, pads)
 
 
