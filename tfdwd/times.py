@@ -18,9 +18,9 @@ from tfdwd.timecache import TimeCache
 # where an interval is too wide, its upper end over its lower one.
 _LAYER_ROUNDS, _WIDE_LAYER = (12, 24), 1.2
 _NETWORK_ROUNDS = 20
-_STUDENT_ROUNDS, _WIDE_STUDENT = (10, 20, 40), 1.05
+_STUDENT_ROUNDS, _WIDE_STUDENT = (5, 10, 20), 1.05
 # Where in memory LiteRT puts a network changes its time by a percent or two, so a student is opened
-# several times.
+# several times, for so many rounds each.
 _OPENINGS = 4
 _RANDOM_IMAGES = 8  # for the ranges of a layer that is only timed
 
@@ -192,11 +192,14 @@ class TimesHere:
             rebuild.rebuild(self._model, stacks), self._sizes, self.quantize, images=self._images
         )
         files = {"original": self._content, "student": student}
-        openings = [
-            self._beside(files, _STUDENT_ROUNDS, _WIDE_STUDENT)[1]["student"]
-            for _ in range(_OPENINGS)
-        ]
-        return Ratio(*np.exp(np.mean(np.log([dataclasses.astuple(r) for r in openings]), axis=0)))
+        found = []
+        for rounds in _STUDENT_ROUNDS:
+            openings = [self._beside(files, [rounds], 1)[1]["student"] for _ in range(_OPENINGS)]
+            logs = np.log([dataclasses.astuple(ratio) for ratio in openings])
+            found.append(Ratio(*np.exp(np.mean(logs, axis=0))))
+            if found[-1].width <= _WIDE_STUDENT:
+                break
+        return min(found, key=lambda ratio: ratio.width)
 
     def _beside(
         self, files: Mapping[str, bytes], all_rounds: Sequence[int], wide: float
