@@ -18,6 +18,7 @@ from tfdwd.errors import Error
 from tfdwd.factorize import Bottleneck, Channel, Separable, Stack
 from tfdwd.inference import at_inference
 
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Expansion:
     """The Keras layers of one stack, with their weights; call it where the convolution was called.
