@@ -98,3 +98,25 @@ def test_corrections_come_from_what_was_measured():
     assert np.argsort(found)[0] == 0 and np.argsort(found)[-1] == 3
     # Of one student there is nothing to tell the layers apart by.
     np.testing.assert_allclose(choice.corrections(np.ones((1, 4)), np.array([8.0])), 2.0)
+
+
+def test_times_in_a_network_are_learnt_from_students():
+    source = np.random.default_rng(0)
+    choices = random_choices(source)
+    alone = choice.added(choices, "latency")
+    # Some stacks save more in a network than alone, some less, and all of them a quarter more.
+    real = [own * 1.25 * source.uniform(0.95, 1.05, size=4) for own in alone]
+    every = list(itertools.product(range(4), repeat=4))
+
+    def ms(taken):
+        return 10 + sum(own[i] for own, i in zip(real, taken, strict=True))
+
+    errors = []
+    for known in (0, 1, 5, 30):
+        students = {tuple(taken): ms(taken) for taken in source.permutation(every)[:known]}
+        found = choice.in_a_network(choices, 10.0, students)
+        assert all(own[0] == 0 for own in found)
+        told = [10 + sum(own[i] for own, i in zip(found, taken, strict=True)) for taken in every]
+        errors.append(np.abs(np.array(told) - [ms(taken) for taken in every]).mean())
+    assert np.all(np.diff(errors) < 0) and errors[-1] < errors[0] / 5
+    assert choice.in_a_network([], 1.0, {}) == []

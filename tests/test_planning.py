@@ -285,7 +285,7 @@ def test_a_student_is_made_until_it_takes_what_it_may(gain):
     made_up = MadeUp(gain=gain)
     model = deep()
     plan = planned(model, made_up=made_up, latency=0.6, minutes=0)
-    assert 0.9 * 0.6 < plan.ms_after <= 0.606
+    assert 0.9 * 0.6 < plan.ms_after <= 0.612
     alone = sum(x.ms_before - x.ms_after for x in plan.layers if x.replaced)
     assert 1 - plan.ms_after == pytest.approx(gain * alone, rel=0.2)
     assert made_up.students < 60
@@ -308,7 +308,7 @@ def test_the_student_of_least_measured_loss_is_taken():
     assert plan.loss == min(one.loss for one in plan.tried)
     names = [one.name for one in plan.tried]
     assert names[0] == "integer program" and any(name.startswith("uniform") for name in names)
-    assert all(one.ms <= 0.606 for one in plan.tried) and len(names) >= 3
+    assert all(one.ms <= 0.612 for one in plan.tried) and len(names) >= 3
     table = str(plan)
     assert all(name in table for name in names) and "measured loss" in table
     alone = planned(deep(), latency=0.6, minutes=0)

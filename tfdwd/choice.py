@@ -12,6 +12,9 @@ from tfdwd.plans import Option
 
 # What it costs a layer's factor to be twice the common one, as a relative error of a student.
 _STIFF = 0.1
+# How far from 1 the factor between what stacks save in a network and alone is expected to be: that
+# of all, and that of each stack; and what is wrong in the time of a network, as a part of it.
+_COMMON, _OWN, _NOISE = 0.2, 0.1, 0.01
 
 Taken = tuple[int, ...]  # of each convolution's candidates the number of the one that is taken
 
@@ -69,6 +72,7 @@ def best(
     kind: str,
     room: float,
     losses: Sequence[np.ndarray] | None = None,
+    weights: Sequence[np.ndarray] | None = None,
 ) -> Taken | None:
     """The choice of least loss that adds at most ``room``; for "max_error" the fastest such.
 
@@ -77,6 +81,7 @@ def best(
       kind: of what ``room`` is, as for `added`.
       room: what may be added; less than 0 where something must be saved.
       losses: of each convolution's candidates, if not those predicted.
+      weights: what each candidate adds of ``kind``, if not what `added` says.
 
     Returns:
       The choice; None if there is none.
@@ -84,7 +89,7 @@ def best(
     Raises:
       tfdwd.Error: the integer program was not solved.
     """
-    weights = added(choices, kind)
+    weights = added(choices, kind) if weights is None else list(weights)
     if sum(own.min() for own in weights) > room:
         return None
     if not choices:
@@ -183,3 +188,39 @@ def corrections(predicted: np.ndarray, measured: np.ndarray) -> np.ndarray:
     right = np.concatenate([np.ones(len(measured)), np.full(predicted.shape[1], _STIFF)])
     found = scipy.optimize.lsq_linear(rows, right, bounds=(0.3, 3.0)).x
     return np.asarray(common * found)
+
+
+def in_a_network(
+    choices: Choices, before: float, students: Mapping[Taken, float]
+) -> list[np.ndarray]:
+    """What each candidate adds to the time of a network, by what it takes alone and in students.
+
+    The best linear estimate, if what a stack saves in a network is what it saves alone times a
+    factor near 1, part of which is common to all stacks.
+
+    Args:
+      choices: candidates of each convolution.
+      before: ms of the original.
+      students: {choice: ms} of the students that were timed.
+
+    Returns:
+      As `added`.
+
+    Example:
+      >>> kept, stack = Candidate(None, 9, 9, 0.0, 2.0), Candidate(Option("", 1, 4), 4, 4, 0.1, 1.0)
+      >>> in_a_network([[kept, stack], [kept, stack]], 5.0, {(1, 0): 4.2})[0].round(2)
+      array([ 0.  , -0.81])
+    """
+    alone = added(choices, "latency")
+    flat = np.concatenate([*alone, []])
+    first = np.cumsum([0, *map(len, choices)])[:-1]
+    rows = np.zeros((len(students), len(flat)))
+    for row, taken in zip(rows, students, strict=True):
+        places = first + np.array(taken, int)
+        row[places] = flat[places]
+    # The factors' covariance is _COMMON^2 for any two and _OWN^2 more on the diagonal.
+    beside = _COMMON**2 * rows.sum(1)[:, None] + _OWN**2 * rows
+    missed = np.array([ms - before for ms in students.values()]) - rows.sum(1)
+    noise = (_NOISE * before) ** 2 * np.eye(len(rows))
+    factors = 1 + beside.T @ np.linalg.solve(beside @ rows.T + noise, missed)
+    return [own * factors[a : a + len(own)] for own, a in zip(alone, first, strict=True)]

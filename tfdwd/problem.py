@@ -95,13 +95,14 @@ class Problem:
         ratio = self.times.student(layers) if layers else None
         if ratio is None:
             return before + choice.total(self.choices, taken, "latency")
+        ratio = times.Ratio(*workers.of_first([np.array(dataclasses.astuple(ratio))])[0].tolist())
         if self.by_time and ratio.width > times.OPEN:
             raise Error(
                 "the machine is too noisy to plan by time: the speed-up of a whole student was "
                 f"measured to be between {ratio.low:.2f} and {ratio.high:.2f}; stop other work on "
                 "it, or plan by macs="
             )
-        return of_first_worker(before / ratio.speed_up)
+        return before / ratio.speed_up
 
     def likeness(self, taken: Taken) -> Likeness:
         """Decomposes a student and compares it with the original."""

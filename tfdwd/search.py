@@ -21,9 +21,10 @@ _NEAR = 0.95  # of that time is close enough
 _TOLERANCE = 1.02  # of what one network takes, two measurements tell so much apart
 _STUDENTS = 10  # that are decomposed and compared with the original, at most
 _POWERS = 0.7, 1.4
+_BARRED = 1e3  # times a layer's largest loss
 _UNIFORM = 6  # uniform students that are timed, at most
 _WORSE = 2.0  # times the best one's predicted loss: from there on a uniform student is not tried
-_SPARE = 1.05  # times the budget: what its layers alone say may be wrong by so much
+_SPARE = 1.15  # times the budget: what its layers say may be wrong by so much
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +96,6 @@ class Search:
         self.tried: list[tuple[str, Taken, Likeness]] = []
         self._before = problem.totals["latency"]
         self._limit = budget.limit(problem.totals.get(budget.kind, 1.0))
-        self._gain = 1.0  # what a student saves over what its layers save alone
         self._end = time.monotonic() + 60 * minutes
 
     def found(self) -> Taken:
@@ -115,10 +115,14 @@ class Search:
                 break
             self._measure(name, taken)
         while len(self.tried) < _STUDENTS and not self._is_over():
-            again = self._near(self._program(self._losses()))
-            if again is None or again in [taken for _, taken, _ in self.tried]:
+            losses = self._losses()
+            again = self._near(self._program(losses))
+            name = "integer program, corrected"
+            if again is None or self._is_tried(again):
+                again, name = self._other_way(losses), "integer program, otherwise"
+            if again is None:
                 break
-            self._measure("integer program, corrected", again)
+            self._measure(name, again)
         return min(self.tried, key=lambda one: one[2].loss)[1]
 
     def predicted(self, taken: Taken) -> float:
@@ -136,31 +140,68 @@ class Search:
     def _is_over(self) -> bool:
         return bool(of_first_worker(time.monotonic() > self._end))
 
-    def _program(
-        self, losses: Sequence[np.ndarray] | None = None
-    ) -> Callable[[float], Taken | None]:
+    def _is_tried(self, taken: Taken) -> bool:
+        return taken in [known for _, known, _ in self.tried]
+
+    def _added(self) -> list[np.ndarray]:
+        """What candidates add of the budget's kind, times as the students that were timed say."""
+        known, kind = self.problem, self.budget.kind
+        if kind != "latency":
+            return choice.added(known.choices, kind)
+        return choice.in_a_network(known.choices, self._before, known.timed)
+
+    def _program(self, losses: Sequence[np.ndarray] | None = None) -> Callable[[], Taken | None]:
+        """Proposes the choice of least loss within the budget."""
         kind = self.budget.kind
-        start = self.problem.totals.get(kind, 0.0)
-        return lambda aim: choice.best(self.problem.choices, kind, aim - start, losses)
+
+        def propose() -> Taken | None:
+            weights = self._added()
+            room = self._limit - self.problem.totals.get(kind, 0.0)
+            if kind == "latency":  # the fastest has its chance, whatever its layers say
+                room = max(room, float(sum(own.min() for own in weights)) + 1e-9 * self._limit)
+            return choice.best(self.problem.choices, kind, room, losses, weights)
+
+        return propose
+
+    def _other_way(self, losses: Sequence[np.ndarray]) -> Taken | None:
+        """The likeliest choice that does without one kind of stack that the best student has.
+
+        Its layer's factor is told by nothing else than students that differ there.
+        """
+        best = min(self.tried, key=lambda one: one[2].loss)[1]
+        found: list[tuple[float, Taken]] = []
+        for place, own in enumerate(self.problem.choices):
+            taken = own[best[place]].option
+            barred = [(c.option and c.option.stack) == (taken and taken.stack) for c in own]
+            if all(barred):
+                continue
+            wanted = list(losses)
+            wanted[place] = np.where(barred, _BARRED * max(1.0, wanted[place].max()), wanted[place])
+            way = self._program(wanted)()
+            if way is not None and not self._is_tried(way) and not barred[way[place]]:
+                found.append((_sum(wanted, way), way))
+        for _, way in sorted(found):
+            if self.budget.kind != "latency" or self.problem.ms(way) <= _TOLERANCE * self._limit:
+                return way
+        return None
 
     def _others(self) -> Iterator[tuple[str, Taken]]:
         """What the program finds if losses add up otherwise: if large ones count less, or more."""
         losses = choice.added(self.problem.choices, "max_error")
         for power in _POWERS:
             taken = self._near(self._program([own**power for own in losses]))
-            if taken is not None and taken not in [known for _, known, _ in self.tried]:
+            if taken is not None and not self._is_tried(taken):
                 yield f"integer program, losses to the power of {power}", taken
 
     def _uniform(self) -> Iterator[tuple[str, Taken]]:
         """Uniform students within the budget, those of the least predicted loss first."""
         choices, kind = self.problem.choices, self.budget.kind
-        timed = kind == "latency"
-        gain, spare = (self._gain, _SPARE) if timed else (1.0, 1.0)
-        start = self.problem.totals[kind]
+        timed, weights = kind == "latency", self._added()
+        spare = _SPARE if timed else 1.0
         worst = _WORSE * self.predicted(self.tried[0][1])
         found: dict[Taken, str] = {self.tried[0][1]: ""}
         for how, rank, taken in choice.uniform(choices, list(map(_limits, self.problem.selected))):
-            size = start + gain * choice.total(choices, taken, kind)
+            size = self.problem.totals[kind] + _sum(weights, taken)
             if size <= spare * self._limit and self.predicted(taken) <= worst:
                 found.setdefault(taken, f"uniform {how} {rank}")
         likely = sorted(list(found.items())[1:], key=lambda one: self.predicted(one[0]))
@@ -178,42 +219,34 @@ class Search:
         factors = choice.corrections(np.maximum(predicted, 1e-15), measured)
         return [own * factor for own, factor in zip(losses, factors, strict=True)]
 
-    def _near(self, propose: Callable[[float], Taken | None]) -> Taken | None:
+    def _near(self, propose: Callable[[], Taken | None]) -> Taken | None:
         """The largest choice within the budget that some rule proposes.
 
         What the layers save alone is not what the student saves. For a budget of time students are
-        made and timed until one takes what it may: each counts on the layers to save as much less,
-        or more, than alone as those of the one before did.
+        made and timed until one takes what it may: each time says more of what the next will take.
 
         Args:
-          propose: from a size (of the budget's kind, the layers alone) to a choice of at most it.
+          propose: gives a choice that should be within the budget, by what is known by then.
         """
         if self.budget.kind != "latency":
-            return propose(self._limit)
+            return propose()
         within: list[tuple[float, Taken]] = []
         seen: set[Taken] = set()
         for _ in range(_TRIES):
-            aim = self._before - (self._before - self._limit) / self._gain
-            taken = propose(max(aim, self._least()))
+            taken = propose()
             if taken is None or taken in seen:
                 break
             seen.add(taken)
+            expected = self._before + _sum(self._added(), taken)
             ms = self.problem.ms(taken)
-            logging.info("aimed at %.4f ms for %.4f ms, got %.4f ms", aim, self._limit, ms)
+            logging.info("for %.4f ms: expected %.4f, got %.4f ms", self._limit, expected, ms)
             if ms <= self._limit * _TOLERANCE:
                 within.append((ms, taken))
                 if ms >= _NEAR * self._limit:
                     break
-            alone = -choice.total(self.problem.choices, taken, "latency")
-            if alone <= 0:
+            if not any(taken):
                 break
-            self._gain = max((self._before - ms) / alone, 1e-3)
         return max(within)[1] if within else None
-
-    def _least(self) -> float:
-        """The least that the layers alone may take, and a little, for rounding."""
-        saved = [own.min() for own in choice.added(self.problem.choices, "latency")]
-        return self._before + float(sum(saved)) + 1e-9 * self._limit
 
     def _unmet(self) -> str:
         kind, whole = self.budget.kind, self.problem.totals.get(self.budget.kind, 0.0)
@@ -227,6 +260,10 @@ class Search:
             f"{least:.6g}{unit}{part}, with every layer replaced by the smallest stack that was "
             "measured to be faster"
         )
+
+
+def _sum(values: Sequence[np.ndarray], taken: Taken) -> float:
+    return float(sum(own[i] for own, i in zip(values, taken, strict=True)))
 
 
 def _limits(one: Selected) -> dict[int, int]:

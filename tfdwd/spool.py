@@ -9,15 +9,17 @@ from typing import Any
 
 import numpy as np
 
+from tfdwd import memory
 from tfdwd.errors import Error
 
-_IN_MEMORY = 256 * 2**20  # bytes of one spool that stay in memory
+_IN_MEMORY = 2**30  # bytes of one spool that stay in memory, at most; disks write 0.1 GB/s
+_PART = 1 / 16  # of all memory, at most
 _LEFT = 2**30  # bytes of the disk that are left to others;
 _LEFT_PART = 0.05  # on a small disk this part of it
 
 
 class Spool:
-    """A queue of lists of arrays; what is beyond `_IN_MEMORY` bytes is kept on disk."""
+    """A queue of lists of arrays; what is beyond a GiB is kept on disk."""
 
     def __init__(self, stack: contextlib.ExitStack) -> None:
         self._stack = stack
@@ -36,7 +38,7 @@ class Spool:
         """
         size = sum(array.nbytes for array in arrays)
         self._bytes += size
-        if self._bytes <= _IN_MEMORY:
+        if self._bytes <= min(_IN_MEMORY, _PART * memory.total()):
             self._batches.append(list(arrays))
             return
         try:
