@@ -19,8 +19,8 @@ from absl import flags
 from keras import layers
 
 from tfdwd import workers
+from tfdwd.calibration import Moments
 from tfdwd.errors import Error
-from tfdwd.moments import Moments
 from tfdwd.scripts import common
 
 # Sums over workers are added in another order than in one process. Each of at most 30 steps moves

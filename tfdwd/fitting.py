@@ -7,10 +7,8 @@ import keras
 import numpy as np
 
 from tfdwd import blas, factorize, rebuild
-from tfdwd.calibration import Collected
+from tfdwd.calibration import Collected, Moments, with_identity
 from tfdwd.errors import Error
-from tfdwd.fisher import with_identity
-from tfdwd.moments import Moments
 from tfdwd.plans import Option
 
 

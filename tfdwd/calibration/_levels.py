@@ -1,6 +1,6 @@
-"""Calibration: images stream through the original and the student side by side.
+"""A sweep: images stream through the original and the student side by side.
 
-A sweep walks both networks from the inputs to the outputs. It stops at each *level* of
+It walks both networks from the inputs to the outputs. It stops at each *level* of
 convolutions that have no unsolved convolution before them, collects their moments over all
 images, lets its caller solve them, and carries the activations at this frontier on to the next.
 Each layer of each network so runs once per image, however deep the network is; the frontier is kept
@@ -18,17 +18,17 @@ import numpy as np
 import tensorflow as tf
 
 from tfdwd import blas, workers
+from tfdwd.calibration._fisher import fisher_metrics
+from tfdwd.calibration._moments import Moments
+from tfdwd.calibration._schedule import Schedule, Site
+from tfdwd.calibration._spool import Spool
 from tfdwd.errors import Error
 from tfdwd.execution import patches_at, response, rows_at, run_call
 from tfdwd.factorize import Stack
-from tfdwd.fisher import fisher_metrics
 from tfdwd.graph import Graph, infer_specs, own_batch, rows_per_image
 from tfdwd.inference import names_for_tensorflow
-from tfdwd.moments import Moments
 from tfdwd.rebuild import Expansion, kernel_of
 from tfdwd.reporting import progress
-from tfdwd.schedule import Schedule, Site
-from tfdwd.spool import Spool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +86,7 @@ def levels(
         replaced) if True, from the original otherwise; then there is one level, and y is the
         original's response alone.
       weigh: whether `Collected.fisher` is wanted: how much each direction of the response matters
-        (`tfdwd.fisher`), found on the first images.
+        (`fisher_metrics`), found on the first images.
       metrics: what an earlier run has found of that, {id(convolution): (n, n)}.
       keep_rows: whether `Collected.rectified` is wanted.
       seed: of the random positions at which rows are taken, the same in both networks.
@@ -193,7 +193,7 @@ class Collected:
     Attributes:
       conv: the convolution.
       moments: of (x, y), this worker's until they are shared.
-      fisher: `tfdwd.fisher.fisher_metrics` of the response, (n, n), or None.
+      fisher: `fisher_metrics` of the response, (n, n), or None.
     """
 
     def __init__(
