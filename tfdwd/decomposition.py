@@ -334,5 +334,10 @@ def _report(
     fixed = all(None not in spec.shape[1:] for spec in model.inputs)
     before, after = (costs.count(network).macs if fixed else 0 for network in (model, student))
     return DecompositionReport(
-        method, tuple(layers), before, after, model.count_params(), student.count_params()
+        method=method,
+        layers=tuple(layers),
+        macs_before=before,
+        macs_after=after,
+        parameters_before=model.count_params(),
+        parameters_after=student.count_params(),
     )

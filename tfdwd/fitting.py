@@ -105,7 +105,7 @@ def fit(
     variance = float(factorize.variances(stack, inputs.matrix).sum())
     error = _missed(stack.kernel().reshape(best.shape), variance, plain)
     stack = factorize.equalized(stack, inputs.matrix, plain.mean_x)
-    return Fitted(option, stack, bias, error, irreducible, said)
+    return Fitted(option, stack, bias, error=error, irreducible=irreducible, metric=said)
 
 
 def _best(
