@@ -10,24 +10,23 @@ is one point) and of Fashion-MNIST (4,000, half a point). Expected: with the sca
 point lost. Needs TFDWD_DATA. Writes int8.csv beside this file.
 """
 
+import dataclasses
 import os
 import pathlib
 import tempfile
-from unittest import mock
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import common
 
 import tfdwd
-from tfdwd import factorize, reporting
+from tfdwd import calibration, reporting
 
 HERE = pathlib.Path(__file__).parent
 
 
 def main() -> None:
     rows = []
-    unscaled = mock.patch.object(factorize, "equalized", lambda stack, xx, mean: stack)
     for network, load, examples, count in (
         ("ResNet-8", common.resnet8, common.cifar10, 1024),
         ("demo", common.shufflenet, common.fashion, 512),
@@ -41,11 +40,11 @@ def main() -> None:
             for scaled in (True, False):
                 with tempfile.TemporaryDirectory() as folder:
                     student = model
-                    if stack != "original" and scaled:
-                        student = tfdwd.decompose(model, images, rank=rank, stack=stack)
-                    elif stack != "original":
-                        with unscaled:
-                            student = tfdwd.decompose(model, images, rank=rank, stack=stack)
+                    if stack != "original":
+                        settings = dataclasses.replace(calibration.DEFAULT, equalize=scaled)
+                        student = common.decomposed(
+                            model, images, rank=rank, stack=stack, settings=settings
+                        )
                     if scaled:
                         accuracies.append(tfdwd.evaluate(student, test, batch_size=500).top1)
                     path = f"{folder}/student.tflite"

@@ -248,7 +248,7 @@ def decomposed(
                 key = id(collected.conv)
                 fitted[key] = fitting.fit(
                     collected, options[key], method=method, recalibrate=recalibrate,
-                    rectifications=settings.rectifications,
+                    settings=settings,
                 )  # fmt: skip
                 expansions[key] = _expanded(collected.conv, fitted[key])
     student = rebuild.rebuild(model, expansions)

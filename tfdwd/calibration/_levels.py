@@ -33,7 +33,7 @@ from tfdwd.reporting import progress
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What was chosen once for all networks (benchmarks/ablation.py measures it).
+    """What was chosen once for all networks (benchmarks/ablation.py and int8.py measure it).
 
     Attributes:
       rows_per_unknown, min_rows: rows of moments of a layer: so many for each unknown (c * q) of
@@ -43,6 +43,7 @@ class Settings:
         of what there is to gain.
       fisher: whether "joint" weighs the response by the Fisher metric.
       residual: whether a layer that ends a residual branch mends what the shortcut lost.
+      equalize: whether a stack's factors are scaled against each other for int8.
     """
 
     rows_per_unknown: int = 32
@@ -50,6 +51,7 @@ class Settings:
     rectifications: int = 2
     fisher: bool = True
     residual: bool = True
+    equalize: bool = True
 
     def rows(self, unknowns: int) -> int:
         """Of a layer with so many unknowns."""
