@@ -9,20 +9,19 @@ differences between rows, on the same images, are known better.) Needs TFDWD_DAT
 ablation.csv beside this file.
 """
 
-import csv
 import dataclasses
 import os
 import pathlib
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import common
 import keras
 import numpy as np
 
 import tfdwd
-from tfdwd import calibration, candidates, decomposition, graph, reporting, selection
+from tfdwd import calibration, reporting
 
-DATA = pathlib.Path(os.environ.get("TFDWD_DATA", "../shared/data"))
 HERE = pathlib.Path(__file__).parent
 AS_IT_IS = calibration.DEFAULT
 VARIANTS = {
@@ -47,21 +46,14 @@ VARIANTS = {
 def decomposed(model: keras.Model, images: np.ndarray, rank: int, variant: dict) -> keras.Model:
     """As `tfdwd.decompose` does it, with other settings."""
     changes = dict(variant)
-    traced = graph.trace(model)
-    convs = candidates.find_convolutions(traced)
-    selected = selection.uniform(convs, rank, include=changes.pop("include", None))
+    include = changes.pop("include", None)
     settings = dataclasses.replace(AS_IT_IS, **changes)
-    batches = np.array_split(images, len(images) // 32)
-    return decomposition.decomposed(
-        model, traced, selected, ([batch] for batch in batches), settings=settings
-    )[0]
+    return common.decomposed(model, images, 32, rank=rank, include=include, settings=settings)
 
 
 def main() -> None:
-    model = keras.models.load_model(DATA / "mlperf_tiny_resnet8.h5", compile=False)
-    with np.load(DATA / "cifar10_subset.npz") as content:
-        images = content["x_train"][:1024]
-        held_out = content["x_train"][1024:], content["y_train"][1024:].ravel()
+    model, (train, _) = common.resnet8(), common.cifar10()
+    images, held_out = train[0][:1024], (train[0][1024:], train[1][1024:])
     rows = []
     for name, variant in VARIANTS.items():
         accuracies = [
@@ -72,8 +64,7 @@ def main() -> None:
         print(*rows[-1], flush=True)
     headers = ["variant", "rank 1", "rank 2"]
     print(reporting.table(headers, rows))
-    with open(HERE / "ablation.csv", "w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([headers, *rows])
+    common.write_rows(HERE / "ablation.csv", headers, rows)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ keras.applications.ResNet50 at 128 px with 128 images, both random. Adds to deco
 beside this file, whose rows for the same networks are replaced.
 """
 
-import csv
 import os
 import pathlib
 import resource
@@ -21,10 +20,12 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import common
 import keras
 import numpy as np
 import scipy.linalg
@@ -33,15 +34,14 @@ import tensorflow as tf
 import tfdwd
 from tfdwd import blas, calibration
 
-DATA = pathlib.Path(os.environ.get("TFDWD_DATA", "../shared/data"))
 HERE = pathlib.Path(__file__).parent
+HEADERS = ["network", "images", "seconds", "ratio", "MiB at 256", "MiB at 2048"]
 REPEATS = 3
 
 
 def resnet8(images: int) -> tuple[keras.Model, np.ndarray]:
-    model = keras.models.load_model(DATA / "mlperf_tiny_resnet8.h5", compile=False)
-    with np.load(DATA / "cifar10_subset.npz") as content:
-        return model, content["x_train"][:images].astype(np.float32)
+    (pixels, _), _ = common.cifar10()
+    return common.resnet8(), pixels[:images].astype(np.float32)
 
 
 def resnet50(images: int) -> tuple[keras.Model, np.ndarray]:
@@ -95,26 +95,18 @@ def decompose_and_count(
 ) -> tuple[keras.Model, list[tuple[int, int, int]]]:
     """The student, and for each replaced layer the (rows, c * q, n) that decompose takes."""
     found = []
-    original = calibration.Collected.close
 
-    def close(self: calibration.Collected) -> None:
-        d, n = self.moments.sum_xy.shape
-        found.append((self.moments.count, d, n))
-        original(self)
+    def counted(*arguments: Any, **options: Any) -> Iterator[list[calibration.Collected]]:
+        for level in calibration.levels(*arguments, **options):
+            found.extend((one.moments.count, *one.moments.sum_xy.shape) for one in level)
+            yield level
 
-    calibration.Collected.close = close
-    try:
-        return tfdwd.decompose(model, images), found
-    finally:
-        calibration.Collected.close = original
+    return common.decomposed(model, images, sweep=counted), found
 
 
 def main(names: list[str]) -> None:
     path = HERE / "decompose_speed.csv"
-    lines: list[list[str]] = []
-    if path.is_file():
-        with open(path, newline="") as file:
-            lines = [line for line in list(csv.reader(file))[1:] if line[0] not in names]
+    lines = [line for line in common.read_rows(path) if line[0] not in names]
     for name in names:
         make, images = NETWORKS[name]
         model, data = make(images)
@@ -143,10 +135,7 @@ def main(names: list[str]) -> None:
         )
         figures = [statistics.median(wholes), statistics.median(ratios), *peaks]
         lines.append([name, str(images), *(f"{figure:.2f}" for figure in figures)])
-    with open(path, "w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["network", "images", "seconds", "ratio", "MiB at 256", "MiB at 2048"])
-        writer.writerows(lines)
+    common.write_rows(path, HEADERS, lines)
 
 
 def peak_memory(name: str, images: int) -> None:

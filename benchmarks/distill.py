@@ -11,7 +11,6 @@ error is one point. Wanted: 0.78, 0.84 and 0.855. Needs TFDWD_DATA. Writes disti
 file.
 """
 
-import csv
 import os
 import pathlib
 import sys
@@ -19,13 +18,12 @@ from collections.abc import Iterator
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import keras
+import common
 import numpy as np
 
 import tfdwd
 from tfdwd import reporting
 
-DATA = pathlib.Path(os.environ.get("TFDWD_DATA", "../shared/data"))
 HERE = pathlib.Path(__file__).parent
 HEADERS = ["student", "MMACs", "epochs", "before", "after"]
 STUDENTS = ["auto 1", "auto 2", "planned, 0.6"]
@@ -47,12 +45,9 @@ def augmented(images: np.ndarray, epoch: int) -> Iterator[np.ndarray]:
 
 
 def main(names: list[str]) -> None:
-    model = keras.models.load_model(DATA / "mlperf_tiny_resnet8.h5", compile=False)
-    with np.load(DATA / "cifar10_subset.npz") as content:
-        train, test = content["x_train"], (content["x_test"], content["y_test"].ravel())
+    model, ((train, _), test) = common.resnet8(), common.cifar10()
     few = train[:1024]
-    with open(HERE / "distill.csv", newline="") as file:
-        rows = {row[0]: row for row in list(csv.reader(file))[1:]}
+    rows = {row[0]: row for row in common.read_rows(HERE / "distill.csv")}
     for name in names:
         if name.startswith("planned"):
             student = tfdwd.decompose(model, few, rank=tfdwd.plan(model, few, latency=0.6))
@@ -70,8 +65,7 @@ def main(names: list[str]) -> None:
         after = tfdwd.evaluate(student, test, batch_size=500).top1
         macs = tfdwd.costs.count(student).macs
         rows[name] = [name, f"{macs / 1e6:.2f}", str(EPOCHS), f"{before:.4f}", f"{after:.4f}"]
-        with open(HERE / "distill.csv", "w", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows([HEADERS, *rows.values()])
+        common.write_rows(HERE / "distill.csv", HEADERS, rows.values())
     print(reporting.table(HEADERS, rows.values()))
 
 

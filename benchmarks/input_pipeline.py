@@ -11,7 +11,6 @@ by CPU time, which a busy machine changes less. Wanted: at least 0.85. Only the 
 which is why it could be above 1. Needs TFDWD_DATA. Writes input_pipeline.csv beside this file.
 """
 
-import csv
 import os
 import pathlib
 import tempfile
@@ -20,12 +19,12 @@ from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import common
 import numpy as np
 import tensorflow as tf
 
 from tfdwd import data, reporting
 
-DATA = pathlib.Path(os.environ.get("TFDWD_DATA", "../shared/data"))
 HERE = pathlib.Path(__file__).parent
 HEADERS = [
     "images/s", "read and decode only", "ratio", "lowest", "highest", "ratio by CPU time", "cores"
@@ -36,8 +35,7 @@ COUNTED = 6144  # images in each turn; 10,000 are in the buffer, the others stil
 
 def write(folder: pathlib.Path) -> int:
     """Writes the shards; returns their bytes."""
-    with np.load(DATA / "cifar10_subset.npz") as content:
-        images = content["x_train"][:IMAGES]
+    (images, _), _ = common.cifar10()
     source = np.random.default_rng(0)
     for shard in range(SHARDS):
         first, *others = [
@@ -45,7 +43,7 @@ def write(folder: pathlib.Path) -> int:
             for copy in range(TIMES)
         ]
         with tf.io.TFRecordWriter(str(first)) as writer:
-            for image in images[shard::SHARDS]:
+            for image in images[shard:IMAGES:SHARDS]:
                 large = tf.image.resize(image, (375, 500), "bicubic").numpy()
                 large += source.normal(size=large.shape) * 11
                 encoded = tf.io.encode_jpeg(np.clip(large, 0, 255).astype(np.uint8), quality=95)
@@ -96,8 +94,7 @@ def main() -> None:
         f"{ratios.max():.2f}", f"{np.median(by_cpu):.2f}", os.cpu_count(),
     ]  # fmt: skip
     print(reporting.table(HEADERS, [row]))
-    with open(HERE / "input_pipeline.csv", "w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([HEADERS, row])
+    common.write_rows(HERE / "input_pipeline.csv", HEADERS, [row])
 
 
 if __name__ == "__main__":

@@ -10,41 +10,29 @@ is one point) and of Fashion-MNIST (4,000, half a point). Expected: with the sca
 point lost. Needs TFDWD_DATA. Writes int8.csv beside this file.
 """
 
-import csv
+import dataclasses
 import os
 import pathlib
 import tempfile
-from unittest import mock
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import keras
-import numpy as np
+import common
 
 import tfdwd
-from tfdwd import factorize, reporting
+from tfdwd import calibration, reporting
 
-DATA = pathlib.Path(os.environ.get("TFDWD_DATA", "../shared/data"))
 HERE = pathlib.Path(__file__).parent
-
-
-def resnet8() -> tuple[keras.Model, np.ndarray, tuple[np.ndarray, np.ndarray]]:
-    model = keras.models.load_model(DATA / "mlperf_tiny_resnet8.h5", compile=False)
-    with np.load(DATA / "cifar10_subset.npz") as content:
-        return model, content["x_train"][:1024], (content["x_test"], content["y_test"].ravel())
-
-
-def demo() -> tuple[keras.Model, np.ndarray, tuple[np.ndarray, np.ndarray]]:
-    model = keras.models.load_model(HERE / "demo" / "fashion_shufflenet.keras", compile=False)
-    with np.load(HERE / "demo" / "fashion_mnist.npz") as content:
-        return model, content["x_train"][:512], (content["x_test"], content["y_test"])
 
 
 def main() -> None:
     rows = []
-    unscaled = mock.patch.object(factorize, "equalized", lambda stack, xx, mean: stack)
-    for network, load in ("ResNet-8", resnet8), ("demo", demo):
-        model, images, test = load()
+    for network, load, examples, count in (
+        ("ResNet-8", common.resnet8, common.cifar10, 1024),
+        ("demo", common.shufflenet, common.fashion, 512),
+    ):
+        model, ((train, _), test) = load(), examples()
+        images = train[:count]
         for stack, rank in [("original", 0)] + [
             (s, r) for s in ("separable", "auto") for r in (1, 2, 3)
         ]:
@@ -52,11 +40,11 @@ def main() -> None:
             for scaled in (True, False):
                 with tempfile.TemporaryDirectory() as folder:
                     student = model
-                    if stack != "original" and scaled:
-                        student = tfdwd.decompose(model, images, rank=rank, stack=stack)
-                    elif stack != "original":
-                        with unscaled:
-                            student = tfdwd.decompose(model, images, rank=rank, stack=stack)
+                    if stack != "original":
+                        settings = dataclasses.replace(calibration.DEFAULT, equalize=scaled)
+                        student = common.decomposed(
+                            model, images, rank=rank, stack=stack, settings=settings
+                        )
                     if scaled:
                         accuracies.append(tfdwd.evaluate(student, test, batch_size=500).top1)
                     path = f"{folder}/student.tflite"
@@ -83,8 +71,7 @@ def main() -> None:
         "SQNR in dB",
     ]
     print(reporting.table(headers, rows))
-    with open(HERE / "int8.csv", "w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([headers, *rows])
+    common.write_rows(HERE / "int8.csv", headers, rows)
 
 
 if __name__ == "__main__":

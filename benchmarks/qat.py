@@ -15,7 +15,6 @@ Expected: the gap within half a point, and the last file at most half a point be
 student. Needs TFDWD_DATA. Writes qat.csv beside this file.
 """
 
-import csv
 import os
 import pathlib
 import tempfile
@@ -23,6 +22,7 @@ from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import common
 import keras
 import numpy as np
 import tensorflow as tf
@@ -31,7 +31,6 @@ import tf_keras
 import tfdwd
 from tfdwd import reporting
 
-DATA = pathlib.Path(os.environ.get("TFDWD_DATA", "../shared/data"))
 HERE = pathlib.Path(__file__).parent
 HEADERS = [
     "stacks", "float", "int8", "loses", "QAT in tf_keras", "QAT in int8", "QAT loses", "gap",
@@ -69,16 +68,14 @@ def validation() -> tuple[np.ndarray, np.ndarray]:
         "image/encoded": tf.io.FixedLenFeature([], tf.string),
         "image/class/label": tf.io.FixedLenFeature([], tf.int64),
     }
-    paths = sorted(map(os.fspath, (DATA / "cifar10").glob("validation-*")))
+    paths = sorted(map(os.fspath, (common.DATA / "cifar10").glob("validation-*")))
     records = [tf.io.parse_single_example(r, features) for r in tf.data.TFRecordDataset(paths)]
     images = [tf.io.decode_jpeg(record["image/encoded"]).numpy() for record in records]
     return np.stack(images), np.array([int(record["image/class/label"]) for record in records])
 
 
 def main() -> None:
-    model = keras.models.load_model(DATA / "mlperf_tiny_resnet8.h5", compile=False)
-    with np.load(DATA / "cifar10_subset.npz") as content:
-        train, test = content["x_train"], (content["x_test"], content["y_test"].ravel())
+    model, ((train, _), test) = common.resnet8(), common.cifar10()
     others = validation()
     images = augmented(train, EPOCHS + MORE)
     soft = model.predict(images, batch_size=500, verbose=0)
@@ -111,8 +108,7 @@ def main() -> None:
                 )
             )  # fmt: skip
             print(*rows[-1], flush=True)
-            with open(HERE / "qat.csv", "w", newline="") as file:
-                csv.writer(file, lineterminator="\n").writerows([HEADERS, *rows])
+            common.write_rows(HERE / "qat.csv", HEADERS, rows)
     print(reporting.table(HEADERS, rows))
 
 

@@ -10,20 +10,18 @@ thread at least 3 times as fast as the original at rank 1 and 1.7 times at rank 
 Needs TFDWD_DATA. Writes resnet8.csv beside this file.
 """
 
-import csv
 import os
 import pathlib
 import tempfile
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import keras
+import common
 import numpy as np
 
 import tfdwd
 from tfdwd import reporting
 
-DATA = pathlib.Path(os.environ.get("TFDWD_DATA", "../shared/data"))
 HERE = pathlib.Path(__file__).parent
 METHODS = {
     "svd": {"method": "svd"},
@@ -36,9 +34,8 @@ METHODS = {
 
 
 def main() -> None:
-    model = keras.models.load_model(DATA / "mlperf_tiny_resnet8.h5", compile=False)
-    with np.load(DATA / "cifar10_subset.npz") as content:
-        images, test = content["x_train"][:1024], (content["x_test"], content["y_test"].ravel())
+    model, ((train, _), test) = common.resnet8(), common.cifar10()
+    images = train[:1024]
     networks = {"original": model}
     for rank in (1, 2, 3):
         for name, options in METHODS.items():
@@ -67,8 +64,7 @@ def main() -> None:
     ]  # fmt: skip
     print(reporting.table(headers, table))
     print(f"{timings.threads} thread, {timings.runtime}, {timings.device}, {timings.date}")
-    with open(HERE / "resnet8.csv", "w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([headers, *table])
+    common.write_rows(HERE / "resnet8.csv", headers, table)
 
 
 if __name__ == "__main__":

@@ -8,21 +8,19 @@ of calibration; the standard error of a difference is about half a point. Expect
 moves no method by more than a point. Writes steady.csv beside this file.
 """
 
-import contextlib
-import csv
+import dataclasses
 import os
 import pathlib
-from collections.abc import Callable
-from unittest import mock
+from collections.abc import Callable, Iterator
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import keras
+import common
 import numpy as np
 
 import tfdwd
-from tfdwd import reporting
-from tfdwd.moments import Moments
+from tfdwd import calibration, reporting
 
 HERE = pathlib.Path(__file__).resolve().parent
 HEADERS = ["method", "as it is", "1e-6, seed 0", "1e-6, seed 1", "float16", "apart in points"]
@@ -42,38 +40,48 @@ def rounded(array: np.ndarray) -> np.ndarray:
 WAYS = (lambda array: array, noise(0), noise(1), rounded)
 
 
-def disturbed(change: Callable[[np.ndarray], np.ndarray]) -> contextlib.ExitStack:
-    """All moments changed as they are read, as another processor's sums would change them."""
-    stack = contextlib.ExitStack()
-    for name in ("xx", "xy"):
-        plain = getattr(Moments, name).fget
+@dataclasses.dataclass(eq=False)
+class Disturbed(calibration.Moments):
+    """Moments that are changed as they are read, as another processor's sums would change them."""
 
-        def read(moments: Moments, plain: Callable[[Moments], np.ndarray] = plain) -> np.ndarray:
-            array = change(plain(moments))
-            same = array.shape[0] == array.shape[1] and np.allclose(array, array.T, rtol=1e-2)
-            return np.tril(array) + np.tril(array, -1).T if same else array
+    change: Callable[[np.ndarray], np.ndarray]
 
-        stack.enter_context(mock.patch.object(Moments, name, property(read)))
-    return stack
+    @property
+    def xx(self) -> np.ndarray:
+        array = self.change(super().xx)
+        return np.tril(array) + np.tril(array, -1).T
+
+    @property
+    def xy(self) -> np.ndarray:
+        return self.change(super().xy)
+
+
+def disturbed(change: Callable[[np.ndarray], np.ndarray]) -> Callable[..., Iterator[Any]]:
+    """`calibration.levels` with all moments changed."""
+
+    def levels(*arguments: Any, **options: Any) -> Iterator[list[calibration.Collected]]:
+        for level in calibration.levels(*arguments, **options):
+            for collected in level:
+                collected.moments = Disturbed(**vars(collected.moments), change=change)
+                collected.share()  # so that `rectified` starts from these, too
+            yield level
+
+    return levels
 
 
 def main() -> None:
-    model = keras.models.load_model(HERE / "demo" / "fashion_shufflenet.keras", compile=False)
-    with np.load(HERE / "demo" / "fashion_mnist.npz") as content:
-        images, labels = content["x_train"], content["y_train"].ravel()
+    model, ((images, labels), _) = common.shufflenet(), common.fashion()
     rows = []
     for method in METHODS:
         options = {"method": "joint", "stack": "auto"} if method == "auto" else {"method": method}
         top1 = []
         for way in WAYS:
-            with disturbed(way):
-                student = tfdwd.decompose(model, images[:512], rank=1, **options)
+            student = common.decomposed(model, images[:512], sweep=disturbed(way), **options)
             top1.append(tfdwd.evaluate(student, (images[512:2512], labels[512:2512])).top1)
         apart = 100 * (max(top1) - min(top1))
         rows.append([method, *(f"{value:.4f}" for value in top1), f"{apart:.1f}"])
         print(*rows[-1], flush=True)
-    with open(HERE / "steady.csv", "w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([HEADERS, *rows])
+    common.write_rows(HERE / "steady.csv", HEADERS, rows)
     print(reporting.table(HEADERS, rows))
 
 

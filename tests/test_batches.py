@@ -1,6 +1,5 @@
 import contextlib
 import itertools
-import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +13,6 @@ from absl import logging
 import tfdwd.batches
 from tfdwd.batches import batches, calibration_batches, first, pack, peek
 from tfdwd.errors import Error
-from tfdwd.spool import Spool
 
 IMAGES = np.arange(10 * 4 * 4 * 1, dtype=np.uint8).reshape(10, 4, 4, 1)
 LABELS = np.arange(10)
@@ -454,26 +452,6 @@ def test_a_stream_that_was_peeked_into_starts_from_its_start():
     assert [batch[0, 0] for [batch] in stream] == [0, 1, 2, 3]
     with pytest.raises(Error, match=r"images of one size, got \(2,\) and \(3,\); resize or crop"):
         peek([[np.zeros((1, 3))], [np.zeros((1, 2))]], 2)
-
-
-def test_a_spool_does_not_fill_the_disk(monkeypatch):
-    """Before the disk is full, or where it cannot be written to at all."""
-    monkeypatch.setattr("tfdwd.spool._IN_MEMORY", 3000)
-    usage = SimpleNamespace(total=100 * 2**30, free=2**30 + 5000)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with contextlib.ExitStack() as stack:
-        queue = Spool(stack)
-        for _ in range(5):  # three in memory, two on disk
-            queue.append([np.ones(1000, np.uint8)])
-        usage.free = 2**30 + 500
-        with pytest.raises(Error, match=r"temporary files in .*1\.0 GiB free; use fewer images"):
-            queue.append([np.ones(1000, np.uint8)])
-        usage.free = 2**40
-        monkeypatch.setattr("tempfile.TemporaryFile", lambda: open("/dev/full", "wb", 0))
-        other = Spool(stack)
-        with pytest.raises(Error, match="No space left on device; use fewer images"):
-            other.append([np.ones(4000, np.uint8)])
-        assert [len(array) for [array] in queue] == [1000] * 5 and not len(other)
 
 
 @pytest.mark.parametrize("dtype", [">f4", ">i8", np.longdouble, np.float16])

@@ -1,4 +1,5 @@
 import dataclasses
+import importlib
 import logging
 
 import keras
@@ -8,7 +9,7 @@ from cases import convolutions, difference, inputs_of, network, outputs_of, rand
 from keras import layers
 
 import tfdwd
-from tfdwd import costs
+from tfdwd import calibration, costs
 from tfdwd.decomposition import DecompositionReport, LayerReport
 from tfdwd.errors import Error
 
@@ -383,6 +384,34 @@ def test_the_same_seed_gives_the_same_student(method):
     first, again = (tfdwd.decompose(model, data, method=method, seed=5) for _ in range(2))
     for a, b in zip(first.get_weights(), again.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_benchmarks_decompose_as_decompose_does_and_see_what_is_collected(
+    pytestconfig, monkeypatch
+):
+    monkeypatch.syspath_prepend(pytestconfig.rootpath / "benchmarks")
+    common = importlib.import_module("common")
+    model = network("sequential")
+    data = inputs_of(model, 20)
+    seen = []
+
+    def watched(*arguments, **options):
+        for level in calibration.levels(*arguments, **options):
+            seen.extend(collected.conv.name for collected in level)
+            yield level
+
+    student, report = tfdwd.decompose(model, data, return_report=True)
+    same = common.decomposed(model, data, sweep=watched)
+    for a, b in zip(same.get_weights(), student.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert seen == [layer.name for layer in report.layers if layer.replaced]
+    plain = dataclasses.replace(calibration.DEFAULT, equalize=False)
+    other = common.decomposed(model, data, settings=plain)
+    pairs = zip(other.get_weights(), student.get_weights(), strict=True)
+    assert max(np.abs(a - b).max() for a, b in pairs) > 1e-3
+    # The factors of a stack are scaled against each other: their product stays.
+    for a, b in zip(outputs_of(other, data), outputs_of(student, data), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max())
 
 
 def test_data_of_every_kind_gives_the_same_student():

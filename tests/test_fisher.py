@@ -8,7 +8,7 @@ from keras import layers
 
 import tfdwd
 from tfdwd import graph
-from tfdwd.fisher import fisher_metrics, loss_metric, with_identity
+from tfdwd.calibration import fisher_metrics, loss_metric, with_identity
 
 SOURCE = np.random.default_rng(0)
 

@@ -1,7 +1,7 @@
 """Decomposes a network: select -> sweep -> rebuild -> recalibrate -> report."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -16,7 +16,6 @@ from tfdwd import (
     fitting,
     graph,
     rebuild,
-    recalibration,
     reporting,
     selection,
 )
@@ -214,6 +213,7 @@ def decomposed(
     seed: int = 0,
     metrics: Mapping[int, np.ndarray] | None = None,
     settings: calibration.Settings = calibration.DEFAULT,
+    sweep: Callable[..., Iterable[list[calibration.Collected]]] = calibration.levels,
 ) -> tuple[keras.Model, dict[int, fitting.Fitted]]:
     """The work of `decompose` on what it has checked.
 
@@ -223,6 +223,7 @@ def decomposed(
       batches: images, an array (batch, ...) for each input; None for method "svd" without data.
       method, across_layers, recalibrate, seed: as for `decompose`.
       metrics, settings: as for `tfdwd.calibration.levels`.
+      sweep: that, or what passes on what it yields and looks at it or changes it.
 
     Returns:
       The student; {id(convolution): what was fitted}.
@@ -238,7 +239,7 @@ def decomposed(
             expansions[id(layer)] = _expanded(layer, fitted[id(layer)])
     else:
         joint = method == "joint"
-        for level in calibration.levels(
+        for level in sweep(
             traced, _keeping_first(batches, first), layers, expansions,
             across_layers=across_layers, weigh=joint and settings.fisher, metrics=metrics,
             keep_rows=joint and settings.rectifications > 0, seed=seed, settings=settings,
@@ -247,14 +248,14 @@ def decomposed(
                 key = id(collected.conv)
                 fitted[key] = fitting.fit(
                     collected, options[key], method=method, recalibrate=recalibrate,
-                    rectifications=settings.rectifications,
+                    settings=settings,
                 )  # fmt: skip
                 expansions[key] = _expanded(collected.conv, fitted[key])
     student = rebuild.rebuild(model, expansions)
     if first and recalibrate and across_layers:
         replaced = [one.conv.path for one in selected if one.options]
         few = list(calibration.in_own_batches(first, traced))
-        changed = recalibration.reestimate_norms(model, student, few, replaced)
+        changed = calibration.reestimate_norms(model, student, few, replaced)
         logging.info("re-estimated %d batch norms elsewhere", len(changed))
     return student, fitted
 
@@ -267,7 +268,7 @@ def _keeping_first(
     source: Iterable[Sequence[np.ndarray]], kept: list[Sequence[np.ndarray]]
 ) -> Iterator[Sequence[np.ndarray]]:
     """Passes batches of inputs on and keeps the first images of them in ``kept``."""
-    missing = recalibration.IMAGES
+    missing = calibration.NORM_IMAGES
     for arrays in source:
         if missing > 0:
             kept.append([array[:missing].copy() for array in arrays])
@@ -333,5 +334,10 @@ def _report(
     fixed = all(None not in spec.shape[1:] for spec in model.inputs)
     before, after = (costs.count(network).macs if fixed else 0 for network in (model, student))
     return DecompositionReport(
-        method, tuple(layers), before, after, model.count_params(), student.count_params()
+        method=method,
+        layers=tuple(layers),
+        macs_before=before,
+        macs_after=after,
+        parameters_before=model.count_params(),
+        parameters_after=student.count_params(),
     )

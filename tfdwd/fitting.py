@@ -7,10 +7,8 @@ import keras
 import numpy as np
 
 from tfdwd import blas, factorize, rebuild
-from tfdwd.calibration import Collected
+from tfdwd.calibration import DEFAULT, Collected, Moments, Settings, with_identity
 from tfdwd.errors import Error
-from tfdwd.fisher import with_identity
-from tfdwd.moments import Moments
 from tfdwd.plans import Option
 
 
@@ -61,7 +59,7 @@ def fit(
     *,
     method: str = "joint",
     recalibrate: bool = True,
-    rectifications: int = 2,
+    settings: Settings = DEFAULT,
 ) -> Fitted:
     """Fits the responses; "joint", where a ReLU follows, again with the freedom that it leaves.
 
@@ -69,7 +67,7 @@ def fit(
       collected: of the convolution.
       options: the stacks; the one of least error is taken.
       method, recalibrate: as for `tfdwd.decompose`.
-      rectifications: as in `tfdwd.calibration.Settings`.
+      settings: of the sweep that collected it.
     """
     conv, plain = collected.conv, collected.moments
     kernel = rebuild.kernel_of(conv)
@@ -97,7 +95,7 @@ def fit(
             said = "fisher" if np.trace(collected.fisher) > 0 else "identity"
         option, stack = _best(options, target, method, metric)
         stack, bias = with_bias(stack, plain, target)
-        for _ in range(rectifications * collected.can_rectify):
+        for _ in range(settings.rectifications * collected.can_rectify):
             assert not isinstance(stack, factorize.Channel)  # rows are kept for "joint" alone
             wanted = collected.rectified(stack, bias)
             equations = factorize.equations(inputs, wanted.xy, kernel)
@@ -106,8 +104,9 @@ def fit(
             stack, bias = with_bias(stack, wanted, equations)
     variance = float(factorize.variances(stack, inputs.matrix).sum())
     error = _missed(stack.kernel().reshape(best.shape), variance, plain)
-    stack = factorize.equalized(stack, inputs.matrix, plain.mean_x)
-    return Fitted(option, stack, bias, error, irreducible, said)
+    if settings.equalize:
+        stack = factorize.equalized(stack, inputs.matrix, plain.mean_x)
+    return Fitted(option, stack, bias, error=error, irreducible=irreducible, metric=said)
 
 
 def _best(

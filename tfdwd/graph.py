@@ -128,7 +128,12 @@ def trace(model: Any) -> Graph:
     inputs = tuple(tracer.number(spec) for spec in function.inputs)
     outputs = tracer.open_up(function, inputs, "")
     graph = Graph(
-        tuple(tracer.calls), inputs, outputs, tracer.specs, tuple(tracer.hidden), tracer.openings
+        calls=tuple(tracer.calls),
+        inputs=inputs,
+        outputs=outputs,
+        specs=tracer.specs,
+        hidden=tuple(tracer.hidden),
+        openings=tracer.openings,
     )
     if tracer.resized:  # the symbolic tensors inside that model have the shapes of its own inputs
         sizes = [tracer.specs[n].shape for n in inputs]

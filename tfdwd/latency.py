@@ -18,12 +18,13 @@ from tfdwd import (
     conversion,
     files,
     graph,
-    logs,
     records,
     reporting,
 )
 from tfdwd.batches import first
 from tfdwd.errors import Error
+from tfdwd.logs import Run
+from tfdwd.logs import read as read_log
 from tfdwd.plans import Option
 from tfdwd.records import Positive, PositiveAmount
 from tfdwd.shapes import InputShape
@@ -212,13 +213,13 @@ def _clear(folder: Path) -> None:
 
 
 def read_latency_table(
-    folder: str | os.PathLike[str], logs_: Sequence[str | os.PathLike[str]], device: str
+    folder: str | os.PathLike[str], logs: Sequence[str | os.PathLike[str]], device: str
 ) -> LatencyTable:
     """Puts together what a tool measured for the files that `write_micro_models` wrote.
 
     Args:
       folder: with the manifest.
-      logs_: what the tool printed, in one file or in many; see `tfdwd.logs.read`. Of two runs of
+      logs: what the tool printed, in one file or in many; see `tfdwd.logs.read`. Of two runs of
         one file the later counts.
       device: where it was measured, for the plan.
 
@@ -230,8 +231,8 @@ def read_latency_table(
         several tools or numbers of threads.
     """
     path = checks.path("folder", folder) / _MANIFEST
-    if isinstance(logs_, str | os.PathLike) or not isinstance(logs_, Iterable):
-        raise Error(f"logs_: expected a list of files, got {logs_!r}")
+    if isinstance(logs, str | os.PathLike) or not isinstance(logs, Iterable):
+        raise Error(f"logs: expected a list of files, got {logs!r}")
     if not isinstance(device, str):
         raise Error(f"device: expected its name as text, got {device!r}")
     if not os.path.isfile(path):
@@ -244,11 +245,11 @@ def read_latency_table(
     except Error as error:
         raise Error(f"{path}: {error}") from error
     models = {PurePosixPath(file).stem: entry for file, entry in manifest.models.items()}
-    found: dict[str, logs.Run] = {}
-    for log in logs_:
+    found: dict[str, Run] = {}
+    for log in logs:
         content = files.read_bytes(log)
         try:
-            runs = logs.read(content.decode("utf-8-sig", errors="replace"))
+            runs = read_log(content.decode("utf-8-sig", errors="replace"))
         except Error as error:
             raise Error(f"{log}: {error}") from error
         found.update({PurePosixPath(run.model).stem: run for run in runs})
@@ -272,11 +273,17 @@ def read_latency_table(
         times[name] = run.ms
         if name != "kept":
             times[f"{name} surely"] = _lowest_speed_up(kept[key], run)
+    [(tool, threads)] = ways
     return LatencyTable(
-        device, ways[0][0], manifest.quantize, ways[0][1], found[names[0]].ms, layers
+        device=device,
+        runtime=tool,
+        quantize=manifest.quantize,
+        threads=threads,
+        network_ms=found[names[0]].ms,
+        layers=layers,
     )
 
 
-def _lowest_speed_up(kept: logs.Run, stack: logs.Run) -> float:
+def _lowest_speed_up(kept: Run, stack: Run) -> float:
     """The speed-up if the difference were two of its standard errors less."""
     return kept.ms / (stack.ms + 2 * float(np.hypot(kept.error_ms, stack.error_ms)))

@@ -29,14 +29,13 @@ from tfdwd import (
     workers,
 )
 from tfdwd.batches import calibration_batches, peek
+from tfdwd.calibration import Spool, loss_metric, with_identity
 from tfdwd.choice import Candidate, Taken
 from tfdwd.errors import Error
-from tfdwd.fisher import loss_metric, with_identity
 from tfdwd.likeness import Likeness, Reference
 from tfdwd.plans import Option
 from tfdwd.selection import Selected
 from tfdwd.shapes import InputShape, images_at_once
-from tfdwd.spool import Spool
 
 _HELD_BACK = 128  # images to compare on, at most, and at most one in
 _ONE_IN = 8

@@ -31,7 +31,7 @@ def join() -> None:
     """Connects this process to the others that TF_CONFIG names; returns when all are there.
 
     Call it first: TensorFlow must not have run anything yet. Afterwards `tfdwd.finetune` trains
-    together with the others, and `tfdwd.decompose` calibrates on the images of all.
+    together with the others; `tfdwd.decompose` and `tfdwd.plan` calibrate on the images of all.
 
     Raises:
       tfdwd.Error: TF_CONFIG is missing or wrong, or TensorFlow was used before.

@@ -35,7 +35,6 @@ Where most of the time is the system's (see `time`), memory goes back and forth 
 malloc that keeps it, such as LD_PRELOAD=libtcmalloc_minimal.so.4, helps.
 """
 
-import csv
 import os
 import pathlib
 import statistics
@@ -45,6 +44,7 @@ from functools import partial
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import cifar10
+import common
 import keras
 from absl import app, flags
 
@@ -172,20 +172,9 @@ def summary(runs: list[list[str]]) -> list[list[str]]:
     return rows
 
 
-def kept(folder: pathlib.Path) -> list[list[str]]:
-    """The runs that an earlier call wrote."""
-    path = folder / "cifar_runs.csv"
-    if not path.exists():
-        return []
-    with open(path, newline="") as file:
-        return list(csv.reader(file))[1:]
-
-
 def write(runs: list[list[str]], folder: pathlib.Path) -> None:
-    rows = summary(runs)
-    for name, table in (("cifar_runs", [RUN_HEADERS, *runs]), ("cifar", [HEADERS, *rows])):
-        with open(folder / f"{name}.csv", "w", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows(table)
+    common.write_rows(folder / "cifar_runs.csv", RUN_HEADERS, runs)
+    common.write_rows(folder / "cifar.csv", HEADERS, summary(runs))
 
 
 def plot(runs: list[list[str]], path: pathlib.Path) -> None:
@@ -218,7 +207,7 @@ def main(_: list[str]) -> None:
     test = cifar10.test(_PIXELS.value)
     usual = all(not flags.FLAGS[name].present for name in ("width", "pixels", "epochs", "tuned"))
     results = HERE if usual else folder
-    done = {(run[0], run[1]): run for run in kept(results)}
+    done = {(run[0], run[1]): run for run in common.read_rows(results / "cifar_runs.csv")}
     experiments = [Experiment(seed, folder / f"seed-{seed}") for seed in range(_SEEDS.value)]
     for name in NETWORKS:  # each on all seeds before the next, so that what is there can be used
         for seed, mine in enumerate(experiments):

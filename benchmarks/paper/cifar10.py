@@ -2,8 +2,8 @@
 
 import dataclasses
 import json
-import os
 import pathlib
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,8 +13,9 @@ import numpy as np
 import tfdwd
 from tfdwd import data, files
 
-HERE = pathlib.Path(__file__).resolve().parent
-DATA = pathlib.Path(os.environ.get("TFDWD_DATA", HERE.parent.parent.parent / "shared/data"))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+from common import DATA
+
 HELD_OUT, CALIBRATION, BATCH = 5000, 1024, 128
 STEPS = (50_000 - HELD_OUT) // BATCH  # of an epoch
 

@@ -24,7 +24,6 @@ All is resumable: networks, checkpoints and found rates are kept in TFDWD_RUNS (
 and a second call goes on where the first was interrupted. Needs TFDWD_DATA.
 """
 
-import csv
 import json
 import os
 import pathlib
@@ -34,6 +33,7 @@ from functools import partial
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import cifar10
+import common
 import keras
 from absl import app, flags, logging
 
@@ -254,10 +254,7 @@ def main(_: list[str]) -> None:
     rates = json.loads((folder / "rates.json").read_text())
     test = cifar10.test(_PIXELS.value)
     path = HERE / f"headline_{_NETWORK.value}.csv"
-    done: dict[tuple[str, ...], list[str]] = {}
-    if path.exists():
-        with open(path, newline="") as file:
-            done = {tuple(row[:5]): row for row in list(csv.reader(file))[1:]}
+    done = {tuple(row[:5]): row for row in common.read_rows(path)}
     for seed in range(_SEEDS.value):
         mine = Experiment(seed, folder, rates)
         for (question, network, taught, epochs), train in rows_of(mine):
@@ -267,8 +264,7 @@ def main(_: list[str]) -> None:
                 scores = [f"{tfdwd.evaluate(m, test).top1:.4f}" for m in (before, after)]
                 macs = f"{tfdwd.costs.count(after).macs / 1e6:.2f}"
                 done[key] = [*key, macs, *scores]
-                with open(path, "w", newline="") as file:
-                    csv.writer(file, lineterminator="\n").writerows([HEADERS, *done.values()])
+                common.write_rows(path, HEADERS, done.values())
             print(*done[key], flush=True)
     print(reporting.table(HEADERS, list(done.values())))
 

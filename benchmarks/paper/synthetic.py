@@ -37,7 +37,7 @@ from collections.abc import Callable
 import numpy as np
 
 from tfdwd import blas, costs, factorize, reporting
-from tfdwd.moments import Moments
+from tfdwd.calibration import Moments
 
 HERE = pathlib.Path(__file__).parent
 SHAPES = [(64, 64), (64, 128), (128, 64)]

@@ -15,7 +15,6 @@ dataset-fashion-mnist. Writes tasks.csv beside this file, whose rows of the same
 and the table of docs/tasks.md.
 """
 
-import csv
 import pathlib
 import sys
 import tempfile
@@ -29,6 +28,10 @@ import tfdwd
 from tfdwd import files, reporting
 
 HERE = pathlib.Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+import common  # noqa: E402
+import tables  # noqa: E402
+
 PAGE = HERE.parent.parent / "docs" / "tasks.md"
 CALIBRATION, HELD_OUT, BATCH = 1024, 1024, 32
 STEPS, RATE = 2000, 3e-3
@@ -95,9 +98,8 @@ def main() -> None:
     names = [name for name in sys.argv[1:] if name != "--choose"] or [task.name for task in TASKS]
     path = HERE / "tasks.csv"
     rows: list[list[object]] = []
-    if path.is_file() and not choose:
-        with open(path, newline="") as file:
-            rows = [row for row in list(csv.reader(file))[1:] if row[0] not in names]
+    if not choose:
+        rows += [row for row in common.read_rows(path) if row[0] not in names]
     for task in TASKS:
         for row in rows_of(task, choose) if task.name in names else ():
             print(*row, flush=True)
@@ -105,11 +107,7 @@ def main() -> None:
     rows.sort(key=lambda row: [task.name for task in TASKS].index(row[0]))
     print(reporting.table(HEADERS, rows))
     if not choose:
-        with open(path, "w", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows([HEADERS, *rows])
-        sys.path.insert(0, str(HERE.parent))
-        import tables
-
+        common.write_rows(path, HEADERS, rows)
         PAGE.write_text(tables.with_tables(PAGE.read_text()))
 
 

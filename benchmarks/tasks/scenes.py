@@ -9,14 +9,16 @@ Data: Krizhevsky 2009, "Learning multiple layers of features from tiny images"; 
 
 import functools
 import gzip
-import os
 import pathlib
+import sys
 
 import numpy as np
 
 from tfdwd import data
 
-DATA = pathlib.Path(os.environ.get("TFDWD_DATA", "../shared/data"))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+import common
+
 FASHION = pathlib.Path("/usr/share/datasets/fashion-mnist")
 CLASSES = ("background", "top", "trousers", "dress", "footwear", "bag")
 MOST = 3  # articles in a scene
@@ -26,10 +28,8 @@ _LEAST_GREY = 24  # of 255; what is darker around an article shows the backgroun
 
 def small_images(part: str) -> np.ndarray:
     """Lossless CIFAR-10 images (count, 32, 32, 3) uint8: 3,000, 2,085 and 1,017."""
-    with np.load(DATA / "cifar10_subset.npz") as content:
-        if part == "test":
-            return content["x_test"]
-        return content["x_train"][:3000] if part == "train" else content["x_train"][3000:]
+    (train, _), (test, _) = common.cifar10()
+    return {"train": train[:3000], "calibration": train[3000:], "test": test}[part]
 
 
 def scenes(
@@ -112,7 +112,9 @@ def _resized(image: np.ndarray, side: int) -> np.ndarray:
 @functools.cache
 def _photographs(part: str) -> np.ndarray:
     split = "validation" if part == "test" else "train"
-    batches = data.evaluation(data.tfrecords(DATA / "cifar10", split), 500, size=32, resize=32)
+    batches = data.evaluation(
+        data.tfrecords(common.DATA / "cifar10", split), 500, size=32, resize=32
+    )
     images = np.concatenate([images for images, _ in batches.as_numpy_iterator()])
     return {"train": images[:40000], "calibration": images[40000:], "test": images}[part]
 

@@ -184,13 +184,13 @@ class _Problem:
         single = by_tap.astype(np.float32, copy=False)
         across, within = _nearest_kronecker(single)
         return cls(
-            (unit, of_kernel),
-            by_tap,
-            single,
-            (product / unit / of_kernel).astype(dtype),
-            across.astype(dtype),
-            within.astype(dtype),
-            (
+            units=(unit, of_kernel),
+            by_tap=by_tap,
+            single=single,
+            product=(product / unit / of_kernel).astype(dtype),
+            channels=across.astype(dtype),
+            taps=within.astype(dtype),
+            inverses=(
                 _damped_inverse(across, _DAMPING).astype(dtype),
                 _damped_inverse(within, _DAMPING).astype(dtype),
             ),

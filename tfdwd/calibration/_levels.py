@@ -1,6 +1,6 @@
-"""Calibration: images stream through the original and the student side by side.
+"""A sweep: images stream through the original and the student side by side.
 
-A sweep walks both networks from the inputs to the outputs. It stops at each *level* of
+It walks both networks from the inputs to the outputs. It stops at each *level* of
 convolutions that have no unsolved convolution before them, collects their moments over all
 images, lets its caller solve them, and carries the activations at this frontier on to the next.
 Each layer of each network so runs once per image, however deep the network is; the frontier is kept
@@ -18,22 +18,22 @@ import numpy as np
 import tensorflow as tf
 
 from tfdwd import blas, workers
+from tfdwd.calibration._fisher import fisher_metrics
+from tfdwd.calibration._moments import Moments
+from tfdwd.calibration._schedule import Schedule, Site
+from tfdwd.calibration._spool import Spool
 from tfdwd.errors import Error
 from tfdwd.execution import patches_at, response, rows_at, run_call
 from tfdwd.factorize import Stack
-from tfdwd.fisher import fisher_metrics
 from tfdwd.graph import Graph, infer_specs, own_batch, rows_per_image
 from tfdwd.inference import names_for_tensorflow
-from tfdwd.moments import Moments
 from tfdwd.rebuild import Expansion, kernel_of
 from tfdwd.reporting import progress
-from tfdwd.schedule import Schedule, Site
-from tfdwd.spool import Spool
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What was chosen once for all networks (benchmarks/ablation.py measures it).
+    """What was chosen once for all networks (benchmarks/ablation.py and int8.py measure it).
 
     Attributes:
       rows_per_unknown, min_rows: rows of moments of a layer: so many for each unknown (c * q) of
@@ -43,6 +43,7 @@ class Settings:
         of what there is to gain.
       fisher: whether "joint" weighs the response by the Fisher metric.
       residual: whether a layer that ends a residual branch mends what the shortcut lost.
+      equalize: whether a stack's factors are scaled against each other for int8.
     """
 
     rows_per_unknown: int = 32
@@ -50,6 +51,7 @@ class Settings:
     rectifications: int = 2
     fisher: bool = True
     residual: bool = True
+    equalize: bool = True
 
     def rows(self, unknowns: int) -> int:
         """Of a layer with so many unknowns."""
@@ -86,7 +88,7 @@ def levels(
         replaced) if True, from the original otherwise; then there is one level, and y is the
         original's response alone.
       weigh: whether `Collected.fisher` is wanted: how much each direction of the response matters
-        (`tfdwd.fisher`), found on the first images.
+        (`fisher_metrics`), found on the first images.
       metrics: what an earlier run has found of that, {id(convolution): (n, n)}.
       keep_rows: whether `Collected.rectified` is wanted.
       seed: of the random positions at which rows are taken, the same in both networks.
@@ -193,7 +195,7 @@ class Collected:
     Attributes:
       conv: the convolution.
       moments: of (x, y), this worker's until they are shared.
-      fisher: `tfdwd.fisher.fisher_metrics` of the response, (n, n), or None.
+      fisher: `fisher_metrics` of the response, (n, n), or None.
     """
 
     def __init__(

@@ -173,7 +173,17 @@ def _site(number: int, call: Call, graph: Graph, readers: dict[int, list[Call]])
             flat = _flat_parts(operation)
             break
         tensor = reader.outputs[0]
-    return Site(number, conv, call.inputs[0], call.outputs[0], shortcut, gain, offset, flat, c * q)
+    return Site(
+        number=number,
+        conv=conv,
+        input=call.inputs[0],
+        output=call.outputs[0],
+        shortcut=shortcut,
+        gain=gain,
+        offset=offset,
+        flat=flat,
+        unknowns=c * q,
+    )
 
 
 def _normalizes_channels(operation: Any) -> bool:

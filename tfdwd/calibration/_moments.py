@@ -76,14 +76,14 @@ class Moments:
         dx, dy = other.shift_x - self.shift_x, other.shift_y - self.shift_y
         moved_x, moved_y = other.sum_x + other.count * dx, other.sum_y + other.count * dy
         return Moments(
-            self.shift_x,
-            self.shift_y,
-            self.count + other.count,
-            self.sum_x + moved_x,
-            self.sum_y + moved_y,
-            self.sum_xx + other.sum_xx + np.outer(dx, other.sum_x) + np.outer(moved_x, dx),
-            self.sum_xy + other.sum_xy + np.outer(dx, other.sum_y) + np.outer(moved_x, dy),
-            self.sum_yy + other.sum_yy + np.outer(dy, other.sum_y) + np.outer(moved_y, dy),
+            shift_x=self.shift_x,
+            shift_y=self.shift_y,
+            count=self.count + other.count,
+            sum_x=self.sum_x + moved_x,
+            sum_y=self.sum_y + moved_y,
+            sum_xx=self.sum_xx + other.sum_xx + np.outer(dx, other.sum_x) + np.outer(moved_x, dx),
+            sum_xy=self.sum_xy + other.sum_xy + np.outer(dx, other.sum_y) + np.outer(moved_x, dy),
+            sum_yy=self.sum_yy + other.sum_yy + np.outer(dy, other.sum_y) + np.outer(moved_y, dy),
         )
 
     def over_workers(self) -> "Moments":

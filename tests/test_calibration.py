@@ -1,6 +1,9 @@
-"""What a sweep collects, against features extracted by running whole networks."""
+"""What a sweep collects, against features extracted by running whole networks; its queues."""
 
 import collections
+import contextlib
+import shutil
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -10,11 +13,11 @@ from cases import CONVS, HIDING, NETWORKS, convolutions, inputs_of, network, ran
 from keras import layers
 
 import tfdwd
-from tfdwd import calibration, execution, factorize, graph, moments, rebuild, spool
+from tfdwd import calibration, execution, factorize, graph, rebuild
 from tfdwd.errors import Error
 
 IMAGES = 6
-
+IN_MEMORY = "tfdwd.calibration._spool._IN_MEMORY"
 
 # Every position of every image, so that brute force can do the same.
 ALL = calibration.Settings(min_rows=10**9)
@@ -105,7 +108,7 @@ def assert_covariances(found, x, y, tolerance=1e-4):
 
 
 def make_moments(x, y, shift=0.0):
-    found = moments.Moments.empty(np.full(x.shape[1], shift), np.full(y.shape[1], shift))
+    found = calibration.Moments.empty(np.full(x.shape[1], shift), np.full(y.shape[1], shift))
     for start in range(0, len(x), 30):
         found.add_rows(
             x[start : start + 30].astype(np.float32), y[start : start + 30].astype(np.float32)
@@ -381,7 +384,7 @@ def test_moments_whose_squares_float32_does_not_hold(scale):
     source = np.random.default_rng(0)
     x, y, change = (source.normal(size=(50, n)).astype(np.float32) for n in (6, 4, 4))
     x, y, change = (array * np.float32(scale) for array in (x, y, change))
-    found = moments.Moments.empty(x[:9].mean(axis=0), y[:9].mean(axis=0))
+    found = calibration.Moments.empty(x[:9].mean(axis=0), y[:9].mean(axis=0))
     found.add_rows(x[:30], y[:30])
     found.add_rows(x[30:], y[30:])
     changed = found.with_responses_changed([(x[20:], y[20:], change[20:])])
@@ -397,14 +400,14 @@ def test_moments_whose_squares_float32_does_not_hold(scale):
 
 def test_a_failing_sweep_closes_its_files(monkeypatch):
     opened = []
-    make = spool.Spool.__init__
+    make = calibration.Spool.__init__
 
     def watched(spool, stack):
         make(spool, stack)
         opened.append(spool)
 
-    monkeypatch.setattr(spool.Spool, "__init__", watched)
-    monkeypatch.setattr(spool, "_IN_MEMORY", 0)
+    monkeypatch.setattr(calibration.Spool, "__init__", watched)
+    monkeypatch.setattr(IN_MEMORY, 0)
     with pytest.raises(Error):
         sweep(with_infinite_response(), exact)
     files = [spool._file for spool in opened if spool._file is not None]
@@ -474,14 +477,14 @@ def test_the_frontier_goes_to_disk_when_it_is_large(monkeypatch):
     model = network("residual")
     small, _ = sweep(model, bad)
     on_disk = []
-    close = spool.Spool.close
+    close = calibration.Spool.close
 
     def watched(spool):
         on_disk.append(spool._file is not None)
         close(spool)
 
-    monkeypatch.setattr(spool.Spool, "close", watched)
-    monkeypatch.setattr(spool, "_IN_MEMORY", 1000)
+    monkeypatch.setattr(calibration.Spool, "close", watched)
+    monkeypatch.setattr(IN_MEMORY, 1000)
     large, _ = sweep(model, bad)
     assert any(on_disk)
     for key, found in small.items():
@@ -586,3 +589,23 @@ def test_a_kernel_with_nan_is_named(data):
     first.kernel.assign(np.where(np.arange(4) == 2, np.nan, first.kernel.numpy()))
     with pytest.raises(Error, match="layer 'second': expected finite"):
         tfdwd.decompose(model, data)
+
+
+def test_a_spool_does_not_fill_the_disk(monkeypatch):
+    """Before the disk is full, or where it cannot be written to at all."""
+    monkeypatch.setattr(IN_MEMORY, 3000)
+    usage = SimpleNamespace(total=100 * 2**30, free=2**30 + 5000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with contextlib.ExitStack() as stack:
+        queue = calibration.Spool(stack)
+        for _ in range(5):  # three in memory, two on disk
+            queue.append([np.ones(1000, np.uint8)])
+        usage.free = 2**30 + 500
+        with pytest.raises(Error, match=r"temporary files in .*1\.0 GiB free; use fewer images"):
+            queue.append([np.ones(1000, np.uint8)])
+        usage.free = 2**40
+        monkeypatch.setattr("tempfile.TemporaryFile", lambda: open("/dev/full", "wb", 0))
+        other = calibration.Spool(stack)
+        with pytest.raises(Error, match="No space left on device; use fewer images"):
+            other.append([np.ones(4000, np.uint8)])
+        assert [len(array) for [array] in queue] == [1000] * 5 and not len(other)

@@ -15,7 +15,7 @@ from tfdwd.execution import response, run_call
 from tfdwd.graph import Graph, own_batch
 from tfdwd.inference import names_for_tensorflow
 
-IMAGES = 128  # at most, and at most a quarter of all: each costs three runs of the network
+_IMAGES = 128  # at most, and at most a quarter of all: each costs three runs of the network
 _BATCH = 8  # a gradient keeps all activations of its batch
 
 
@@ -164,7 +164,7 @@ def _first_images(
     batches: Iterable[Sequence[np.ndarray]], images: int, own_batch: int | None
 ) -> Iterator[list[np.ndarray]]:
     """Small batches of this worker's share of the images; whole ones if the network needs them."""
-    share = -(-min(IMAGES, -(-images // 4)) // workers.count())
+    share = -(-min(_IMAGES, -(-images // 4)) // workers.count())
     for arrays in batches:
         size = own_batch or _BATCH
         for first in range(0, len(arrays[0]), size):

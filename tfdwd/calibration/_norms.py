@@ -13,7 +13,7 @@ from tfdwd.graph import Graph, trace
 
 # Of 16 images the last bits of a stack decided whether the norms stayed as they were, which is
 # points of accuracy; of 64 that is rare (benchmarks/steady.py).
-IMAGES = 64
+NORM_IMAGES = 64
 
 
 def reestimate_norms(

@@ -1,8 +1,10 @@
+"""Batch norms behind replaced convolutions, re-estimated where that helps."""
+
 import keras
 import numpy as np
 from keras import layers
 
-from tfdwd import rebuild, recalibration
+from tfdwd import calibration, rebuild
 
 
 def network():
@@ -37,7 +39,7 @@ def test_a_drifted_norm_is_refitted_where_that_helps_the_output():
     conv.set_weights([kernel * 0.5, bias * 0.5 + 1])
     behind = student.get_layer("right_behind").get_weights()
     before = distance(model, student)
-    assert recalibration.reestimate_norms(model, student, IMAGES, ["replaced"]) == ["elsewhere"]
+    assert calibration.reestimate_norms(model, student, IMAGES, ["replaced"]) == ["elsewhere"]
     assert distance(model, student) < 1e-6 * before
     for now, then in zip(student.get_layer("right_behind").get_weights(), behind, strict=True):
         np.testing.assert_array_equal(now, then)
@@ -47,11 +49,11 @@ def test_norms_stay_as_they_are_where_nothing_is_gained():
     model = network()
     student = rebuild.rebuild(model, {})
     weights = student.get_weights()
-    assert recalibration.reestimate_norms(model, student, IMAGES, ["replaced"]) == []
+    assert calibration.reestimate_norms(model, student, IMAGES, ["replaced"]) == []
     for now, then in zip(student.get_weights(), weights, strict=True):
         np.testing.assert_array_equal(now, then)
 
 
 def test_without_a_replaced_convolution_before_them_norms_are_not_looked_at():
     model = network()
-    assert recalibration.reestimate_norms(model, rebuild.rebuild(model, {}), IMAGES, []) == []
+    assert calibration.reestimate_norms(model, rebuild.rebuild(model, {}), IMAGES, []) == []
