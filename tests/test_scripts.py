@@ -141,6 +141,8 @@ L = "--labels={}/labels.npy"
     ("name", "arguments", "message"),
     [
         ("benchmark", ["--model={}/m.tflite", "--adb"], "expected --benchmark_model=FILE"),
+        ("benchmark", ["--adb", "--accelerator=gpu"], "--accelerator: expected no --adb"),
+        ("benchmark", ["--accelerator=tpu"], "--accelerator=tpu"),
         ("export", ["--output=o.tflite"], "--model must have a value"),
         ("export", ["--modle=x"], "Unknown command line flag 'modle'"),
         ("export", ["--model=x", "--output=y", "extra"], "got the argument 'extra'; see --help"),

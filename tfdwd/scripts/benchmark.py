@@ -4,6 +4,7 @@ Example:
   tfdwd-benchmark --model=original=resnet8.tflite --model=student=student.tflite --json=times.json
   tfdwd-benchmark --adb --benchmark_model=android_aarch64_benchmark_model --model=student.tflite
   tfdwd-benchmark --adb --app
+  tfdwd-benchmark --model=student.tflite --accelerator=gpu
 """
 
 import os
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 from absl import flags
 
 import tfdwd
-from tfdwd import adb, files
+from tfdwd import adb, files, lite
 from tfdwd.errors import Error
 from tfdwd.scripts import common
 
@@ -40,6 +41,14 @@ _ROUNDS = flags.DEFINE_integer(
 _XNNPACK = flags.DEFINE_bool(
     "xnnpack", True, "whether LiteRT may use XNNPACK, as it does by default", flag_values=FLAGS
 )
+_ACCELERATOR = flags.DEFINE_enum(
+    "accelerator",
+    None,
+    lite.ACCELERATORS,
+    "run the models with LiteRT's CompiledModel on this; the CPU runs what it cannot (default: run "
+    "them with LiteRT's Interpreter, on the CPU)",
+    flag_values=FLAGS,
+)
 _ADB = flags.DEFINE_bool("adb", False, "time on a phone, through adb", flag_values=FLAGS)
 _TOOL = common.define_input(
     FLAGS, "benchmark_model", "with --adb: TensorFlow's tool of that name, built for the phone"
@@ -61,6 +70,8 @@ _CSV = common.define_output(FLAGS, "csv", "where to write the result as CSV")
 def main() -> None:
     """Loads, times, prints and writes the report."""
     rounds = {} if _ROUNDS.value is None else {"rounds": _ROUNDS.value}
+    if _ADB.value and _ACCELERATOR.value is not None:
+        raise Error("--accelerator: expected no --adb, which times with tools of its own")
     if _APP.value:
         if not _ADB.value or _MODEL.value or _TOOL.value or not _XNNPACK.value:
             raise Error(
@@ -89,6 +100,7 @@ def main() -> None:
             xnnpack=_XNNPACK.value,
             startup=True,
             input_shape=_INPUT_SHAPE(),
+            accelerator=_ACCELERATOR.value,
             **rounds,
         )
     if _CSV.value is not None:
