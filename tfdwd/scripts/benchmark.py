@@ -1,10 +1,13 @@
 """Times .tflite files and Keras models side by side, on this machine's LiteRT or on a phone.
 
+With --profile: shows the times of operators that a benchmark tool printed.
+
 Example:
   tfdwd-benchmark --model=original=resnet8.tflite --model=student=student.tflite --json=times.json
   tfdwd-benchmark --adb --benchmark_model=android_aarch64_benchmark_model --model=student.tflite
   tfdwd-benchmark --adb --app
   tfdwd-benchmark --model=student.tflite --accelerator=gpu
+  tfdwd-benchmark --profile=log.txt --model=student.tflite --model=k=student.keras --plan=plan.json
 """
 
 import os
@@ -63,12 +66,30 @@ _SERIAL = flags.DEFINE_string(
     "serial", None, "with --adb: which phone, where there are several", flag_values=FLAGS
 )
 _INPUT_SHAPE = common.define_input_shape(FLAGS)
+_PROFILE = common.define_input(
+    FLAGS,
+    "profile",
+    "a log with times of operators: of benchmark_model with --enable_op_profiling=true, or of "
+    "LiteRT's with --use_profiler=true; --model then names the .tflite file that was timed and the "
+    "Keras model that it was made from, if they are at hand",
+)
+_PLAN = common.define_input(
+    FLAGS, "plan", "with --profile: a plan, as tfdwd-plan writes it, to show the times beside"
+)
+_MODEL_EXPLORER = common.define_output(
+    FLAGS, "model_explorer", "with --profile: where to write node data for Model Explorer, as JSON"
+)
 _JSON = common.define_output(FLAGS, "json", "where to write the result as JSON")
 _CSV = common.define_output(FLAGS, "csv", "where to write the result as CSV")
 
 
 def main() -> None:
     """Loads, times, prints and writes the report."""
+    if _PROFILE.value is not None:
+        _show_profile()
+        return
+    if _PLAN.value is not None or _MODEL_EXPLORER.value is not None:
+        raise Error("--plan and --model_explorer: expected --profile with them")
     rounds = {} if _ROUNDS.value is None else {"rounds": _ROUNDS.value}
     if _ADB.value and _ACCELERATOR.value is not None:
         raise Error("--accelerator: expected no --adb, which times with tools of its own")
@@ -108,6 +129,30 @@ def main() -> None:
     if _JSON.value is not None:
         files.write_whole(_JSON.value, report.to_json())
     print(report)
+
+
+def _show_profile() -> None:
+    if _ADB.value or _CSV.value is not None or _ACCELERATOR.value is not None:
+        raise Error("--profile: expected no --adb, --csv or --accelerator: nothing is timed")
+    models = list(_models().values()) if _MODEL.value else []
+    paths = [model for model in models if isinstance(model, Path)]
+    networks = [model for model in models if not isinstance(model, Path)]
+    if len(paths) > 1 or len(networks) > 1:
+        raise Error("--profile: expected at most one .tflite file and one Keras model as --model")
+    profile = tfdwd.read_profile(
+        Path(_PROFILE.value),
+        paths[0] if paths else None,
+        networks[0] if networks else None,
+    )
+    plan = None if _PLAN.value is None else common.load_record(tfdwd.Plan, _PLAN.value)
+    beside = None if plan is None else profile.beside(plan)
+    if _MODEL_EXPLORER.value is not None:
+        files.write_whole(_MODEL_EXPLORER.value, profile.to_model_explorer())
+    if _JSON.value is not None:
+        files.write_whole(_JSON.value, profile.to_json())
+    print(profile)
+    if beside is not None:
+        print(f"\n{beside}")
 
 
 def _models() -> "dict[str, Path | keras.Model]":
