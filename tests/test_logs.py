@@ -218,6 +218,8 @@ def test_operators_in_androids_log(prefix: str) -> None:
         ("Timings (", "Sums (", "got 2 operators and no sum: the log is cut"),
         ("[times called]\t[Name]", "[called]\t[Name]", "GEMM:2|conv/Relu.* makes no sense: 'times"),
         ("\t 12\t", "\t 1.5\t", "operator Delegate/.*:2 makes no sense: invalid literal for int"),
+        ("\t 12\t", "\t 12000000000\t", "Delegate/.*:2 makes no sense: calls: expected fewer"),
+        ("\t 0.02\t", "\t 1e308\t", "Delegate/.*:2 makes no sense: calls: expected fewer"),
         ("\t 0.02\t", "\t nan\t", "operator Delegate/.*:2 makes no sense: .*average_ms"),
         ("\t 0.02\t", "\t -1\t", "operator Delegate/.*:2 makes no sense: .*average_ms"),
     ],

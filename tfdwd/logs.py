@@ -1,6 +1,7 @@
 """Reads what benchmark tools print for .tflite files: TensorFlow's, LiteRT's and tfdwd's own."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterator
 
@@ -27,6 +28,7 @@ _COLUMN = re.compile(r"\[([^]]+)\]")
 _CELL = r"\s+(-?[\d.]+(?:[eE][+-]?\d+)?|-?nan|-?inf)%?"
 _NODES = re.compile(r"Number of nodes executed: (\d{1,9})\b")
 _TOTAL = re.compile(rf"Timings \(microseconds\): count=.*\b(?:avg|curr)={_NUMBER}")
+_MOST_CALLS = 10**9
 _90_PERCENT = 3.29  # standard deviations between the 5th and the 95th percentile
 
 
@@ -76,6 +78,11 @@ class OperatorTime(Record):
     calls: Count
     tensors: tuple[str, ...] = ()
     layer: str = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.calls > _MOST_CALLS or not math.isfinite(self.ms):
+            raise Error(f"calls: expected fewer, got {self.calls!r:.20} of {self.average_ms} ms")
 
     @property
     def ms(self) -> float:
