@@ -167,7 +167,8 @@ def read_profile(
     tensors = [_named(operator, written) for operator in operators]
     for index, operator in _delegated(operators, tensors, written).items():
         tensors[index] = operator.writes
-    names = _layers({name for names in tensors for name in names}, tflite, model)
+    all_names = [*(x.writes for x in written), *tensors]
+    names = _layers([name for names in all_names for name in names], tflite, model)
     return Profile(
         path,
         run_ms,
@@ -220,7 +221,7 @@ def _delegated(
 
 
 def _layers(
-    tensors: set[str], tflite: lite.Source | None, model: "keras.Model | None"
+    tensors: Sequence[str], tflite: lite.Source | None, model: "keras.Model | None"
 ) -> dict[str, str]:
     """The Keras layer of each tensor that has one."""
     if model is None:
@@ -229,5 +230,5 @@ def _layers(
 
     given_out = {} if tflite is None else lite.Model(tflite).output_tensors()
     layers = {layer.name for layer in agreement.all_layers(model)}
-    found = {name: given_out.get(name) or agreement.writer(model, name) for name in tensors}
-    return {name: layer for name, layer in found.items() if layer in layers}
+    found = [*agreement.writers(model, tensors).items(), *given_out.items()]
+    return {name: layer for name, layer in found if layer in layers}
