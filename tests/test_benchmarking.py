@@ -307,6 +307,13 @@ def test_a_report_that_is_not_its_samples_is_refused(field, change, message):
         BenchmarkReport.from_json(json.dumps(content))
 
 
+def test_samples_that_no_ratio_can_be_taken_of():
+    timing = benchmarking.timing_of("a", 1, np.ones(2), np.ones(2))
+    with pytest.raises(Error, match=r"expected float|expected p10_ms"):
+        wild = dataclasses.replace(timing, samples_ms=(1e308, 1e-320))
+        BenchmarkReport((timing, wild), "a CPU", 1, 2, "LiteRT 2.3.0", "2026-01-02")
+
+
 def test_the_samples_of_the_first_model_are_needed_too():
     timing = benchmarking.timing_of("b", 1, np.ones(3), np.ones(3))
     first = dataclasses.replace(timing, name="a", samples_ms=())

@@ -133,7 +133,8 @@ class BenchmarkReport(reporting.Report):
                 f"round, for it and the first model, got {len(timing.samples_ms)} and {len(first)}"
             )
         pair = (np.array(samples) / 1000 for samples in (timing.samples_ms, first))
-        again = timing_of(timing.name, timing.bytes, *pair)
+        with np.errstate(all="ignore"):  # a Timing refuses what is not finite
+            again = timing_of(timing.name, timing.bytes, *pair)
         for field in _OF_SAMPLES:
             told, computed = getattr(timing, field), getattr(again, field)
             if not math.isclose(told, computed, rel_tol=_ROUNDING):
@@ -262,7 +263,8 @@ def benchmark(
         `tfdwd.export`.
       accelerator: None runs the models with LiteRT's Interpreter. "cpu", "gpu" or "npu" run them
         with its CompiledModel, timed by the wall clock; the CPU runs what a GPU or NPU cannot, and
-        the report says so. "gpu" and "npu" were not tried on a device that has one.
+        the report says so. Where it does, the time to load has a first try without the CPU in it.
+        "gpu" and "npu" were not tried on a device that has one.
 
     Returns:
       The timings, with every sample.

@@ -170,7 +170,8 @@ def _models() -> "dict[str, Path | keras.Model]":
         raise Error("expected --model=FILE, a .tflite, .keras or .h5 file or a folder of .tflite")
     for file in paths.values():
         files.check_input(file)
-    if not _ADB.value:
+    # A file that was compiled for an NPU cannot run elsewhere, not even to be checked.
+    if not _ADB.value and _ACCELERATOR.value != "npu":
         common.check_tflite([os.fspath(x) for x in paths.values() if x.suffix == ".tflite"])
     return {
         name: file if file.suffix == ".tflite" else common.load_model(os.fspath(file))
