@@ -44,7 +44,7 @@ STAGES = (
     ("layers: converted", "times", "layer", "conversion"),
     ("layers: timed", "times", "layer", "benchmarking"),
     ("candidates fitted", "problem", "_losses_of", ""),
-    ("Fisher metric", "problem", "_losses", "fisher"),
+    ("Fisher metric", "problem", "_losses", "_fisher"),
     ("responses and moments", "problem", "_losses", ""),
     ("decompose", "decomposition", "decompose", ""),
 )

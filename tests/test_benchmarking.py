@@ -1,3 +1,4 @@
+import dataclasses
 import datetime
 import json
 import subprocess
@@ -173,6 +174,12 @@ def test_a_model_of_open_sizes_is_timed_in_memory(monkeypatch):
         ({"a": "x"}, {"threads": 0}, "threads: expected a whole number of .*, got 0"),
         ({"a": "x"}, {"rounds": 0}, "rounds: expected a whole number of .*, got 0"),
         ({"a": "x"}, {"warmup": 0}, "warmup: expected a whole number of .*, got 0"),
+        ({"a": "x"}, {"accelerator": "tpu"}, "accelerator: expected one of cpu, gpu, npu, got"),
+        (
+            {"a": "x"},
+            {"accelerator": "cpu", "xnnpack": False},
+            "xnnpack=False: expected accelerator=None",
+        ),
     ],
 )
 def test_wrong_arguments(models, options, message, monkeypatch, pytestconfig):
@@ -220,13 +227,98 @@ def test_loading_and_the_first_run_are_measured_in_a_new_process(one_layer):
 def test_a_process_that_fails_is_an_error(monkeypatch):
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(Error, match="the process that measures a model's start failed"):
-        benchmarking._startup(b"", 1, True)
+        benchmarking._startup(b"", 1, True, None)
 
 
 def test_without_xnnpack_it_is_slower_and_the_report_says_so(one_layer):
     slow, fast = (benchmark({"one": one_layer}, rounds=5, xnnpack=x) for x in (False, True))
     assert slow.timings[0].median_ms > fast.timings[0].median_ms
     assert " without XNNPACK, " in str(slow) and "XNNPACK" not in str(fast)
+
+
+def test_compiled_model_on_the_cpu(one_layer, two_in_two_out, capfd):
+    models = {"four": convolutions(4), "one": one_layer, "two": two_in_two_out}
+    report = benchmark(models, rounds=3, accelerator="cpu", startup=True)
+    assert report.accelerator == "cpu"
+    assert [timing.fully_accelerated for timing in report.timings] == [True, True, True]
+    assert 1.5 < report.timings[1].speed_up < 12
+    assert report.timings[1].load_ms > 0 and report.timings[1].first_ms > 0
+    printed = capfd.readouterr()
+    assert printed.out == "" and "accelerator_registry" not in printed.err
+    assert "peak MiB  fully accelerated" in str(report)
+    assert f"LiteRT {lite.runtime_version()} CompiledModel on cpu, " in str(report)
+    assert BenchmarkReport.from_json(report.to_json()) == report
+    header, line, *_ = report.to_csv().splitlines()
+    found = dict(zip(header.split(","), line.split(","), strict=True))
+    assert (found["accelerator"], found["fully_accelerated"]) == ("cpu", "True")
+
+
+def test_one_thread_of_compiled_model_is_timed_by_the_wall(one_layer, monkeypatch):
+    def asked(threads):
+        raise AssertionError("CompiledModel may run in threads of its own")
+
+    monkeypatch.setattr(benchmarking, "_clock", asked)
+    assert benchmark({"one": one_layer}, rounds=1, accelerator="cpu").timings[0].median_ms > 0
+
+
+@pytest.mark.parametrize("accelerator", ["gpu", "npu"])
+def test_no_accelerator_is_one_line_before_anything_is_timed(accelerator, one_layer, monkeypatch):
+    monkeypatch.setattr(benchmarking, "_seconds_per_run", None)
+    try:
+        lite.CompiledModel(one_layer, 1, accelerator)
+    except Error as error:
+        reason = str(error)
+    else:
+        pytest.skip(f"there is an {accelerator} here")
+    assert "\n" not in reason
+    with pytest.raises(Error, match=rf"accelerator='{accelerator}': expected one that LiteRT "):
+        benchmark({"one": one_layer}, rounds=1, accelerator=accelerator)
+
+
+def test_every_sample_is_kept_and_all_is_computed_again_from_them(one_layer):
+    report = benchmark({"a": one_layer, "b": one_layer}, rounds=7)
+    first, second = report.timings
+    assert len(first.samples_ms) == len(second.samples_ms) == 7
+    assert second.median_ms == pytest.approx(np.median(second.samples_ms), rel=1e-12)
+    assert second.p90_ms == pytest.approx(np.percentile(second.samples_ms, 90), rel=1e-12)
+    ratios = np.divide(first.samples_ms, second.samples_ms)
+    assert second.speed_up == pytest.approx(np.median(ratios), rel=1e-12)
+    assert BenchmarkReport.from_json(report.to_json()) == report
+    assert "samples_ms" not in report.to_csv()
+
+
+@pytest.mark.parametrize(
+    ("field", "change", "message"),
+    [
+        ("median_ms", 1.001, "expected median_ms=2.0, computed again from samples_ms, got 2.00"),
+        ("p10_ms", 0.9, "expected p10_ms=1.2"),
+        ("p90_ms", 1.1, "expected p90_ms=3.6"),
+        ("speed_up_low", 0.9, "expected speed_up_low=1.0"),
+        ("speed_up_high", 1.1, "expected speed_up_high=1.0"),
+        ("samples_ms", 2, "expected 3 samples_ms, one for each round, .* got 6 and 6"),
+    ],
+)
+def test_a_report_that_is_not_its_samples_is_refused(field, change, message):
+    timing = benchmarking.timing_of("a", 1, *2 * [np.array([0.001, 0.002, 0.004])])
+    report = BenchmarkReport((timing,), "a CPU", 1, 3, "LiteRT 2.3.0", "2026-01-02")
+    content = json.loads(report.to_json())
+    content["timings"][0][field] *= change
+    with pytest.raises(Error, match=f"timings of 'a': {message}"):
+        BenchmarkReport.from_json(json.dumps(content))
+
+
+def test_samples_that_no_ratio_can_be_taken_of():
+    timing = benchmarking.timing_of("a", 1, np.ones(2), np.ones(2))
+    with pytest.raises(Error, match=r"expected float|expected p10_ms"):
+        wild = dataclasses.replace(timing, samples_ms=(1e308, 1e-320))
+        BenchmarkReport((timing, wild), "a CPU", 1, 2, "LiteRT 2.3.0", "2026-01-02")
+
+
+def test_the_samples_of_the_first_model_are_needed_too():
+    timing = benchmarking.timing_of("b", 1, np.ones(3), np.ones(3))
+    first = dataclasses.replace(timing, name="a", samples_ms=())
+    with pytest.raises(Error, match=r"timings of 'b': expected 3 samples_ms, .* got 3 and 0"):
+        BenchmarkReport((first, timing), "a CPU", 1, 3, "LiteRT 2.3.0", "2026-01-02")
 
 
 def report_of(*timings):
@@ -262,6 +354,9 @@ def test_reports_without_conditions_are_as_they_always_were():
     assert BenchmarkReport.from_json(report.to_json()) == report
     older = '{"timings": [], "device": "x", "threads": 1, "rounds": 1, "runtime": "", "date": ""}'
     assert BenchmarkReport.from_json(older).conditions is None
+    content = json.loads(report.to_json())
+    del content["timings"][0]["samples_ms"]  # as before samples were kept
+    assert BenchmarkReport.from_json(json.dumps(content)) == report
 
 
 def test_noise_is_named():

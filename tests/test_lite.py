@@ -1,6 +1,9 @@
+import sys
+
 import numpy as np
 import pytest
 import tensorflow as tf
+from ai_edge_litert import compiled_model
 from ai_edge_litert import schema_py_generated as schema
 
 from tfdwd import lite
@@ -155,3 +158,53 @@ def test_activations_are_what_each_operator_writes(tmp_path, classifier):
     assert set(found) == set(written)
     np.testing.assert_allclose(found[written[-1]], np.asarray(classifier(data)), atol=1e-5)
     assert file.output_tensors() == {written[-1]: "scores"}
+
+
+def test_compiled_model_reads_the_inputs_as_the_interpreter_does(content, tmp_path, two_in_two_out):
+    random = np.random.default_rng(0).random
+    data = {x.name: random((40, *x.shape[1:])) for x in two_in_two_out.inputs}
+    export(two_in_two_out, tmp_path / "int8.tflite", quantize="int8", data=data)
+    for source in (content, tmp_path / "int8.tflite"):
+        expected = {tensor.name: tensor for tensor in lite.Model(source).inputs}
+        model = lite.CompiledModel(source, 1, "cpu")
+        assert {tensor.name for tensor in model.inputs} == set(expected)
+        for tensor in model.inputs:
+            other = expected[tensor.name]
+            assert (tensor.shape, tensor.dtype) == (other.shape, other.dtype)
+            assert (tensor.scale, tensor.zero_point) == (other.scale, other.zero_point)
+        model.load([np.ones(tensor.shape) for tensor in model.inputs])
+        model.invoke()
+        assert model.fully_accelerated
+
+
+@pytest.mark.parametrize("accelerator", lite.ACCELERATORS)
+def test_compiled_model_of_a_damaged_file(content, accelerator, capfd):
+    with pytest.raises(Error, match=r"LiteRT .* cannot open the content given: .*flatbuffer"):
+        lite.CompiledModel(content[:400], 1, accelerator)
+    assert "ERROR" not in capfd.readouterr().err
+
+
+def test_a_file_that_xnnpack_cannot_run_whole_is_not_fully_accelerated():
+    spec = tf.TensorSpec((1, 4), tf.float32)
+    model = lite.CompiledModel(converted(lambda x: tf.math.top_k(x, 2)[0] * 2, spec), 1, "cpu")
+    assert not model.fully_accelerated
+
+
+def test_an_accelerator_that_runs_a_part(content, monkeypatch):
+    """A stand-in for LiteRT with a GPU that has some operators only."""
+    made = compiled_model.CompiledModel.from_buffer
+
+    def from_buffer(source, options):
+        if options.hardware_accelerators == compiled_model.HardwareAccelerator.GPU:
+            raise RuntimeError("Some ops are not accelerated.")
+        options.hardware_accelerators = compiled_model.HardwareAccelerator.CPU
+        return made(source, options=options)
+
+    monkeypatch.setattr(compiled_model.CompiledModel, "from_buffer", from_buffer)
+    assert lite.CompiledModel(content, 1, "gpu").fully_accelerated is False
+
+
+def test_standard_error_comes_back(content, capfd):
+    lite.CompiledModel(content, 1, "cpu")
+    print("here", file=sys.stderr)
+    assert capfd.readouterr().err == "here\n"

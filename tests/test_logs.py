@@ -142,3 +142,98 @@ def test_numbers_that_are_none_are_not_read() -> None:
 def test_what_is_no_result(text: str, message: str) -> None:
     with pytest.raises(Error, match=message):
         logs.read(text)
+
+
+# Made by hand, in the formats of TensorFlow 2.8 (tabs, with [start]) and of 2.17 (spaces, without),
+# whose XNNPACK rows can stand for several calls.
+HEAD = "[first]\t [avg ms]\t     [%]\t  [cdf%]\t  [mem KB]\t[times called]\t[Name]"
+OPERATORS = f"""Graph: [a.tflite]
+Profiling Info for Benchmark Initialization:
+============================== Run Order ==============================
+\t             [node type]\t          [start]\t  {HEAD}
+\t         AllocateTensors\t  0.000\t 1.356\t 1.356\t100.000%\t100.000%\t 0.000\t 1\tAllocateTensors/0
+
+Number of nodes executed: 1
+Timings (microseconds): count=1 curr=1356
+
+Operator-wise Profiling Info for Regular Benchmark Runs:
+============================== Run Order ==============================
+\t             [node type]\t          [start]\t  {HEAD}
+\t                 CONV_2D\t  0.066\t 0.080\t 0.060\t 20.000%\t 20.000%\t 0.000\t 1\t[net/conv/Relu, b]:0
+INFO: something that another part of the program says
+\tConvolution (NHWC, QC8) GEMM\t  0.1\t 0.428\t 0.02\t 80.0%\t 100.0%\t 0.0\t 12\tDelegate/Convolution (NHWC, QC8) GEMM:2
+
+============================== Top by Computation Time ==============================
+\t             [node type]\t          [start]\t  {HEAD}
+\tConvolution (NHWC, QC8) GEMM\t  0.1\t 0.428\t 0.02\t 80.0%\t 100.0%\t 0.0\t 12\tDelegate/Convolution (NHWC, QC8) GEMM:2
+
+Number of nodes executed: 2
+============================== Summary by node type ==============================
+\t             [Node type]\t  [count]\t  [avg ms]\t    [avg %]\t    [cdf %]\t  [mem KB]\t[times called]
+\t                 CONV_2D\t        1\t     0.060\t    20.000%\t    20.000%\t     0.000\t        1
+
+Timings (microseconds): count=50 first=310 curr=299 min=290 max=310 avg=3.001e+02 std=9
+Memory (bytes): count=0
+Delegate internal:
+============================== Run Order ==============================
+\t             [node type]\t          [start]\t  {HEAD}
+\t                    part\t  0.066\t 0.080\t 0.060\t 20.000%\t 20.000%\t 0.000\t 1\tDelegate/part:0
+
+Number of nodes executed: 1
+Timings (microseconds): count=50 curr=60
+"""  # noqa: E501
+
+
+def test_operators() -> None:
+    model, ms, (own, delegated) = logs.read_operators(OPERATORS)
+    assert model == "a.tflite" and ms == pytest.approx(0.3001)
+    assert own == logs.OperatorTime("CONV_2D", "[net/conv/Relu, b]:0", 0.08, 0.06, 1)
+    kind = "Convolution (NHWC, QC8) GEMM"
+    assert delegated == logs.OperatorTime(kind, f"Delegate/{kind}:2", 0.428, 0.02, 12)
+    assert delegated.ms == pytest.approx(0.24)
+
+
+def test_operators_without_the_column_of_the_start() -> None:
+    text = OPERATORS.replace("[start]\t", "").replace("0.066\t", "").replace("0.1\t", "")
+    assert "[start]" not in text
+    assert logs.read_operators(text) == logs.read_operators(OPERATORS)
+
+
+@pytest.mark.parametrize("prefix", ["01-02 03:04:05.678  9  9 I tflite  : ", "I/tflite ( 123): "])
+def test_operators_in_androids_log(prefix: str) -> None:
+    prefixed = "".join(f"{prefix}{line}\n" for line in OPERATORS.split("\n"))
+    assert logs.read_operators(prefixed) == logs.read_operators(OPERATORS)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("= Run Order =", "=", "expected the log of one run .* got no tables of operators"),
+        ("Delegate internal:", "Operator-wise Profiling Info for", "got 2 tables of operators"),
+        (
+            "executed: 2",
+            "executed: 3",
+            "a table of 3 operators and their sum, got 2 operators: the",
+        ),
+        ("Timings (", "Sums (", "got 2 operators and no sum: the log is cut"),
+        ("[times called]\t[Name]", "[called]\t[Name]", "GEMM:2|conv/Relu.* makes no sense: 'times"),
+        ("\t 12\t", "\t 1.5\t", "operator Delegate/.*:2 makes no sense: invalid literal for int"),
+        ("\t 12\t", "\t 12000000000\t", "Delegate/.*:2 makes no sense: calls: expected fewer"),
+        ("\t 0.02\t", "\t 1e308\t", "Delegate/.*:2 makes no sense: calls: expected fewer"),
+        ("\t 0.02\t", "\t nan\t", "operator Delegate/.*:2 makes no sense: .*average_ms"),
+        ("\t 0.02\t", "\t -1\t", "operator Delegate/.*:2 makes no sense: .*average_ms"),
+    ],
+)
+def test_operators_that_cannot_be(old: str, new: str, message: str) -> None:
+    assert old in OPERATORS
+    with pytest.raises(Error, match=message):
+        logs.read_operators(OPERATORS.replace(old, new))
+
+
+def test_operators_of_a_log_that_is_cut() -> None:
+    whole = OPERATORS[: OPERATORS.index("Memory")]
+    assert len(logs.read_operators(whole)[2]) == 2
+    with pytest.raises(Error, match="got 2 operators and no sum: the log is cut"):
+        logs.read_operators(whole[: whole.rindex("Timings")])
+    with pytest.raises(Error, match="table of all operators and their sum, got 1 operators"):
+        logs.read_operators(whole[: whole.index("INFO: something")])

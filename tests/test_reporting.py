@@ -45,7 +45,7 @@ def test_html_has_the_same_cells():
 
 
 def test_plots_have_a_bar_for_each_model_or_layer():
-    timing = benchmarking.timing_of("a", 1, np.array([0.001, 0.002, 0.004]), np.ones(3))
+    timing = benchmarking.timing_of("a", 1, *2 * [np.array([0.001, 0.002, 0.004])])
     report = benchmarking.BenchmarkReport((timing, timing), "CPU", 1, 3, "LiteRT", "today")
     [axes] = reporting.plot(report).axes
     assert [bar.get_width() for bar in axes.patches] == [2.0, 2.0]

@@ -141,6 +141,12 @@ L = "--labels={}/labels.npy"
     ("name", "arguments", "message"),
     [
         ("benchmark", ["--model={}/m.tflite", "--adb"], "expected --benchmark_model=FILE"),
+        ("benchmark", ["--adb", "--accelerator=gpu"], "--accelerator: expected no --adb"),
+        ("benchmark", ["--accelerator=tpu"], "--accelerator=tpu"),
+        ("benchmark", ["--profile={}/none.log"], "--profile: no such file: .*none.log"),
+        ("benchmark", ["--profile={}/text.keras", "--adb"], "--profile: expected no --adb, --csv"),
+        ("benchmark", ["--profile={}/text.keras"], "got no tables of operators"),
+        ("benchmark", ["--plan={}/fine.json"], "--plan and --model_explorer: expected --profile"),
         ("export", ["--output=o.tflite"], "--model must have a value"),
         ("export", ["--modle=x"], "Unknown command line flag 'modle'"),
         ("export", ["--model=x", "--output=y", "extra"], "got the argument 'extra'; see --help"),
@@ -320,6 +326,30 @@ def test_models_are_named_by_their_files_unless_told(folder, tmp_path, capsys):
     assert [line.split()[0] for line in table[2:4]] == ["first", "small"]
     timings = json.loads((tmp_path / "times.json").read_text())["timings"]
     assert [timing["name"] for timing in timings] == ["first", "small"]
+
+
+def test_times_of_operators_beside_a_plan(folder, tmp_path, capsys):
+    (tmp_path / "log.txt").write_text(
+        "Graph: [x.tflite]\n= Run Order =\n[node type] [first] [avg ms] [times called] [Name]\n"
+        "CONV_2D 0.3 0.2 1 [x_1/convolution]:0\nNumber of nodes executed: 1\n"
+        "Timings (microseconds): count=50 curr=200 avg=205\n"
+    )
+    keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(2, 3, name="x")]).save(
+        tmp_path / "x.keras"
+    )
+    outputs = [f"--json={tmp_path}/profile.json", f"--model_explorer={tmp_path}/nodes.json"]
+    given = [f"--profile={tmp_path}/log.txt", f"--model={tmp_path}/x.keras", *outputs]
+    assert call("benchmark", *given, f"--plan={folder}/fine.json") == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[2] == ["CONV_2D", "x", "1", "0.2000", "100.0"]
+    assert lines[3] == ["x.tflite:", "0.2050", "ms"]
+    assert lines[7] == ["x", "kept", "0.2000"]
+    profile = tfdwd.Profile.from_json((tmp_path / "profile.json").read_text())
+    assert profile.layers == {"x": 0.2}
+    nodes = json.loads((tmp_path / "nodes.json").read_text())
+    assert nodes == {"results": {"x_1/convolution": {"value": 0.2}}}
+    assert call("benchmark", given[0], given[1], f"--model=y={tmp_path}/x.keras") == 1
+    assert "expected at most one .tflite file and one Keras model" in capsys.readouterr().err
 
 
 def status_of(main):

@@ -35,6 +35,8 @@ if TYPE_CHECKING:  # for type checkers and editors, which cannot follow `_NAMES`
     from tfdwd.plans import LayerPlan as LayerPlan
     from tfdwd.plans import Plan as Plan
     from tfdwd.plans import Tradeoff as Tradeoff
+    from tfdwd.profiling import Profile as Profile
+    from tfdwd.profiling import read_profile as read_profile
     from tfdwd.quantization import quantize_aware as quantize_aware
     from tfdwd.rebuild import flatten as flatten
     from tfdwd.training import finetune as finetune
@@ -52,6 +54,7 @@ _NAMES = {
     "latency": ("LatencyTable", "read_latency_table", "write_micro_models"),
     "planning": ("plan", "tradeoff"),
     "plans": ("LayerPlan", "Plan", "Tradeoff"),
+    "profiling": ("Profile", "read_profile"),
     "quantization": ("quantize_aware",),
     "rebuild": ("flatten",),
     "training": ("finetune",),

@@ -215,12 +215,13 @@ def of_layers(
     }
     layers = []
     given_out = file.output_tensors()
+    layer_of = writers(model, [name for operator in operators for name in operator.writes])
     for operator in operators:
         before = [noise[name] for name in operator.reads if name in noise]
         for name in operator.writes:
             if name in noise:
                 added = noise[name] - max(before, default=0.0)
-                layer = given_out.get(name) or writer(model, name)
+                layer = given_out.get(name) or layer_of[name]
                 layers.append(LayerNoise(layer, _sqnr_db(noise[name]), added))
     return tuple(sorted(layers, key=lambda layer: -layer.added))
 
@@ -233,6 +234,30 @@ def writer(model: "keras.Model", name: str) -> str:
     weighted = [n for n in found if n in known and hasattr(known[n], "kernel")]
     named = [n for n in found if n in known]
     return [*weighted, *named, scopes[0]][0]
+
+
+def writers(model: "keras.Model", names: Sequence[str]) -> dict[str, str]:
+    """The `writer` of each of a file's tensors, which all together tell layers from each other.
+
+    The scope "conv_1" is of the layer "conv" where a layer "conv_1" has the scope "conv_1_2":
+    TensorFlow adds a number to the scopes of both.
+    """
+    known = {layer.name for layer in all_layers(model)}
+    parts = {part for name in names for part in re.split("[/;]", name)}
+    numbered = {_without_number(part) for part in parts - known}
+    moved = {
+        part: _without_number(part)
+        for part in parts & known & numbered
+        if _without_number(part) in known
+    }
+    return {
+        name: writer(model, re.sub("[^/;]+", lambda hit: moved.get(hit[0], hit[0]), name))
+        for name in names
+    }
+
+
+def _without_number(part: str) -> str:
+    return re.sub(r"_\d+$", "", part)
 
 
 def layer_name(model: "keras.Model", scope: str) -> str:
@@ -251,7 +276,7 @@ def layer_name(model: "keras.Model", scope: str) -> str:
             for name in (layer.name, "x" + re.sub(r"[^A-Za-z0-9_.]", "_", layer.name))
         }
         for part in reversed(parts):
-            for name in (part, re.sub(r"_\d+$", "", part)):
+            for name in (part, _without_number(part)):
                 if name in names:
                     return names[name]
     return "/".join(parts)

@@ -33,7 +33,9 @@ if TYPE_CHECKING:
 # time than few long ones: what else the machine does spoils only those that it meets.
 _SAMPLE_SECONDS = 0.005
 _RESAMPLES = 2000
+_ROUNDING = 1e-9  # relative, of what is computed again from the samples
 _NOISY = 1.25  # p90 over p10 from which on a machine is called noisy
+_OF_SAMPLES = ("median_ms", "p10_ms", "p90_ms", "speed_up", "speed_up_low", "speed_up_high")
 MOST_THREADS = 512
 _ROOT = Path("/")  # of what Linux tells of the machine
 
@@ -56,6 +58,8 @@ class Timing(Record):
       first_ms: the first run there.
       peak_kib: the most memory that loading and running took there; None where the system does not
         tell.
+      samples_ms: every sample, one for each round; empty in reports of earlier versions.
+      fully_accelerated: whether the accelerator ran every operator; None without an accelerator.
     """
 
     name: str
@@ -69,6 +73,8 @@ class Timing(Record):
     load_ms: Amount | None = None
     first_ms: Amount | None = None
     peak_kib: Amount | None = None
+    samples_ms: tuple[PositiveAmount, ...] = ()
+    fully_accelerated: bool | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -97,6 +103,10 @@ class BenchmarkReport(reporting.Report):
       date: when, in UTC, ISO 8601.
       conditions: governor, clock and heat meanwhile; None where the system does not tell, and on
         phones.
+      accelerator: that LiteRT's CompiledModel was given; None where its Interpreter ran the models.
+
+    Raises:
+      tfdwd.Error: the medians, percentiles and intervals are not those of the samples.
     """
 
     timings: tuple[Timing, ...]
@@ -107,6 +117,31 @@ class BenchmarkReport(reporting.Report):
     date: str
     xnnpack: bool = True
     conditions: Conditions | None = None
+    accelerator: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for timing in self.timings:
+            if timing.samples_ms:
+                self._check_samples(timing)
+
+    def _check_samples(self, timing: Timing) -> None:
+        first = self.timings[0].samples_ms
+        if not len(timing.samples_ms) == len(first) == self.rounds:
+            raise Error(
+                f"timings of {timing.name!r}: expected {self.rounds} samples_ms, one for each "
+                f"round, for it and the first model, got {len(timing.samples_ms)} and {len(first)}"
+            )
+        pair = (np.array(samples) / 1000 for samples in (timing.samples_ms, first))
+        with np.errstate(all="ignore"):  # a Timing refuses what is not finite
+            again = timing_of(timing.name, timing.bytes, *pair)
+        for field in _OF_SAMPLES:
+            told, computed = getattr(timing, field), getattr(again, field)
+            if not math.isclose(told, computed, rel_tol=_ROUNDING):
+                raise Error(
+                    f"timings of {timing.name!r}: expected {field}={computed}, computed again from "
+                    f"samples_ms, got {told}"
+                )
 
     def _parts(self) -> reporting.Parts:
         rows: list[tuple[str, ...]] = [
@@ -132,11 +167,17 @@ class BenchmarkReport(reporting.Report):
                 )
                 for row, timing in zip(rows, self.timings, strict=True)
             ]
+        if self.accelerator is not None:
+            headers.append("fully accelerated")
+            rows = [
+                (*row, "yes" if timing.fully_accelerated else "no")
+                for row, timing in zip(rows, self.timings, strict=True)
+            ]
         plural = "" if self.threads == 1 else "s"
         parts: list[Any] = [
             (headers, rows),
             f"{self.device}, {self.threads} thread{plural}, {self.rounds} rounds, "
-            f"{self.runtime}{'' if self.xnnpack else ' without XNNPACK'}, {self.date}",
+            f"{self.runtime}{self._way()}, {self.date}",
         ]
         if self.conditions is not None:
             parts += self.conditions._parts()
@@ -150,21 +191,36 @@ class BenchmarkReport(reporting.Report):
             )
         return parts
 
+    def _way(self) -> str:
+        """How the runtime ran the models, where that is not as usual."""
+        if self.accelerator is not None:
+            return f" CompiledModel on {self.accelerator}"
+        return "" if self.xnnpack else " without XNNPACK"
+
     def to_json(self) -> str:
         """The report as JSON; `from_json` reads it back.
 
-        Without `conditions` where there are none: the JSON that the Android app writes, too.
+        Without `conditions` and `accelerator` where there are none: the JSON that the Android app
+        writes, too.
         """
         fields = dataclasses.asdict(self)
-        if self.conditions is None:
-            del fields["conditions"]
+        for name in ("conditions", "accelerator"):
+            if fields[name] is None:
+                del fields[name]
+        if self.accelerator is None:
+            for timing in fields["timings"]:
+                del timing["fully_accelerated"]
         return dumps(fields)
 
     def to_csv(self) -> str:
-        """One line per model, with the device, threads, runtime, date and conditions on each."""
+        """One line per model, with the device, threads, runtime, date and conditions on each.
+
+        The samples are in the JSON only.
+        """
         sheet = io.StringIO()
-        fields = [field.name for field in dataclasses.fields(Timing)]
-        about = ["device", "threads", "xnnpack", "rounds", "runtime", "date"]
+        names = [field.name for field in dataclasses.fields(Timing)]
+        fields = [name for name in names if name != "samples_ms"]
+        about = ["device", "threads", "xnnpack", "accelerator", "rounds", "runtime", "date"]
         seen = {field.name: "" for field in dataclasses.fields(Conditions)}
         if self.conditions is not None:
             seen.update(dataclasses.asdict(self.conditions))
@@ -186,6 +242,7 @@ def benchmark(
     warmup: int = 3,
     startup: bool = False,
     input_shape: InputShape | None = None,
+    accelerator: str | None = None,
 ) -> BenchmarkReport:
     """Times models on LiteRT, interleaved.
 
@@ -204,21 +261,27 @@ def benchmark(
       startup: also measure loading, the first run and peak memory, in a new process for each model.
       input_shape: at which sizes to run the Keras models that leave them open, as for
         `tfdwd.export`.
+      accelerator: None runs the models with LiteRT's Interpreter. "cpu", "gpu" or "npu" run them
+        with its CompiledModel, timed by the wall clock; the CPU runs what a GPU or NPU cannot, and
+        the report says so. Where it does, the time to load has a first try without the CPU in it.
+        "gpu" and "npu" were not tried on a device that has one.
 
     Returns:
-      The timings.
+      The timings, with every sample.
 
     Raises:
-      tfdwd.Error: no model, a file that LiteRT cannot open, or a number below 1.
+      tfdwd.Error: no model, a file that LiteRT cannot open, a number below 1, or there is no such
+        accelerator here.
 
     Example:
       >>> print(benchmark({"original": "model.tflite", "student": "student.tflite"}))
     """
     check(models, threads, rounds=rounds, warmup=warmup)
     checks.switches(xnnpack=xnnpack, startup=startup)
+    _check_accelerator(accelerator, xnnpack)
     contents = {name: content_of(model, input_shape) for name, model in models.items()}
-    opened = [lite.Model(content, threads, xnnpack=xnnpack) for content in contents.values()]
-    clock = _clock(threads)
+    opened = [_opened(content, threads, xnnpack, accelerator) for content in contents.values()]
+    clock = _clock(threads) if accelerator is None else time.perf_counter
     for model in opened:
         model.load(_random_inputs(model))
         _seconds_per_run(model, warmup, clock)
@@ -232,7 +295,8 @@ def benchmark(
         timings=tuple(
             dataclasses.replace(
                 timing_of(name, len(content), seconds[:, index], seconds[:, 0]),
-                **(_startup(content, threads, xnnpack) if startup else {}),
+                fully_accelerated=opened[index].fully_accelerated,
+                **(_startup(content, threads, xnnpack, accelerator) if startup else {}),
             )
             for index, (name, content) in enumerate(contents.items())
         ),
@@ -243,6 +307,7 @@ def benchmark(
         xnnpack=xnnpack,
         date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         conditions=watch.conditions(),
+        accelerator=accelerator,
     )
 
 
@@ -258,6 +323,22 @@ def check(models: Mapping[str, Any], threads: int, **counts: int) -> None:
     checks.whole("threads", threads, 1, MOST_THREADS)
     for name, number in counts.items():
         checks.whole(name, number, 1)
+
+
+def _check_accelerator(accelerator: Any, xnnpack: bool) -> None:
+    if accelerator is None:
+        return
+    checks.choice("accelerator", accelerator, lite.ACCELERATORS)
+    if not xnnpack:
+        raise Error("xnnpack=False: expected accelerator=None: CompiledModel always has XNNPACK")
+
+
+def _opened(
+    source: lite.Source, threads: int, xnnpack: bool, accelerator: str | None
+) -> lite.Model | lite.CompiledModel:
+    if accelerator is None:
+        return lite.Model(source, threads, xnnpack=xnnpack)
+    return lite.CompiledModel(source, threads, accelerator)
 
 
 def interleaved(rounds: int, models: int) -> Iterator[tuple[int, int]]:
@@ -292,7 +373,7 @@ def content_of(
     return conversion.convert(model, conversion.file_shapes(model, input_shape))
 
 
-def _random_inputs(model: lite.Model) -> list[np.ndarray]:
+def _random_inputs(model: lite.Model | lite.CompiledModel) -> list[np.ndarray]:
     generator = np.random.default_rng(0)
     return [_random(generator, tensor) for tensor in model.inputs]
 
@@ -315,14 +396,16 @@ def _clock(threads: int) -> Callable[[], float]:
     return time.perf_counter
 
 
-def _seconds_per_run(model: lite.Model, runs: int, clock: Callable[[], float]) -> float:
+def _seconds_per_run(
+    model: lite.Model | lite.CompiledModel, runs: int, clock: Callable[[], float]
+) -> float:
     start = clock()
     for _ in range(runs):
         model.invoke()
     return (clock() - start) / runs
 
 
-def _runs_per_sample(model: lite.Model, clock: Callable[[], float]) -> int:
+def _runs_per_sample(model: lite.Model | lite.CompiledModel, clock: Callable[[], float]) -> int:
     """As many runs as last long enough; more are tried until they do."""
     runs = 1
     while (seconds := _seconds_per_run(model, runs, clock)) * runs < _SAMPLE_SECONDS / 2:
@@ -330,12 +413,14 @@ def _runs_per_sample(model: lite.Model, clock: Callable[[], float]) -> int:
     return math.ceil(_SAMPLE_SECONDS / seconds)
 
 
-def _startup(content: bytes, threads: int, xnnpack: bool) -> dict[str, Any]:
+def _startup(
+    content: bytes, threads: int, xnnpack: bool, accelerator: str | None
+) -> dict[str, Any]:
     """What `_print_startup` prints in a process that has opened no model yet."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.tflite"
         path.write_bytes(content)
-        arguments = [str(path), str(threads), "1" if xnnpack else ""]
+        arguments = [str(path), str(threads), "1" if xnnpack else "", accelerator or ""]
         done = children.run("tfdwd.benchmarking", "_print_startup", arguments)
     if done.returncode:
         raise Error(f"the process that measures a model's start failed: {done.stderr[-500:]}")
@@ -343,10 +428,10 @@ def _startup(content: bytes, threads: int, xnnpack: bool) -> dict[str, Any]:
     return found
 
 
-def _print_startup(path: str, threads: str, xnnpack: str) -> None:
+def _print_startup(path: str, threads: str, xnnpack: str, accelerator: str) -> None:
     before = _memory_kib("VmRSS", reset_peak=True)
     start = time.perf_counter()
-    model = lite.Model(path, int(threads), xnnpack=bool(xnnpack))
+    model = _opened(path, int(threads), bool(xnnpack), accelerator or None)
     loaded = time.perf_counter()
     model.load(_random_inputs(model))
     ready = time.perf_counter()
@@ -383,7 +468,8 @@ def timing_of(name: str, size: int, seconds: np.ndarray, first: np.ndarray) -> T
       seconds: (rounds,) for one run.
       first: the same of the model that it is compared with.
     """
-    p10, median, p90 = np.percentile(seconds * 1000, (10, 50, 90))
+    ms = seconds * 1000
+    p10, median, p90 = np.percentile(ms, (10, 50, 90))
     ratios = first / seconds
     drawn = np.random.default_rng(0).choice(ratios, (_RESAMPLES, len(ratios)))
     low, high = np.percentile(np.median(drawn, axis=1), (2.5, 97.5))
@@ -398,6 +484,7 @@ def timing_of(name: str, size: int, seconds: np.ndarray, first: np.ndarray) -> T
         # The median itself is in the interval but for rounding and very few rounds.
         speed_up_low=min(float(low), speed_up),
         speed_up_high=max(float(high), speed_up),
+        samples_ms=tuple(ms.tolist()),
     )
 
 

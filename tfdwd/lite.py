@@ -5,11 +5,15 @@ import contextlib
 import importlib.metadata
 import os
 import sys
+import tempfile
+import types
+import weakref
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from ai_edge_litert import compiled_model
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from ai_edge_litert.tools import flatbuffer_utils
@@ -25,6 +29,8 @@ _BUILTIN_NAMES = {
 }
 
 
+ACCELERATORS = ("cpu", "gpu", "npu")
+_NO_NPU = "Failed to apply compiler plugins"  # LiteRT's words where nothing compiles for an NPU
 _MISSING = -1  # stands for an optional input that an operator does without
 
 
@@ -87,6 +93,7 @@ class Model:
       interpreter: LiteRT's own.
       inputs: the inputs in the order of the file.
       outputs: the outputs in the order of the file.
+      fully_accelerated: None; see `CompiledModel`.
 
     Raises:
       tfdwd.Error: no such file, no .tflite model, or one that this runtime cannot run.
@@ -95,6 +102,8 @@ class Model:
       >>> model = Model("resnet8.tflite")
       >>> [scores] = model.run([np.zeros((1, 32, 32, 3))])
     """
+
+    fully_accelerated: bool | None = None
 
     def __init__(
         self, source: Source, threads: int = 1, *, xnnpack: bool = True, keep: bool = False
@@ -246,6 +255,166 @@ class Model:
         if 0 in tensor.shape and not self._has_data(details):
             return np.zeros(tensor.shape, tensor.dtype)
         return tensor.real(self.interpreter.get_tensor(details["index"]))
+
+
+class CompiledModel:
+    """A .tflite model as LiteRT's CompiledModel runs it: on the CPU, a GPU or an NPU.
+
+    With a GPU or an NPU, the CPU runs what the accelerator cannot. Not yet tried with a real GPU
+    or NPU, only on a machine that has neither.
+
+    Args:
+      source: path of a .tflite file, or its content.
+      threads: of the CPU, at least 1.
+      accelerator: one of `ACCELERATORS`.
+
+    Attributes:
+      inputs: the inputs in the order of the signature.
+      fully_accelerated: whether the accelerator runs every operator; of the CPU, whether XNNPACK
+        does.
+
+    Raises:
+      tfdwd.Error: no such file, no .tflite model, one that this runtime cannot run, or there is no
+        such accelerator here.
+
+    Example:
+      >>> model = CompiledModel("resnet8.tflite", 1, "cpu")
+      >>> model.load([np.zeros((1, 32, 32, 3))])
+      >>> model.invoke()
+    """
+
+    def __init__(self, source: Source, threads: int, accelerator: str) -> None:
+        content = content_of(source)
+        with _standard_error() as said:
+            model, self.fully_accelerated = _compiled(content, source, threads, accelerator, said)
+            self._held = types.SimpleNamespace(
+                inputs=model.create_input_buffers(0),
+                outputs=model.create_output_buffers(0),
+                model=model,
+                content=content,  # LiteRT reads the weights where they are
+            )
+            self.inputs = _signature_inputs(model, content, source)
+        weakref.finalize(self, _release, self._held)
+
+    def load(self, inputs: Sequence[np.ndarray]) -> None:
+        """Sets the inputs for the next `invoke`.
+
+        Args:
+          inputs: one array for each of `inputs`, of its shape, of real values; they are cast to its
+            dtype, or quantised.
+        """
+        with _standard_error():
+            for tensor, buffer, array in zip(self.inputs, self._held.inputs, inputs, strict=True):
+                buffer.write(tensor.quantized(array))
+
+    def invoke(self) -> None:
+        """Runs the model on the inputs that `load` set: what a benchmark times.
+
+        Raises:
+          tfdwd.Error: LiteRT cannot run it.
+        """
+        try:
+            self._held.model.run_by_index(0, self._held.inputs, self._held.outputs)
+        except RuntimeError as error:
+            reason = one_line(error)
+            raise Error(f"LiteRT {runtime_version()} cannot run the model: {reason}") from error
+
+
+def _compiled(
+    content: bytes, source: Source, threads: int, accelerator: str, said: Callable[[], str]
+) -> tuple[compiled_model.CompiledModel, bool]:
+    """LiteRT's model, and whether the accelerator has all of its operators."""
+    cpu = compiled_model.HardwareAccelerator.CPU
+    own = compiled_model.HardwareAccelerator[accelerator.upper()]
+
+    def opened(allowed: compiled_model.HardwareAccelerator) -> compiled_model.CompiledModel:
+        options = compiled_model.Options(
+            hardware_accelerators=allowed,
+            cpu_options=compiled_model.CpuOptions(num_threads=threads),
+        )
+        return compiled_model.CompiledModel.from_buffer(content, options=options)
+
+    try:
+        # Alone first: beside the CPU, LiteRT calls accelerated what XNNPACK runs, too.
+        model = opened(own)
+        return model, model.is_fully_accelerated()
+    except RuntimeError as error:
+        reason = one_line(error)
+    if accelerator != "cpu":
+        with contextlib.suppress(RuntimeError):
+            model = opened(own | cpu)
+            # Without an NPU, LiteRT says so and runs everything on the CPU.
+            if _NO_NPU not in said():
+                return model, False
+            _release(types.SimpleNamespace(model=model))
+        hints = [line for line in said().splitlines() if line.startswith(("ERROR", "WARNING"))]
+        try:
+            _release(types.SimpleNamespace(model=opened(cpu)))
+        except RuntimeError as error:
+            reason = one_line(error)
+        else:
+            raise Error(
+                f"accelerator={accelerator!r}: expected one that LiteRT {runtime_version()} can "
+                f"use, got none on this machine ({[reason, *hints][-1].partition('] ')[2]}); run "
+                "this on a device that has one, or pass accelerator='cpu'"
+            )
+    raise Error(f"LiteRT {runtime_version()} cannot open {_name(source)}: {reason}")
+
+
+def _release(held: types.SimpleNamespace) -> None:
+    """Ends what LiteRT holds, without the lines that it prints at that."""
+    with _standard_error():
+        environment = held.model.environment
+        held.__dict__.clear()
+        environment.close()
+
+
+@contextlib.contextmanager
+def _standard_error() -> Iterator[Callable[[], str]]:
+    """Keeps back what C++ code writes to standard error; gives a way to read it.
+
+    LiteRT's Python interface has no level for its log, and some reasons are nowhere else.
+    """
+    with tempfile.TemporaryFile(buffering=0) as file:
+
+        def said() -> str:
+            file.seek(0)
+            return file.read().decode(errors="replace")
+
+        sys.stderr.flush()
+        kept = os.dup(2)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield said
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+def _signature_inputs(
+    model: compiled_model.CompiledModel, content: bytes, source: Source
+) -> tuple[Tensor, ...]:
+    """The inputs of the first signature, in LiteRT's order."""
+    signature = model.get_signature_by_index(0)
+    details = model.get_input_tensor_details(signature["key"])
+    with _damage(source):
+        graph = schema.Model.GetRootAs(content, 0).Subgraphs(0)
+        return tuple(
+            Tensor(
+                name,
+                tuple(details[name]["shape"]),
+                np.dtype(details[name]["dtype"]),
+                *_quantization(graph.Tensors(details[name]["index"]).Quantization()),
+            )
+            for name in signature["inputs"]
+        )
+
+
+def _quantization(parameters: Any) -> tuple[float, int]:
+    """Scale and zero point of a tensor; zeros where it is not quantised."""
+    if parameters is None or not parameters.ScaleLength():
+        return 0.0, 0
+    return float(parameters.Scale(0)), int(parameters.ZeroPoint(0))
 
 
 def operators(source: Source) -> list[Operator]:

@@ -1,14 +1,17 @@
 """Reads what benchmark tools print for .tflite files: TensorFlow's, LiteRT's and tfdwd's own."""
 
 import dataclasses
+import math
 import re
+from collections.abc import Iterator
 
 from tfdwd import benchmarking
 from tfdwd.errors import Error
-from tfdwd.records import Amount, Positive, PositiveAmount, Record
+from tfdwd.records import Amount, Count, Positive, PositiveAmount, Record
 
 _NUMBER = r"([0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?)"
 _MODEL = re.compile(r"(?:\bGraph: \[(.+)\]|benchmark_litert_model: Model: +(.+))$")
+_LOADED = re.compile(r"\bLoad(?:ed model|ing model from:) (.+)$")
 _THREADS = re.compile(r"(?:[Nn]um threads|#threads used for CPU inference): +\[?(\d+)")
 # What benchmark_model prints, in microseconds, and what the rest of its lines means here.
 _COUNT = re.compile(rf"\b(\w+)={_NUMBER}")
@@ -19,6 +22,13 @@ _RESULT = re.compile(
     rf"^(?:Inference|Warmup|Model) ?\(?(\w+)\)?: +{_NUMBER} ms(?: \((\d+) runs\))?"
 )
 _RESOLUTION_MS = 0.005
+# The tables of operators. Android's log puts a prefix before each line.
+_PREFIX = re.compile(r"^(?:[\d-]+ [\d:.]+ +\d+ +\d+ [VDIWEF] [^:]*|[VDIWEF]/[^(]*\([ \d]*\)): ?")
+_COLUMN = re.compile(r"\[([^]]+)\]")
+_CELL = r"\s+(-?[\d.]+(?:[eE][+-]?\d+)?|-?nan|-?inf)%?"
+_NODES = re.compile(r"Number of nodes executed: (\d{1,9})\b")
+_TOTAL = re.compile(rf"Timings \(microseconds\): count=.*\b(?:avg|curr)={_NUMBER}")
+_MOST_CALLS = 10**9
 _90_PERCENT = 3.29  # standard deviations between the 5th and the 95th percentile
 
 
@@ -44,6 +54,40 @@ class Run(Record):
     load_ms: Amount | None = None
     first_ms: Amount | None = None
     peak_kib: Amount | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class OperatorTime(Record):
+    """How long one operator of a model takes, as a profiler tells it.
+
+    Attributes:
+      type: LiteRT's, such as "CONV_2D"; a delegate's has its own words, such as
+        "Delegate/Convolution (NHWC, F32) IGEMM".
+      name: as the log has it, such as "[relu/Relu;conv/Conv2D]:3" or "[Delegate]:0".
+      first_ms: the first call, in milliseconds.
+      average_ms: mean of all calls.
+      calls: in one run.
+      tensors: that it writes; empty where that is not known.
+      layer: of Keras that these belong to; empty where that is not known.
+    """
+
+    type: str
+    name: str
+    first_ms: Amount
+    average_ms: Amount
+    calls: Count
+    tensors: tuple[str, ...] = ()
+    layer: str = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.calls > _MOST_CALLS or not math.isfinite(self.ms):
+            raise Error(f"calls: expected fewer, got {self.calls!r:.20} of {self.average_ms} ms")
+
+    @property
+    def ms(self) -> float:
+        """Of all calls in one run, in milliseconds."""
+        return self.average_ms * self.calls
 
 
 def read(text: str) -> list[Run]:
@@ -98,6 +142,89 @@ def read(text: str) -> list[Run]:
             raise Error(f"the log has no result for {model}; the tool's last words: {last[:200]}")
         found.append(run)
     return found
+
+
+def read_operators(text: str) -> tuple[str, float, tuple[OperatorTime, ...]]:
+    """Finds the times of the operators in the log of one run.
+
+    Args:
+      text: what TensorFlow's ``benchmark_model --enable_op_profiling=true`` printed, old or new, or
+        LiteRT's ``benchmark_model --use_profiler=true``, which profiles the last run only, in whole
+        microseconds; with or without Android's prefixes. What happens inside of loops and of
+        delegates that have a table of their own is left out: the table of the model holds it as one
+        operator.
+
+    Returns:
+      The model's path (empty if it is not said), the time of one run in milliseconds as the
+      profiler adds it up, and the operators in order of execution.
+
+    Raises:
+      tfdwd.Error: no such table, several, or one that does not come to its end.
+
+    Example:
+      >>> log = '''==== Run Order ====
+      ... [node type]  [start] [first] [avg ms] [%] [cdf%] [mem KB] [times called] [Name]
+      ... SOFTMAX 0.000 0.002 0.001 100.000% 100.000% 0.000 1 [probabilities]:0
+      ... Number of nodes executed: 1
+      ... Timings (microseconds): count=50 first=2 curr=1 min=1 max=2 avg=1.1 std=0'''
+      >>> read_operators(log)[2][0].average_ms
+      0.001
+
+    Source of the formats: tensorflow/core/util/stats_calculator.cc,
+    litert/runtime/profiler_summarizer.cc.
+    """
+    lines = [_PREFIX.sub("", line) for line in text.splitlines()]
+    starts = _run_orders(lines)
+    if len(starts) != 1:
+        raise Error(
+            "expected the log of one run of benchmark_model with --enable_op_profiling=true "
+            f"(LiteRT's: --use_profiler=true), got {len(starts) or 'no'} tables of operators"
+        )
+    [start] = starts
+    operators = tuple(_rows(lines[start + 1 :]))
+    nodes = next((int(hit[1]) for hit in map(_NODES.search, lines[start:]) if hit), None)
+    total = next((float(hit[1]) for hit in map(_TOTAL.search, lines[start:]) if hit), None)
+    if nodes is None or total is None or nodes != len(operators):
+        raise Error(
+            f"expected a table of {nodes or 'all'} operators and their sum, got {len(operators)} "
+            f"operators{' and no sum' if total is None else ''}: the log is cut"
+        )
+    named = [hit[1] or hit[2] for hit in map(_MODEL.search, lines) if hit]
+    named += [hit[1] for hit in map(_LOADED.search, lines) if hit]
+    return (named[0] if named else ""), total / 1000, operators
+
+
+def _run_orders(lines: list[str]) -> list[int]:
+    """The lines at which tables begin that are of a whole run of the model."""
+    found, inside = [], False
+    for number, line in enumerate(lines):
+        if "Profiling Info for" in line:
+            inside = "Initialization" in line
+        elif "Delegate internal:" in line or "Subgraph (index" in line:
+            inside = True
+        elif "= Run Order =" in line and not inside:
+            found.append(number)
+    return found
+
+
+def _rows(lines: list[str]) -> Iterator[OperatorTime]:
+    """The rows of a table, which ends at the next title."""
+    row, columns = None, []
+    for line in lines:
+        if "====" in line or _NODES.search(line):
+            return
+        if "[node type]" in line:
+            # Not all versions have the same columns.
+            columns = _COLUMN.findall(line)[1:-1]
+            row = re.compile(rf"\s*(\S.*?){_CELL * len(columns)}\s+(\S.*?)\s*")
+        elif row is not None and (hit := row.fullmatch(line)):
+            kind, *cells, name = hit.groups()
+            told = dict(zip(columns, cells, strict=True))
+            try:
+                first, average = float(told["first"]), float(told["avg ms"])
+                yield OperatorTime(kind, name, first, average, int(told["times called"]))
+            except (KeyError, ValueError) as error:
+                raise Error(f"the log's operator {name} makes no sense: {error}") from error
 
 
 def _own(text: str) -> list[Run]:

@@ -1,9 +1,13 @@
 """Times .tflite files and Keras models side by side, on this machine's LiteRT or on a phone.
 
+With --profile: shows the times of operators that a benchmark tool printed.
+
 Example:
   tfdwd-benchmark --model=original=resnet8.tflite --model=student=student.tflite --json=times.json
   tfdwd-benchmark --adb --benchmark_model=android_aarch64_benchmark_model --model=student.tflite
   tfdwd-benchmark --adb --app
+  tfdwd-benchmark --model=student.tflite --accelerator=gpu
+  tfdwd-benchmark --profile=log.txt --model=student.tflite --model=k=student.keras --plan=plan.json
 """
 
 import os
@@ -13,7 +17,7 @@ from typing import TYPE_CHECKING
 from absl import flags
 
 import tfdwd
-from tfdwd import adb, files
+from tfdwd import adb, files, lite
 from tfdwd.errors import Error
 from tfdwd.scripts import common
 
@@ -40,6 +44,14 @@ _ROUNDS = flags.DEFINE_integer(
 _XNNPACK = flags.DEFINE_bool(
     "xnnpack", True, "whether LiteRT may use XNNPACK, as it does by default", flag_values=FLAGS
 )
+_ACCELERATOR = flags.DEFINE_enum(
+    "accelerator",
+    None,
+    lite.ACCELERATORS,
+    "run the models with LiteRT's CompiledModel on this; the CPU runs what it cannot (default: run "
+    "them with LiteRT's Interpreter, on the CPU)",
+    flag_values=FLAGS,
+)
 _ADB = flags.DEFINE_bool("adb", False, "time on a phone, through adb", flag_values=FLAGS)
 _TOOL = common.define_input(
     FLAGS, "benchmark_model", "with --adb: TensorFlow's tool of that name, built for the phone"
@@ -54,13 +66,33 @@ _SERIAL = flags.DEFINE_string(
     "serial", None, "with --adb: which phone, where there are several", flag_values=FLAGS
 )
 _INPUT_SHAPE = common.define_input_shape(FLAGS)
+_PROFILE = common.define_input(
+    FLAGS,
+    "profile",
+    "a log with times of operators: of benchmark_model with --enable_op_profiling=true, or of "
+    "LiteRT's with --use_profiler=true; --model then names the .tflite file that was timed and the "
+    "Keras model that it was made from, if they are at hand",
+)
+_PLAN = common.define_input(
+    FLAGS, "plan", "with --profile: a plan, as tfdwd-plan writes it, to show the times beside"
+)
+_MODEL_EXPLORER = common.define_output(
+    FLAGS, "model_explorer", "with --profile: where to write node data for Model Explorer, as JSON"
+)
 _JSON = common.define_output(FLAGS, "json", "where to write the result as JSON")
 _CSV = common.define_output(FLAGS, "csv", "where to write the result as CSV")
 
 
 def main() -> None:
     """Loads, times, prints and writes the report."""
+    if _PROFILE.value is not None:
+        _show_profile()
+        return
+    if _PLAN.value is not None or _MODEL_EXPLORER.value is not None:
+        raise Error("--plan and --model_explorer: expected --profile with them")
     rounds = {} if _ROUNDS.value is None else {"rounds": _ROUNDS.value}
+    if _ADB.value and _ACCELERATOR.value is not None:
+        raise Error("--accelerator: expected no --adb, which times with tools of its own")
     if _APP.value:
         if not _ADB.value or _MODEL.value or _TOOL.value or not _XNNPACK.value:
             raise Error(
@@ -89,6 +121,7 @@ def main() -> None:
             xnnpack=_XNNPACK.value,
             startup=True,
             input_shape=_INPUT_SHAPE(),
+            accelerator=_ACCELERATOR.value,
             **rounds,
         )
     if _CSV.value is not None:
@@ -96,6 +129,30 @@ def main() -> None:
     if _JSON.value is not None:
         files.write_whole(_JSON.value, report.to_json())
     print(report)
+
+
+def _show_profile() -> None:
+    if _ADB.value or _CSV.value is not None or _ACCELERATOR.value is not None:
+        raise Error("--profile: expected no --adb, --csv or --accelerator: nothing is timed")
+    models = list(_models().values()) if _MODEL.value else []
+    paths = [model for model in models if isinstance(model, Path)]
+    networks = [model for model in models if not isinstance(model, Path)]
+    if len(paths) > 1 or len(networks) > 1:
+        raise Error("--profile: expected at most one .tflite file and one Keras model as --model")
+    profile = tfdwd.read_profile(
+        Path(_PROFILE.value),
+        paths[0] if paths else None,
+        networks[0] if networks else None,
+    )
+    plan = None if _PLAN.value is None else common.load_record(tfdwd.Plan, _PLAN.value)
+    beside = None if plan is None else profile.beside(plan)
+    if _MODEL_EXPLORER.value is not None:
+        files.write_whole(_MODEL_EXPLORER.value, profile.to_model_explorer())
+    if _JSON.value is not None:
+        files.write_whole(_JSON.value, profile.to_json())
+    print(profile)
+    if beside is not None:
+        print(f"\n{beside}")
 
 
 def _models() -> "dict[str, Path | keras.Model]":
@@ -113,7 +170,8 @@ def _models() -> "dict[str, Path | keras.Model]":
         raise Error("expected --model=FILE, a .tflite, .keras or .h5 file or a folder of .tflite")
     for file in paths.values():
         files.check_input(file)
-    if not _ADB.value:
+    # A file that was compiled for an NPU cannot run elsewhere, not even to be checked.
+    if not _ADB.value and _ACCELERATOR.value != "npu":
         common.check_tflite([os.fspath(x) for x in paths.values() if x.suffix == ".tflite"])
     return {
         name: file if file.suffix == ".tflite" else common.load_model(os.fspath(file))

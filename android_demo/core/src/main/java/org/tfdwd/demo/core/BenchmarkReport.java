@@ -45,7 +45,8 @@ public final class BenchmarkReport {
             field(json, indent, "speed_up_high", timing.speedUpHigh).append(',');
             field(json, indent, "load_ms", null).append(',');
             field(json, indent, "first_ms", null).append(',');
-            field(json, indent, "peak_kib", null).append("\n    }");
+            field(json, indent, "peak_kib", null).append(',');
+            field(json, indent, "samples_ms", array(timing.samplesMs(), indent)).append("\n    }");
         }
         json.append("\n  ],");
         String indent = "\n  ";
@@ -61,6 +62,14 @@ public final class BenchmarkReport {
     private static StringBuilder field(StringBuilder json, String indent, String name,
             Object value) {
         return json.append(indent).append('"').append(name).append("\": ").append(value);
+    }
+
+    private static String array(double[] values, String indent) {
+        StringBuilder json = new StringBuilder("[");
+        for (double value : values) {
+            json.append(json.length() == 1 ? "" : ",").append(indent).append("  ").append(value);
+        }
+        return json.append(indent).append(']').toString();
     }
 
     private static String quoted(String text) {

@@ -26,7 +26,7 @@ final class Statistics {
         double speedUp = median(ratios);
         return new Timing(name, bytes, percentile(ms, 50), percentile(ms, 10), percentile(ms, 90),
                 speedUp, Math.min(percentile(medians, 2.5), speedUp),
-                Math.max(percentile(medians, 97.5), speedUp));
+                Math.max(percentile(medians, 97.5), speedUp), ms);
     }
 
     private static double[] resampledMedians(double[] ratios) {

@@ -14,9 +14,11 @@ public final class Timing {
     public final double speedUpLow;
     /** Upper end of it. */
     public final double speedUpHigh;
+    private final double[] samplesMs;
 
+    /** @param samplesMs one for each round. */
     Timing(String name, long bytes, double medianMs, double p10Ms, double p90Ms, double speedUp,
-            double speedUpLow, double speedUpHigh) {
+            double speedUpLow, double speedUpHigh, double... samplesMs) {
         if (!(0 < p10Ms && p10Ms <= medianMs && medianMs <= p90Ms)
                 || !(0 < speedUpLow && speedUpLow <= speedUp && speedUp <= speedUpHigh)
                 || Double.isInfinite(p90Ms) || Double.isInfinite(speedUpHigh)) {
@@ -32,6 +34,12 @@ public final class Timing {
         this.speedUp = speedUp;
         this.speedUpLow = speedUpLow;
         this.speedUpHigh = speedUpHigh;
+        this.samplesMs = samplesMs.clone();
+    }
+
+    /** Every sample, one for each round. */
+    public double[] samplesMs() {
+        return samplesMs.clone();
     }
 
     /** Whether the rounds differ too much to make much of a small difference. */
