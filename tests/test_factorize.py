@@ -315,8 +315,8 @@ def test_few_rounds_in_float32_predict_what_all_rounds_reach(spoil):
     assert list(fits) == widths and factorize.bottlenecks(target, [], metric) == {}
     for width, stack in fits.items():
         assert stack.reduce.shape == (12, width) and stack.depthwise.dtype == np.float64
-        same_rounds = error(factorize.bottleneck(target, width, metric, 5))
-        assert error(stack) == pytest.approx(same_rounds, rel=0.02, abs=1e-6 * total)
+        all_rounds = error(factorize.bottleneck(target, width, metric))
+        assert error(stack) <= 1.1 * all_rounds + 1e-6 * total
     ranks = [3, 1]
     stacks = factorize.joints(target, ranks, metric)
     assert list(stacks) == ranks

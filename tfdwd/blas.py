@@ -10,7 +10,7 @@ from typing import Any
 
 import threadpoolctl
 
-_LARGE = 1024  # unknowns from which on two threads beat one
+LARGE, VERY_LARGE = 1024, 4096  # unknowns from which on two threads beat one; in iterations
 
 
 def one_thread() -> contextlib.AbstractContextManager[Any]:
@@ -18,9 +18,9 @@ def one_thread() -> contextlib.AbstractContextManager[Any]:
     return _controller().limit(limits=1, user_api="blas")
 
 
-def threads_for(unknowns: int) -> contextlib.AbstractContextManager[Any]:
-    """A context with one thread for a matrix of few unknowns, all that there are for many."""
-    return one_thread() if unknowns < _LARGE else contextlib.nullcontext()
+def threads_for(unknowns: int, many: int = LARGE) -> contextlib.AbstractContextManager[Any]:
+    """A context with one thread for a matrix of few unknowns, all that there are for ``many``."""
+    return one_thread() if unknowns < many else contextlib.nullcontext()
 
 
 @functools.cache

@@ -14,9 +14,11 @@ from tfdwd.nodes import is_convolution
 from tfdwd.plans import Option
 
 # What a plan tries: these ranks, and bottlenecks of these parts of the convolution's MACs, beside
-# those of the MACs of these ranks.
+# those of the MACs of these ranks. Widths differ by a part of each other at least; by more where
+# fitting them takes seconds, from so many taps of all channels on.
 RANKS = range(1, 5)
 _BOTTLENECK_MACS = (0.06, 0.09, 0.13, 0.18, 0.25, 0.35, 0.5)
+_APART, _APART_IF_LARGE, _LARGE = 0.06, 0.25, 1024
 _UNKNOWNS = 3000  # taps times width of the widest bottleneck: its fit takes their cube
 # A convolution that reads fewer channels than this is kept unless it is asked for by name: the
 # SIMD kernels of depthwise convolutions idle there, and what the first layer loses all others miss.
@@ -185,18 +187,19 @@ def parameters(conv: Conv, option: Option) -> int:
 
 def options(conv: Conv) -> list[Option]:
     """The stacks that a plan tries for a convolution: all are of fewer MACs."""
-    _, q, n = conv.sizes
+    c, q, n = conv.sizes
+    apart = _APART if c * q <= _LARGE else _APART_IF_LARGE
     found = [separable(conv, rank) for rank in RANKS if rank <= min(q, n)]
     macs = [option.macs for option in found]
     macs += [int(part * conv.macs) for part in _BOTTLENECK_MACS]
     for most in macs:
         narrow = bottleneck(conv, most)
-        if narrow is not None and q * narrow.size <= _UNKNOWNS and _is_new(narrow, found):
+        if narrow is not None and q * narrow.size <= _UNKNOWNS and _is_new(narrow, found, apart):
             found.append(narrow)
     return [option for option in found if option.macs < conv.macs]
 
 
-def _is_new(narrow: Option, found: Sequence[Option]) -> bool:
+def _is_new(narrow: Option, found: Sequence[Option], apart: float) -> bool:
     """Whether no bottleneck is of about the same width."""
     sizes = [option.size for option in found if option.stack == "bottleneck"]
-    return all(abs(narrow.size - size) > 0.06 * size for size in sizes)
+    return all(abs(narrow.size - size) > apart * size for size in sizes)

@@ -99,7 +99,7 @@ def fit(
             assert not isinstance(stack, factorize.Channel)  # rows are kept for "joint" alone
             wanted = collected.rectified(stack, bias)
             equations = factorize.equations(inputs, wanted.xy, kernel)
-            with blas.one_thread():
+            with blas.threads_for(len(best), blas.VERY_LARGE):
                 stack = factorize.refit(equations, stack, metric)
             stack, bias = with_bias(stack, wanted, equations)
     variance = float(factorize.variances(stack, inputs.matrix).sum())
@@ -116,7 +116,7 @@ def _best(
     metric: np.ndarray | None,
 ) -> tuple[Option, factorize.Stack]:
     """The stack of least error among the options."""
-    with blas.one_thread():
+    with blas.threads_for(len(target.product), blas.VERY_LARGE):
         answers = [(option, _factorized(option, target, method, metric)) for option in options]
     if len(answers) > 1:
         answers.sort(key=lambda answer: target.error(answer[1].kernel(), metric))

@@ -22,6 +22,7 @@ _STUDENT_ROUNDS, _WIDE_STUDENT = (5, 10, 20), 1.05
 # Where in memory LiteRT puts a network changes its time by a percent or two, so a student is opened
 # several times, for so many rounds each.
 _OPENINGS = 4
+_STUDENT_SECONDS = 4.0  # that the first rounds of a student take, about; a large one gets fewer
 _RANDOM_IMAGES = 8  # for the ranges of a layer that is only timed
 
 
@@ -145,10 +146,14 @@ class TimesHere:
         self.device = benchmarking.device()
         self.runtime = f"LiteRT {lite.runtime_version()}"
         self._content = conversion.checked(model, sizes, quantize, images)
+        self._network_ms = self._timed()
 
     def network(self) -> float:
+        return self._network_ms
+
+    def _timed(self) -> float:
         report = benchmarking.benchmark(
-            {"model": self._content}, threads=self.threads, rounds=_NETWORK_ROUNDS
+            {"model": self._content}, threads=self.threads, rounds=_NETWORK_ROUNDS, warmup=1
         )
         if report.timings[0].noisy:
             logging.warning("the machine is noisy: trust the ratios, not the milliseconds")
@@ -193,10 +198,11 @@ class TimesHere:
         )
         files = {"original": self._content, "student": student}
         found = []
-        for rounds in _STUDENT_ROUNDS:
+        most = 1000 * _STUDENT_SECONDS / (2 * _OPENINGS * self._network_ms)
+        part = min(1.0, most / _STUDENT_ROUNDS[0])
+        for rounds in (max(3, round(part * rounds)) for rounds in _STUDENT_ROUNDS):
             openings = [self._beside(files, [rounds], 1)[1]["student"] for _ in range(_OPENINGS)]
-            logs = np.log([dataclasses.astuple(ratio) for ratio in openings])
-            found.append(Ratio(*np.exp(np.mean(logs, axis=0))))
+            found.append(_mean(openings))
             if found[-1].width <= _WIDE_STUDENT:
                 break
         return min(found, key=lambda ratio: ratio.width)
@@ -210,7 +216,7 @@ class TimesHere:
         kept_ms = np.inf
         for rounds in all_rounds:
             report = benchmarking.benchmark(
-                {first: content, **dict(others)}, threads=self.threads, rounds=rounds
+                {first: content, **dict(others)}, threads=self.threads, rounds=rounds, warmup=1
             )
             kept_ms = min(kept_ms, report.timings[0].p10_ms)
             for timing in report.timings[1:]:
@@ -222,6 +228,16 @@ class TimesHere:
             if not others:
                 break
         return float(kept_ms), found
+
+
+def _mean(ratios: Sequence[Ratio]) -> Ratio:
+    """The geometric mean of independent measurements, and what is known of it."""
+    logs = np.log([dataclasses.astuple(ratio) for ratio in ratios])
+    middle, number = np.mean(logs[:, 0]), len(logs)
+    low, high = (np.sqrt(np.sum((logs[:, i] - logs[:, 0]) ** 2)) / number for i in (1, 2))
+    between = 2 * np.std(logs[:, 0], ddof=1) / np.sqrt(number)
+    ends = middle, middle - max(low, between), middle + max(high, between)
+    return Ratio(*np.exp(ends).tolist())
 
 
 def layer_files(

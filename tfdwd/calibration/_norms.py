@@ -1,5 +1,7 @@
 """Batch norms that see other inputs than they were trained on, behind replaced convolutions."""
 
+import collections
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -94,11 +96,10 @@ def _compare(
         wanted.append(outputs)
         found.append(own)
         for path, x, y in zip(paths, student, original, strict=True):
-            x, y = (t.numpy().reshape(-1, t.shape[-1]).astype(np.float64) for t in (x, y))
-            rows = np.full(x.shape[1], len(x))
-            sums[path] = sums[path] + np.array(
-                [rows, x.sum(0), y.sum(0), (x * x).sum(0), (x * y).sum(0)]
-            )
+            x, y = (t.numpy().reshape(-1, t.shape[-1]) for t in (x, y))
+            rows = np.full(x.shape[1], len(x), np.float64)
+            added = [z.sum(0, dtype=np.float64) for z in (x, y, x * x, x * y)]
+            sums[path] = sums[path] + np.array([rows, *added])
     return (
         wanted,
         found,
@@ -112,11 +113,17 @@ def _taps(graph: Graph, paths: Sequence[str], tensors: Sequence[tf.Tensor]) -> A
     Runs call by call: for so few images compiling would take longer.
     """
     values = dict(zip(graph.inputs, tensors, strict=True))
+    read = itertools.chain(*(call.inputs for call in graph.calls), graph.outputs)
+    readers = collections.Counter(read)
     taps = {}
     for call in graph.calls:
         if call.path in paths:
             taps[call.path] = tf.cast(values[call.inputs[0]], tf.float32)
         values.update(run_call(call, call.operation, values))
+        readers.subtract(call.inputs)
+        for n in call.inputs:
+            if not readers[n]:
+                values.pop(n, None)
     outputs = [values[n].numpy().astype(np.float64) for n in graph.outputs]
     return outputs, [taps[path] for path in paths]
 

@@ -1,6 +1,7 @@
 """Pointwise, depthwise, pointwise: a CP decomposition in the metric of the inputs."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -21,22 +22,30 @@ from tfdwd.factorize._targets import (
     TINY,
     Equations,
     Target,
+    explained,
     power_of_two,
     principal_responses,
     root,
 )
 
-_FEW_ROUNDS = 5  # tell widths apart
+# Rounds that tell widths apart, at least; up to all of them for layers of few unknowns. After
+# 5 the error of a wide bottleneck is still a third above where it ends, of a narrow one a tenth.
+_ROUNDS, _FEW_ROUNDS, _FEW_UNKNOWNS = 30, 8, 512
+# Products with A are nearly all of the time. With as many of them, two in each first step and more
+# rounds come further than more in each step.
+_STEPS = 2
+_LAST_ROUNDS = 2
 _DAMPING = 1e-2  # of the factors of a preconditioner, relative to their diagonals
 
 
 def bottleneck(
-    target: Target, width: int, metric: np.ndarray | None = None, rounds: int = 25
+    target: Target, width: int, metric: np.ndarray | None = None, rounds: int = _ROUNDS
 ) -> Bottleneck:
     """Pointwise to ``width`` channels, depthwise, pointwise: three least squares in turn.
 
     A CP decomposition of the kernel in the metric A, from the SVDs of the filters whose responses
-    are the principal components of the response. No round raises the error.
+    are the principal components of the response. No round raises the error; the last two are in
+    float64.
 
     Args:
       target: what to imitate.
@@ -44,13 +53,25 @@ def bottleneck(
       metric: (n, n) positive definite weight of the response's error; the identity if None.
       rounds: triples of least squares, at most.
     """
-    return _fitted(target, [width], metric, rounds, np.float64)[width]
+    lower, weighted = _weighted(target, metric)
+    problem = _Problem.of(weighted, len(target.kernel), np.float64)
+    whole = problem.in_own_units(np.vdot(weighted.kernel, weighted.product))
+    quick = _quick(weighted, [width], rounds)[width]
+    *_, last = _fits(problem, quick, _LAST_ROUNDS)
+    slow = _fits(problem, principal_start(weighted, width), rounds)
+    first = next(slow)
+    if not first.explained <= last.explained <= whole * (1 + 1e-9):
+        # Moments of few rows or many scales are beyond float32.
+        fits = ((fit, fit.explained) for fit in itertools.chain([first], slow))
+        last = settled(whole, fits)
+    stack = problem.stack(last)
+    return dataclasses.replace(stack, expand=stack.expand @ np.linalg.inv(lower))
 
 
 def bottlenecks(
     target: Target, widths: Sequence[int], metric: np.ndarray | None = None
 ) -> dict[int, Bottleneck]:
-    """`bottleneck` for each of some widths, in few rounds and float32: enough to tell them apart.
+    """`bottleneck` for each of some widths, in float32 and few rounds where those take seconds.
 
     Args:
       target: what to imitate.
@@ -66,7 +87,15 @@ def bottlenecks(
       >>> [white.error(stack.kernel()) > 1 for stack in bottlenecks(white, [3, 32]).values()]
       [True, False]
     """
-    return _fitted(target, widths, metric, _FEW_ROUNDS, np.float32)
+    rounds = _ROUNDS * _FEW_UNKNOWNS // max(len(target.product), _FEW_UNKNOWNS)
+    lower, weighted = _weighted(target, metric)
+    back = np.linalg.inv(lower)
+    found = {}
+    for width, quick in _quick(weighted, widths, max(rounds, _FEW_ROUNDS)).items():
+        found[width] = dataclasses.replace(quick, expand=quick.expand @ back)
+        if explained(target, found[width], metric) < 0:  # beyond float32, see `bottleneck`
+            found[width] = bottleneck(target, width, metric)
+    return found
 
 
 def bottleneck_steps(equations: Equations, start: Bottleneck, rounds: int) -> Iterator[Bottleneck]:
@@ -119,32 +148,29 @@ def principal_start(target: Target, width: int) -> Bottleneck:
     )
 
 
-def _fitted(
-    target: Target,
-    widths: Sequence[int],
-    metric: np.ndarray | None,
-    rounds: int,
-    dtype: Any,
-) -> dict[int, Bottleneck]:
+def _weighted(target: Target, metric: np.ndarray | None) -> tuple[np.ndarray, Target]:
+    """The root of the metric, and the target times it: its error counts alike in all directions."""
+    lower = root(target, metric)
+    return lower, Target(target.gram, target.product @ lower, target.kernel @ lower)
+
+
+def _quick(target: Target, widths: Sequence[int], rounds: int) -> dict[int, Bottleneck]:
+    """A bottleneck of each width, fitted in float32 in at most so many rounds."""
     for width in widths:
         if width < 1:
             raise Error(f"width of a bottleneck: expected 1 or more, got {width}")
     if not widths:
         return {}
-    lower = root(target, metric)
-    weighted = Target(target.gram, target.product @ lower, target.kernel @ lower)
-    problem = _Problem.of(weighted, len(target.kernel), dtype)
-    whole = problem.in_own_units(np.vdot(weighted.kernel, weighted.product))
-    widest = principal_start(weighted, max(widths))
-    back = np.linalg.inv(lower)
+    problem = _Problem.of(target, len(target.kernel), np.float32)
+    whole = problem.in_own_units(np.vdot(target.kernel, target.product))
+    widest = principal_start(target, max(widths))
 
     def fit(width: int) -> Bottleneck:
         start = Bottleneck(
             widest.reduce[:, :width], widest.depthwise[:, :width], widest.expand[:width]
         )
         fits = ((one, one.explained) for one in _fits(problem, start, rounds))
-        stack = problem.stack(settled(whole, fits))
-        return dataclasses.replace(stack, expand=stack.expand @ back)
+        return problem.stack(settled(whole, fits))
 
     return side_by_side(fit, widths)
 
@@ -301,6 +327,7 @@ def _solve_reduce(
         onto(wanted - fit.filtered @ weights, fit.depthwise),
         fit.reduce,
         lambda residual: problem.inverses[0] @ residual @ inverse,
+        _STEPS,
     )
 
 

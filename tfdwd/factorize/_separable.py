@@ -144,7 +144,10 @@ def joints(
         start = _fit(equations, depthwise * unit, pointwise / unit / of_kernel)
         last = settled(whole, _fits(equations, start, _FEW_ROUNDS))
         pointwise = last.pointwise.astype(np.float64) @ back * of_kernel
-        return _balanced(Separable(last.depthwise.astype(np.float64), pointwise))
+        stack = _balanced(Separable(last.depthwise.astype(np.float64), pointwise))
+        if explained(target, stack, metric) < 0:  # moments of few rows may be beyond float32
+            return joint(target, rank, metric)
+        return stack
 
     return side_by_side(fit, ranks)
 

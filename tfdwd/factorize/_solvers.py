@@ -80,6 +80,7 @@ def conjugate_gradients(
     residual: np.ndarray,
     start: np.ndarray,
     precondition: Callable[[np.ndarray], np.ndarray],
+    steps: int = _CG_STEPS,
 ) -> np.ndarray:
     """Some steps from ``start`` towards less ``residual``; each lowers the quadratic's value.
 
@@ -91,11 +92,12 @@ def conjugate_gradients(
       residual: what is wanted less the product with ``start``.
       start: where to start.
       precondition: solves with a matrix that is near.
+      steps: at most.
     """
     x, towards = start, precondition(residual)
     direction, size = towards, np.vdot(residual, towards)
     first = size
-    for _ in range(_CG_STEPS):
+    for _ in range(steps):
         if not size > _CLOSE * first:
             break
         along = apply(direction)
