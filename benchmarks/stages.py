@@ -43,7 +43,7 @@ STAGES = (
     ("students: timed", "times", "student", "benchmarking"),
     ("layers: converted", "times", "layer", "conversion"),
     ("layers: timed", "times", "layer", "benchmarking"),
-    ("candidates fitted", "problem", "_losses_of", ""),
+    ("candidates fitted", "problem", "_fitted", ""),
     ("Fisher metric", "problem", "_losses", "_fisher"),
     ("responses and moments", "problem", "_losses", ""),
     ("decompose", "decomposition", "decompose", ""),

@@ -18,7 +18,7 @@ from tfdwd.plans import Option
 # fitting them takes seconds, from so many taps of all channels on.
 RANKS = range(1, 5)
 _BOTTLENECK_MACS = (0.06, 0.09, 0.13, 0.18, 0.25, 0.35, 0.5)
-_APART, _APART_IF_LARGE, _LARGE = 0.06, 0.25, 1024
+_APART, _APART_IF_LARGE, LARGE = 0.06, 0.25, 1024
 _UNKNOWNS = 3000  # taps times width of the widest bottleneck: its fit takes their cube
 # A convolution that reads fewer channels than this is kept unless it is asked for by name: the
 # SIMD kernels of depthwise convolutions idle there, and what the first layer loses all others miss.
@@ -188,7 +188,7 @@ def parameters(conv: Conv, option: Option) -> int:
 def options(conv: Conv) -> list[Option]:
     """The stacks that a plan tries for a convolution: all are of fewer MACs."""
     c, q, n = conv.sizes
-    apart = _APART if c * q <= _LARGE else _APART_IF_LARGE
+    apart = _APART if c * q <= LARGE else _APART_IF_LARGE
     found = [separable(conv, rank) for rank in RANKS if rank <= min(q, n)]
     macs = [option.macs for option in found]
     macs += [int(part * conv.macs) for part in _BOTTLENECK_MACS]

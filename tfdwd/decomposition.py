@@ -214,6 +214,7 @@ def decomposed(
     metrics: Mapping[int, np.ndarray] | None = None,
     settings: calibration.Settings = calibration.DEFAULT,
     sweep: Callable[..., Iterable[list[calibration.Collected]]] = calibration.levels,
+    starts: Mapping[int, fitting.Starts] | None = None,
 ) -> tuple[keras.Model, dict[int, fitting.Fitted]]:
     """The work of `decompose` on what it has checked.
 
@@ -224,6 +225,7 @@ def decomposed(
       method, across_layers, recalibrate, seed: as for `decompose`.
       metrics, settings: as for `tfdwd.calibration.levels`.
       sweep: that, or what passes on what it yields and looks at it or changes it.
+      starts: {id(convolution): as for `tfdwd.fitting.fit`}.
 
     Returns:
       The student; {id(convolution): what was fitted}.
@@ -248,7 +250,7 @@ def decomposed(
                 key = id(collected.conv)
                 fitted[key] = fitting.fit(
                     collected, options[key], method=method, recalibrate=recalibrate,
-                    settings=settings,
+                    settings=settings, starts=(starts or {}).get(key),
                 )  # fmt: skip
                 expansions[key] = _expanded(collected.conv, fitted[key])
     student = rebuild.rebuild(model, expansions)

@@ -1,7 +1,7 @@
 """One convolution and what was collected of it -> the best of the stacks that may replace it."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import keras
 import numpy as np
@@ -10,6 +10,9 @@ from tfdwd import blas, factorize, rebuild
 from tfdwd.calibration import DEFAULT, Collected, Moments, Settings, with_identity
 from tfdwd.errors import Error
 from tfdwd.plans import Option
+
+_NEAR_ROUNDS = 4  # from a stack that is near
+Starts = Mapping[Option, factorize.Separable | factorize.Bottleneck]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -49,7 +52,7 @@ def without_data(conv: keras.layers.Conv2D, options: Sequence[Option]) -> Fitted
         raise Error(f"layer {conv.name!r}: expected finite weights, got NaN or infinity")
     flat = kernel.reshape(-1, kernel.shape[2])
     white = factorize.Target(factorize.Gram.identity(len(flat)), flat, kernel)
-    option, stack = _best(options, white, "svd", None)
+    option, stack = _best(options, white, "svd", None, {})
     return Fitted(option, stack, _bias_of(conv))
 
 
@@ -60,6 +63,7 @@ def fit(
     method: str = "joint",
     recalibrate: bool = True,
     settings: Settings = DEFAULT,
+    starts: Starts | None = None,
 ) -> Fitted:
     """Fits the responses; "joint", where a ReLU follows, again with the freedom that it leaves.
 
@@ -68,6 +72,7 @@ def fit(
       options: the stacks; the one of least error is taken.
       method, recalibrate: as for `tfdwd.decompose`.
       settings: of the sweep that collected it.
+      starts: of some options stacks that are near, from which some rounds of "joint" are enough.
     """
     conv, plain = collected.conv, collected.moments
     kernel = rebuild.kernel_of(conv)
@@ -93,7 +98,7 @@ def fit(
         if collected.fisher is not None:
             metric = with_identity(collected.fisher)
             said = "fisher" if np.trace(collected.fisher) > 0 else "identity"
-        option, stack = _best(options, target, method, metric)
+        option, stack = _best(options, target, method, metric, starts or {})
         stack, bias = with_bias(stack, plain, target)
         for _ in range(settings.rectifications * collected.can_rectify):
             assert not isinstance(stack, factorize.Channel)  # rows are kept for "joint" alone
@@ -114,10 +119,19 @@ def _best(
     target: factorize.Target,
     method: str,
     metric: np.ndarray | None,
+    starts: Starts,
 ) -> tuple[Option, factorize.Stack]:
     """The stack of least error among the options."""
     with blas.threads_for(len(target.product), blas.VERY_LARGE):
-        answers = [(option, _factorized(option, target, method, metric)) for option in options]
+        answers = [
+            (
+                option,
+                factorize.refit(target, starts[option], metric, _NEAR_ROUNDS)
+                if option in starts
+                else _factorized(option, target, method, metric),
+            )
+            for option in options
+        ]
     if len(answers) > 1:
         answers.sort(key=lambda answer: target.error(answer[1].kernel(), metric))
     return answers[0]

@@ -32,6 +32,7 @@ from tfdwd.batches import calibration_batches, peek
 from tfdwd.calibration import Spool, loss_metric, with_identity
 from tfdwd.choice import Candidate, Taken
 from tfdwd.errors import Error
+from tfdwd.fitting import Starts
 from tfdwd.likeness import Likeness, Reference
 from tfdwd.plans import Option
 from tfdwd.selection import Selected
@@ -53,6 +54,8 @@ class Problem:
       times: where they come from.
       totals: of the original: its ms ("latency"), "macs", "params".
       images, metrics: to fit stacks, and the layers' Fisher metrics.
+      starts: {id(layer): stacks fitted to the original's responses} of the large layers, where
+        fitting anew takes seconds.
       reference: the original on images that were held back.
       seed: of the sampled positions.
       by_time: whether the times decide, so that too much noise is an error.
@@ -68,6 +71,7 @@ class Problem:
     totals: Mapping[str, float]
     images: Spool
     metrics: Mapping[int, np.ndarray]
+    starts: Mapping[int, Starts]
     reference: Reference
     seed: int
     by_time: bool
@@ -112,8 +116,9 @@ class Problem:
             for one, option in self.chosen(taken)
         ]
         student, _ = decomposition.decomposed(
-            self.model, self.traced, selected, self.images, seed=self.seed, metrics=self.metrics
-        )
+            self.model, self.traced, selected, self.images, seed=self.seed, metrics=self.metrics,
+            starts=self.starts,
+        )  # fmt: skip
         self.compared[taken] = self.reference.likeness(student)
         return self.compared[taken]
 
@@ -167,26 +172,17 @@ def prepared(
         fitting.append(part)
         if len(rest[0]):
             held.append(rest)
-    errors, metrics = _losses(traced, fitting, selected, seed)
+    errors, metrics, starts = _losses(traced, fitting, selected, seed)
     choices, reasons = _choices(traced, selected, errors, source, sizes[0][0], by_time)
     columns = zip(*(held if len(held) else fitting), strict=True)
     reference = Reference(model, [np.concatenate(c)[:_HELD_BACK] for c in columns])
     whole = costs.count(model, [size[1:] for size in sizes])
     totals = {"latency": network_ms, "macs": whole.macs, "params": whole.parameters}
     return Problem(
-        model,
-        traced,
-        selected,
-        choices,
-        reasons,
-        source,
-        totals,
-        fitting,
-        metrics,
-        reference,
-        seed,
-        by_time,
-    )
+        model=model, traced=traced, selected=selected, choices=choices, reasons=reasons,
+        times=source, totals=totals, images=fitting, metrics=metrics, starts=starts,
+        reference=reference, seed=seed, by_time=by_time,
+    )  # fmt: skip
 
 
 def _check(
@@ -232,14 +228,19 @@ def _held_back(
 
 def _losses(
     traced: graph.Graph, images: Spool, selected: Sequence[Selected], seed: int
-) -> tuple[dict[int, dict[Option, float]], dict[int, np.ndarray]]:
-    """Predicted loss of each stack, {id(layer): {option: loss}}, and the layers' Fisher metrics."""
+) -> tuple[
+    dict[int, dict[Option, float]],
+    dict[int, np.ndarray],
+    dict[int, Starts],
+]:
+    """By id(layer): each stack's predicted loss, the Fisher metrics, `Problem.starts`."""
     options = {id(one.conv.layer): one.options for one in selected if one.options}
     layers = [one.conv.layer for one in selected if one.options]
     found: dict[int, dict[Option, float]] = {}
     metrics: dict[int, np.ndarray] = {}
+    starts: dict[int, Starts] = {}
     if not layers:
-        return found, metrics
+        return found, metrics, starts
     for level in calibration.levels(
         traced, images, layers, {}, across_layers=False, weigh=True, seed=seed
     ):
@@ -247,11 +248,16 @@ def _losses(
             key = id(collected.conv)
             assert collected.fisher is not None  # weigh
             metrics[key] = collected.fisher
-            found[key] = _losses_of(collected, options[key])
-    return found, metrics
+            found[key], stacks = _fitted(collected, options[key])
+            if len(collected.moments.sum_x) > candidates.LARGE:
+                starts[key] = stacks
+    return found, metrics, starts
 
 
-def _losses_of(collected: calibration.Collected, options: Sequence[Option]) -> dict[Option, float]:
+def _fitted(
+    collected: calibration.Collected, options: Sequence[Option]
+) -> tuple[dict[Option, float], Starts]:
+    """Each stack's predicted loss, and the stack."""
     kernel, moments = rebuild.kernel_of(collected.conv), collected.moments
     assert collected.fisher is not None
     fisher = loss_metric(collected.fisher, moments.yy)
@@ -263,13 +269,12 @@ def _losses_of(collected: calibration.Collected, options: Sequence[Option]) -> d
         for kind in ("separable", "bottleneck")
     }
     with blas.one_thread():
-        fits: dict[str, Mapping[int, factorize.Stack]] = {
+        fits: Mapping[str, Mapping[int, Any]] = {
             "separable": factorize.joints(target, sizes["separable"], metric),
             "bottleneck": factorize.bottlenecks(target, sizes["bottleneck"], metric),
         }
         stacks = {option: fits[option.stack][option.size] for option in options}
-        found: dict[Option, float] = factorize.errors(target, stacks, 0.5 * fisher)
-    return found
+        return factorize.errors(target, stacks, 0.5 * fisher), stacks
 
 
 def _choices(

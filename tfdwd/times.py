@@ -20,9 +20,9 @@ _LAYER_ROUNDS, _WIDE_LAYER = (12, 24), 1.2
 _NETWORK_ROUNDS = 20
 _STUDENT_ROUNDS, _WIDE_STUDENT = (5, 10, 20), 1.05
 # Where in memory LiteRT puts a network changes its time by a percent or two, so a student is opened
-# several times, for so many rounds each.
-_OPENINGS = 4
-_STUDENT_SECONDS = 4.0  # that the first rounds of a student take, about; a large one gets fewer
+# several times, for so many rounds each. Opening a large one takes seconds: it gets fewer.
+_OPENINGS, _FEW_OPENINGS, _LARGE_MS = 4, 2, 50.0
+_STUDENT_SECONDS = 3.0  # that the first rounds of a student take, about; a large one gets fewer
 _RANDOM_IMAGES = 8  # for the ranges of a layer that is only timed
 
 
@@ -198,10 +198,11 @@ class TimesHere:
         )
         files = {"original": self._content, "student": student}
         found = []
-        most = 1000 * _STUDENT_SECONDS / (2 * _OPENINGS * self._network_ms)
+        number = _OPENINGS if self._network_ms < _LARGE_MS else _FEW_OPENINGS
+        most = 1000 * _STUDENT_SECONDS / (2 * number * self._network_ms)
         part = min(1.0, most / _STUDENT_ROUNDS[0])
         for rounds in (max(3, round(part * rounds)) for rounds in _STUDENT_ROUNDS):
-            openings = [self._beside(files, [rounds], 1)[1]["student"] for _ in range(_OPENINGS)]
+            openings = [self._beside(files, [rounds], 1)[1]["student"] for _ in range(number)]
             found.append(_mean(openings))
             if found[-1].width <= _WIDE_STUDENT:
                 break

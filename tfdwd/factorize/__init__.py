@@ -60,11 +60,12 @@ __all__ = [
     "variances",
 ]
 
-_REFIT_ROUNDS = 2
-
 
 def refit(
-    equations: Equations, stack: Separable | Bottleneck, metric: np.ndarray | None = None
+    equations: Equations,
+    stack: Separable | Bottleneck,
+    metric: np.ndarray | None = None,
+    rounds: int = 2,
 ) -> Separable | Bottleneck:
     """Some more rounds of `joint` or `bottleneck`, for responses that changed a little.
 
@@ -72,7 +73,8 @@ def refit(
       equations: of the responses wanted now.
       stack: the answer to what was wanted before.
       metric: (n, n) positive definite weight of the response's error; the identity if None.
+      rounds: so many.
     """
     if isinstance(stack, Separable):
-        return refit_separable(equations, stack, metric, _REFIT_ROUNDS)
-    return refit_bottleneck(equations, stack, metric, _REFIT_ROUNDS)
+        return refit_separable(equations, stack, metric, rounds)
+    return refit_bottleneck(equations, stack, metric, rounds)
