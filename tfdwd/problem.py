@@ -38,9 +38,9 @@ from tfdwd.plans import Option
 from tfdwd.selection import Selected
 from tfdwd.shapes import InputShape, images_at_once
 
-# Images to compare students on: of the first so many one in eight, then every other one. A mean over
-# 128 images cannot tell ten students apart whose losses differ by a tenth; stacks fitted to half of
-# the images are as good. And so many at most.
+# Images to compare students on: of the first so many one in eight, then every other one, and so
+# many in all. A mean over 128 cannot tell ten students apart whose losses differ by a tenth; stacks
+# that are fitted to half of the images are as good.
 _FIRST, _HELD_BACK = 128, 512
 
 
