@@ -181,6 +181,8 @@ class Search:
             if way is not None and not self._is_tried(way) and not barred[way[place]]:
                 found.append((_sum(wanted, way), way))
         for _, way in sorted(found):
+            if self._is_over():
+                break
             if self.budget.kind != "latency" or self.problem.ms(way) <= _TOLERANCE * self._limit:
                 return way
         return None
