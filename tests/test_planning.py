@@ -11,7 +11,7 @@ from cases import randomised
 from keras import layers
 
 import tfdwd
-from tfdwd import candidates, graph, plans, reporting, times
+from tfdwd import calibration, candidates, fitting, graph, plans, problem, reporting, times
 from tfdwd.errors import Error
 
 DATA = np.random.default_rng(0).normal(size=(64, 12, 12, 8)).astype(np.float32)
@@ -387,3 +387,37 @@ def test_first_images_serve_for_both_where_they_are_few(model):
 def test_too_few_images_for_int8(model):
     with pytest.raises(Error, match=r"at least 32 real images .*, got 8"):
         tfdwd.plan(model, DATA[:8], macs=0.5, quantize="int8")
+
+
+def test_half_of_many_images_are_held_back():
+    numbers = [np.arange(first, first + 100)[:, None] for first in range(0, 2000, 100)]
+    fitted, held = (
+        np.concatenate([part[0][:, 0] for part in parts])
+        for parts in zip(*problem._held_back([[n] for n in numbers]), strict=True)
+    )
+    assert sorted([*fitted, *held]) == list(range(2000))
+    np.testing.assert_array_equal(held[:16], np.arange(7, 128, 8))
+    np.testing.assert_array_equal(held[16:], np.arange(129, 129 + 2 * 496, 2))
+
+
+def test_the_mean_of_openings_is_known_better_than_each():
+    openings = [times.Ratio(2.0, 1.9, 2.1), times.Ratio(2.02, 1.92, 2.12)] * 2
+    found = times._mean(openings)
+    assert 2.0 < found.speed_up < 2.02 and found.width == pytest.approx(1.05, abs=0.01)
+    apart = times._mean([times.Ratio(1.0, 1.0, 1.0), times.Ratio(1.2, 1.2, 1.2)])
+    assert apart.low < 1.0 and apart.high > 1.2  # openings that differ are not known so well
+
+
+def test_a_fit_that_starts_near_ends_as_good(model):
+    """Whether a layer is large only tells whether its fit starts from the original's."""
+    conv = model.get_layer("second")
+    [collected] = next(
+        calibration.levels(graph.trace(model), [[DATA]], [conv], {}, across_layers=False)
+    )
+    option = plans.Option("bottleneck", 6, 0)
+    anew = fitting.fit(collected, [option], settings=calibration.Settings(rectifications=0))
+    again = fitting.fit(
+        collected, [option], settings=calibration.Settings(rectifications=0),
+        starts={option: anew.stack},
+    )  # fmt: skip
+    assert 0 < again.error <= anew.error * (1 + 1e-6)

@@ -98,8 +98,9 @@ def _compare(
         for path, x, y in zip(paths, student, original, strict=True):
             x, y = (t.numpy().reshape(-1, t.shape[-1]) for t in (x, y))
             rows = np.full(x.shape[1], len(x), np.float64)
-            added = [z.sum(0, dtype=np.float64) for z in (x, y, x * x, x * y)]
-            sums[path] = sums[path] + np.array([rows, *added])
+            products = [np.einsum("rc,rc->c", x, z, dtype=np.float64) for z in (x, y)]
+            totals = [z.sum(0, dtype=np.float64) for z in (x, y)]
+            sums[path] = sums[path] + np.array([rows, *totals, *products])
     return (
         wanted,
         found,

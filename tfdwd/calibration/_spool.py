@@ -19,7 +19,7 @@ _LEFT_PART = 0.05  # on a small disk this part of it
 
 
 class Spool:
-    """A queue of lists of arrays; what is beyond a GiB is kept on disk."""
+    """A queue of lists of arrays; beyond a GiB, or a sixteenth of all memory, on disk."""
 
     def __init__(self, stack: contextlib.ExitStack) -> None:
         self._stack = stack

@@ -26,6 +26,7 @@ from tfdwd.factorize._targets import (
     power_of_two,
     principal_responses,
     root,
+    weighted_by,
 )
 
 # Rounds that tell widths apart, at least; up to all of them for layers of few unknowns. After
@@ -53,7 +54,7 @@ def bottleneck(
       metric: (n, n) positive definite weight of the response's error; the identity if None.
       rounds: triples of least squares, at most.
     """
-    lower, weighted = _weighted(target, metric)
+    lower, weighted = weighted_by(target, metric)
     problem = _Problem.of(weighted, len(target.kernel), np.float64)
     whole = problem.in_own_units(np.vdot(weighted.kernel, weighted.product))
     quick = _quick(weighted, [width], rounds)[width]
@@ -88,7 +89,7 @@ def bottlenecks(
       [True, False]
     """
     rounds = _ROUNDS * _FEW_UNKNOWNS // max(len(target.product), _FEW_UNKNOWNS)
-    lower, weighted = _weighted(target, metric)
+    lower, weighted = weighted_by(target, metric)
     back = np.linalg.inv(lower)
     found = {}
     for width, quick in _quick(weighted, widths, max(rounds, _FEW_ROUNDS)).items():
@@ -146,12 +147,6 @@ def principal_start(target: Target, width: int) -> Bottleneck:
         np.pad(start.depthwise, ((0, 0), (0, spare)), constant_values=1 / np.sqrt(q)),
         np.pad(start.expand, ((0, spare), (0, 0))),
     )
-
-
-def _weighted(target: Target, metric: np.ndarray | None) -> tuple[np.ndarray, Target]:
-    """The root of the metric, and the target times it: its error counts alike in all directions."""
-    lower = root(target, metric)
-    return lower, Target(target.gram, target.product @ lower, target.kernel @ lower)
 
 
 def _quick(target: Target, widths: Sequence[int], rounds: int) -> dict[int, Bottleneck]:

@@ -25,6 +25,7 @@ from tfdwd.factorize._targets import (
     own_blocks,
     power_of_two,
     root,
+    weighted_by,
 )
 
 _FEW_ROUNDS = 4  # tell ranks apart
@@ -96,8 +97,7 @@ def joint(target: Target, rank: int, metric: np.ndarray | None = None) -> Separa
       rank: 1..min(q, n).
       metric: (n, n) positive definite weight of the response's error; the identity if None.
     """
-    lower = root(target, metric)
-    weighted = Target(target.gram, target.product @ lower, target.kernel @ lower)
+    lower, weighted = weighted_by(target, metric)
     whole = float(np.vdot(weighted.kernel, weighted.product))
     starts = [
         _fit(weighted, start.depthwise, start.pointwise)
@@ -126,8 +126,7 @@ def joints(
       >>> [white.error(stack.kernel()) > 1 for stack in joints(white, [2, 8]).values()]
       [True, False]
     """
-    lower = root(target, metric)
-    weighted = Target(target.gram, target.product @ lower, target.kernel @ lower)
+    lower, weighted = weighted_by(target, metric)
     single, of_gram = weighted.gram.single
     of_kernel = power_of_two(weighted.product) / of_gram
     equations = Equations(

@@ -179,6 +179,17 @@ def root(equations: Equations, metric: np.ndarray | None) -> np.ndarray:
         raise Error("metric: expected a positive definite matrix, got one that is not") from error
 
 
+def weighted_by(target: Target, metric: np.ndarray | None) -> tuple[np.ndarray, Target]:
+    """`root` of a metric, and the target times it: there the error counts alike in all directions.
+
+    Args:
+      target: what to imitate.
+      metric: (n, n) positive definite; the identity if None.
+    """
+    lower = root(target, metric)
+    return lower, Target(target.gram, target.product @ lower, target.kernel @ lower)
+
+
 def principal_responses(target: Target) -> tuple[np.ndarray, np.ndarray]:
     """Variances (n,), falling, and directions (n, n) of the response's principal components."""
     n = target.kernel.shape[2]
