@@ -13,7 +13,8 @@ from cases import CONVS, HIDING, NETWORKS, convolutions, inputs_of, network, ran
 from keras import layers
 
 import tfdwd
-from tfdwd import calibration, execution, factorize, graph, rebuild
+from tfdwd import calibration, factorize, graph, rebuild
+from tfdwd.calibration._rows import patches_at
 from tfdwd.errors import Error
 
 IMAGES = 6
@@ -159,7 +160,7 @@ def test_patches_times_the_kernel_is_the_convolution_there(case):
     at[:, 0], at[:, 1] = 0, (out.shape[1] - 1, out.shape[2] - 1)
     height, width = out.shape[1:3]
     flat = (np.arange(4)[:, None] * height + at[..., 0]) * width + at[..., 1]
-    rows = execution.patches_at(
+    rows = patches_at(
         conv, tf.constant(x), tf.constant(flat.ravel(), tf.int32), (height, width)
     ).numpy()
     found = rows @ rebuild.kernel_of(conv).reshape(rows.shape[1], -1)

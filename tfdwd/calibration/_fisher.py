@@ -11,7 +11,8 @@ import tensorflow as tf
 from absl import logging
 
 from tfdwd import outputs, workers
-from tfdwd.execution import response, run_call
+from tfdwd.calibration._rows import response
+from tfdwd.execution import run_call
 from tfdwd.graph import Graph, own_batch
 from tfdwd.inference import names_for_tensorflow
 

@@ -20,10 +20,11 @@ import tensorflow as tf
 from tfdwd import blas, workers
 from tfdwd.calibration._fisher import fisher_metrics
 from tfdwd.calibration._moments import Moments
+from tfdwd.calibration._rows import patches_at, response, rows_at
 from tfdwd.calibration._schedule import Schedule, Site
 from tfdwd.calibration._spool import Spool
 from tfdwd.errors import Error
-from tfdwd.execution import patches_at, response, rows_at, run_call
+from tfdwd.execution import run_call
 from tfdwd.factorize import Stack
 from tfdwd.graph import Graph, infer_specs, own_batch, rows_per_image
 from tfdwd.inference import names_for_tensorflow
