@@ -23,7 +23,6 @@ TFDWD_DATA.
 """
 
 import contextlib
-import csv
 import os
 import pathlib
 import subprocess
@@ -33,7 +32,7 @@ from collections.abc import Iterator
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import keras
+import common
 import numpy as np
 import plan_networks
 from plan_networks import cifar10
@@ -42,6 +41,7 @@ import tfdwd
 from tfdwd import reporting
 
 HERE = pathlib.Path(__file__).resolve().parent
+TABLE = HERE / "plan.csv"
 PRECISIONS = {"none": "float32", "int8": "int8"}
 SAME_TIME = 1.03
 HEADERS = [
@@ -53,15 +53,13 @@ BUSY_HEADERS = ["network", "machine", "planned", "time", "low", "high", "top-1",
 
 
 def resnet8():
-    model = keras.models.load_model(cifar10.DATA / "mlperf_tiny_resnet8.h5", compile=False)
-    with np.load(cifar10.DATA / "cifar10_subset.npz") as content:
-        return model, content["x_train"][:1024], (content["x_test"], content["y_test"].ravel())
+    (images, _), test = common.cifar10()
+    return common.resnet8(), images[:1024], test
 
 
 def demo():
-    model = keras.models.load_model(HERE / "demo" / "fashion_shufflenet.keras", compile=False)
-    with np.load(HERE / "demo" / "fashion_mnist.npz") as content:
-        return model, content["x_train"][:512], (content["x_test"], content["y_test"])
+    (images, _), test = common.fashion()
+    return common.shufflenet(), images[:512], test
 
 
 def trained(name):
@@ -85,8 +83,8 @@ def measured(model, student, images, precision, test):
         return timing, tfdwd.evaluate(paths["student"], test).top1
 
 
-def compared(name: str, precision: str) -> Iterator[list[str]]:
-    """Rows of the table for one network in one precision."""
+def compared(name: str, precision: str, cache: str) -> Iterator[list[str]]:
+    """Rows of the table for one network in one precision; its plans share times in a cache."""
     model, images, test = NETWORKS[name]()
     uniform = {}
     for stack in ("separable", "bottleneck"):
@@ -99,7 +97,7 @@ def compared(name: str, precision: str) -> Iterator[list[str]]:
         part = uniform[target][0]
         if part >= 1:  # who would want one that is slower
             continue
-        plan = tfdwd.plan(model, images, quantize=precision, latency=round(part, 4))
+        plan = tfdwd.plan(model, images, quantize=precision, latency=round(part, 4), cache=cache)
         student = tfdwd.decompose(model, images, rank=plan)
         timing, top1 = measured(model, student, images, precision, test)
         time = 1 / timing.speed_up
@@ -153,7 +151,7 @@ def draw() -> None:
     """plan.png: what plans say against what came, of time and of loss."""
     import matplotlib.pyplot as plt
 
-    rows = _rows("plan.csv", HEADERS)
+    rows = common.read_rows(TABLE)
     figure, axes = plt.subplots(1, 2, figsize=(10, 5), layout="constrained")
     pairs = {
         "time in ms": ("plan says ms", "measured ms"),
@@ -173,28 +171,13 @@ def draw() -> None:
     figure.savefig(HERE / "plan.png", dpi=100)
 
 
-def _rows(name: str, headers: list[str]) -> list[list[str]]:
-    """Of a table with these headers; none of an earlier one."""
-    path = HERE / name
-    if not path.is_file():
-        return []
-    with open(path, newline="") as file:
-        found, *rows = csv.reader(file)
-    return rows if found == headers else []
-
-
-def _write(name: str, headers: list[str], rows: list[list[str]]) -> None:
-    with open(HERE / name, "w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([headers, *rows])
-
-
 def main() -> None:
     if "--busy" in sys.argv:
         rows = []
         for row in beside_others():
             print(*row, flush=True)
             rows.append(row)
-            _write("plan_busy.csv", BUSY_HEADERS, rows)
+            common.write_rows(HERE / "plan_busy.csv", BUSY_HEADERS, rows)
         print(reporting.table(BUSY_HEADERS, rows))
         return
     names = [name for name in sys.argv[1:] if name != "--draw"]
@@ -202,14 +185,15 @@ def main() -> None:
         names = list(NETWORKS)
     for name in names:
         for precision, shown in PRECISIONS.items():
-            rows = [row for row in _rows("plan.csv", HEADERS) if row[:2] != [name, shown]]
-            for row in compared(name, precision):
-                print(*row, flush=True)
-                rows.append(row)
-                rows.sort(key=lambda row: list(NETWORKS).index(row[0]))
-                _write("plan.csv", HEADERS, rows)
+            rows = [row for row in common.read_rows(TABLE) if row[:2] != [name, shown]]
+            with tempfile.TemporaryDirectory() as folder:
+                for row in compared(name, precision, f"{folder}/latency.json"):
+                    print(*row, flush=True)
+                    rows.append(row)
+                    rows.sort(key=lambda row: list(NETWORKS).index(row[0]))
+                    common.write_rows(TABLE, HEADERS, rows)
     draw()
-    print(reporting.table(HEADERS, _rows("plan.csv", HEADERS)))
+    print(reporting.table(HEADERS, common.read_rows(TABLE)))
 
 
 if __name__ == "__main__":
