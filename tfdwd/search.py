@@ -110,7 +110,7 @@ class Search:
         self._measure("integer program", first)
         if self.budget.kind == "max_error" or not any(first):
             return first
-        for name, taken in itertools.chain(self._others(), self._uniform()):
+        for name, taken in itertools.chain(self._uniform(), self._others()):
             if self._is_over():
                 break
             self._measure(name, taken)
@@ -187,14 +187,6 @@ class Search:
                 return way
         return None
 
-    def _others(self) -> Iterator[tuple[str, Taken]]:
-        """What the program finds if losses add up otherwise: if large ones count less, or more."""
-        losses = choice.added(self.problem.choices, "max_error")
-        for power in _POWERS:
-            taken = self._near(self._program([own**power for own in losses]))
-            if taken is not None and not self._is_tried(taken):
-                yield f"integer program, losses to the power of {power}", taken
-
     def _uniform(self) -> Iterator[tuple[str, Taken]]:
         """Uniform students within the budget, those of the least predicted loss first."""
         choices, kind = self.problem.choices, self.budget.kind
@@ -210,6 +202,14 @@ class Search:
         for taken, name in likely[:_UNIFORM]:
             if not timed or self.problem.ms(taken) <= _TOLERANCE * self._limit:
                 yield name, taken
+
+    def _others(self) -> Iterator[tuple[str, Taken]]:
+        """What the program finds if losses add up otherwise: if large ones count less, or more."""
+        losses = choice.added(self.problem.choices, "max_error")
+        for power in _POWERS:
+            taken = self._near(self._program([own**power for own in losses]))
+            if taken is not None and not self._is_tried(taken):
+                yield f"integer program, losses to the power of {power}", taken
 
     def _losses(self) -> list[np.ndarray]:
         """The candidates' predicted losses, corrected by what was measured."""
