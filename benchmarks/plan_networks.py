@@ -78,11 +78,10 @@ NETWORKS = {make.__name__: make for make in (vgg, fire, bottleneck)}
 def trained(name: str) -> keras.Model:
     """The trained network: read from build/, or made now."""
     keras.utils.set_random_seed(0)
-    _, model = cifar10.trained(
+    return cifar10.trained(
         BUILD / name, NETWORKS[name], cifar10.split(32, 0).train, epochs=EPOCHS,
         learning_rate=RATE, weight_decay=WEIGHT_DECAY,
-    )  # fmt: skip
-    return model
+    ).after  # fmt: skip
 
 
 def calibration() -> np.ndarray:

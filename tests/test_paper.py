@@ -36,26 +36,32 @@ def _rows(name: str) -> list[list[str]]:
         return list(csv.reader(file))
 
 
-@pytest.mark.parametrize("module", ["cifar"], indirect=True)
-def test_the_table_on_cifar_is_that_of_its_runs(module: Any) -> None:
-    headers, *runs = _rows("cifar_runs")
+@pytest.mark.parametrize("module", ["headline"], indirect=True)
+def test_the_headline_is_that_of_its_runs(module: Any) -> None:
+    headers, *runs = _rows("headline_resnet8_runs")
     assert headers == module.RUN_HEADERS
-    assert sorted(run[:2] for run in runs) == sorted(
-        [name, seed] for name in module.NETWORKS for seed in "012"
+    ways = dict.fromkeys(tuple(run[:4]) for run in runs)
+    assert len(ways) == 19  # 7 students each, separable and regular thrice and twice
+    assert sorted(tuple(run[:5]) for run in runs) == sorted(
+        (*way, seed) for way in ways for seed in "012"
     )
-    assert _rows("cifar") == [module.HEADERS, *module.summary(runs)]
+    assert _rows("headline_resnet8") == [module.HEADERS, *module.summary(runs)]
+    headers, *epochs = _rows("headline_resnet8_epochs")
+    assert headers == module.EPOCH_HEADERS
+    assert {tuple(row[:5]) for row in epochs} == {tuple(run[:5]) for run in runs}
 
 
-@pytest.mark.parametrize("module", ["cifar"], indirect=True)
+@pytest.mark.parametrize("module", ["headline"], indirect=True)
 def test_means_and_gains_over_the_seeds(module: Any) -> None:
+    separable, joint = ["A", "separable", "labels", "8"], ["B", "joint", "labels", "9"]
     runs = [
-        ["separable", "0", "6", "8", "", "0.70"], ["separable", "1", "6", "8", "", "0.72"],
-        ["joint", "0", "6", "8", "0.6", "0.73"], ["joint", "1", "6", "8", "0.5", "0.73"],
+        [*separable, "0", "6", "0.1", "0.70"], [*joint, "0", "5", "0.6", "0.73"],
+        [*separable, "1", "6", "0.1", "0.72"], [*joint, "1", "5", "0.5", "0.73"],
     ]  # fmt: skip
-    separable, joint = module.summary(runs)
-    assert joint == ["joint", "2", "6", "8", "0.5500", "0.7300", "0.7300", "0.7300", "+2.00",
-                     "1.41"]  # fmt: skip
-    assert separable[-2:] == ["+0.00", "0.00"] and separable[4:6] == ["", "0.7100"]
+    assert module.summary(runs) == [
+        [*separable, "2", "6", "0.1000", "0.7100", "0.7000", "0.7200", "+0.00", "0.00"],
+        [*joint, "2", "5", "0.5500", "0.7300", "0.7300", "0.7300", "+2.00", "1.41"],
+    ]
 
 
 @pytest.mark.parametrize("module", ["synthetic"], indirect=True)

@@ -14,14 +14,18 @@ from tfdwd.errors import Error
 from tfdwd.plans import Option
 from tfdwd.timecache import TimeCache
 
-# Rounds of timing a layer with its stacks, and a whole student beside the original; the next number
-# where an interval is too wide, its upper end over its lower one.
+# Rounds of timing a layer with its stacks; the next number where an interval is too wide, its upper
+# end over its lower one.
 _LAYER_ROUNDS, _WIDE_LAYER = (12, 24), 1.2
 _NETWORK_ROUNDS = 20
-_STUDENT_ROUNDS, _WIDE_STUDENT = (5, 10, 20), 1.05
-# Where in memory LiteRT puts a network changes its time by a percent or two, so a student is opened
-# several times, for so many rounds each. Opening a large one takes seconds: it gets fewer.
-_OPENINGS, _FEW_OPENINGS, _LARGE_MS = 4, 2, 50.0
+# Where in memory LiteRT puts a network changes its time by a percent or two, and what shares the
+# processor changes the speed-up of a small one by a tenth, for a second or less at a time. So a
+# student is opened several times for a few rounds each, and those openings count in which the
+# original was about as quick as ever: at least so many, and up to so many times as many openings
+# where they are too few or too far apart. Opening a large one takes seconds: it gets fewer.
+_STUDENT_ROUNDS, _WIDE_STUDENT, _AGAIN = 5, 1.05, 3
+_OPENINGS, _COUNTED, _QUICK = 12, 4, 1.05
+_FEW_OPENINGS, _FEW_COUNTED, _LARGE_MS = 2, 2, 50.0
 _STUDENT_SECONDS = 3.0  # that the first rounds of a student take, about; a large one gets fewer
 _RANDOM_IMAGES = 8  # for the ranges of a layer that is only timed
 
@@ -197,16 +201,22 @@ class TimesHere:
             rebuild.rebuild(self._model, stacks), self._sizes, self.quantize, images=self._images
         )
         files = {"original": self._content, "student": student}
-        found = []
-        number = _OPENINGS if self._network_ms < _LARGE_MS else _FEW_OPENINGS
+        small = self._network_ms < _LARGE_MS
+        number, least = (_OPENINGS, _COUNTED) if small else (_FEW_OPENINGS, _FEW_COUNTED)
         most = 1000 * _STUDENT_SECONDS / (2 * number * self._network_ms)
-        part = min(1.0, most / _STUDENT_ROUNDS[0])
-        for rounds in (max(3, round(part * rounds)) for rounds in _STUDENT_ROUNDS):
-            openings = [self._beside(files, [rounds], 1)[1]["student"] for _ in range(number)]
-            found.append(_mean(openings))
-            if found[-1].width <= _WIDE_STUDENT:
+        rounds = max(3, min(_STUDENT_ROUNDS, round(most)))
+        openings: list[tuple[float, Ratio]] = []
+        for _ in range(_AGAIN):
+            for _ in range(number):
+                ms, found = self._beside(files, [rounds], 1)
+                openings.append((ms, found["student"]))
+            openings.sort(key=lambda one: one[0])
+            quick = _QUICK * min(openings[0][0], self._network_ms)
+            counted = sum(ms <= quick for ms, _ in openings)
+            ratio = _mean([ratio for _, ratio in openings[: max(least, counted)]])
+            if counted >= least and ratio.width <= _WIDE_STUDENT:
                 break
-        return min(found, key=lambda ratio: ratio.width)
+        return ratio
 
     def _beside(
         self, files: Mapping[str, bytes], all_rounds: Sequence[int], wide: float
@@ -235,8 +245,10 @@ def _mean(ratios: Sequence[Ratio]) -> Ratio:
     """The geometric mean of independent measurements, and what is known of it."""
     logs = np.log([dataclasses.astuple(ratio) for ratio in ratios])
     middle, number = np.mean(logs[:, 0]), len(logs)
-    low, high = (np.sqrt(np.sum((logs[:, i] - logs[:, 0]) ** 2)) / number for i in (1, 2))
     between = 2 * np.std(logs[:, 0], ddof=1) / np.sqrt(number)
+    low, high = (np.sqrt(np.sum((logs[:, i] - logs[:, 0]) ** 2)) / number for i in (1, 2))
+    if number >= _COUNTED:  # how far apart they are says it all
+        low = high = between
     ends = middle, middle - max(low, between), middle + max(high, between)
     return Ratio(*np.exp(ends).tolist())
 

@@ -5,7 +5,7 @@ import json
 import pathlib
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -87,10 +87,18 @@ def augmented(
     return epoch_of
 
 
+class Trained(NamedTuple):
+    """A network before and after training, and the history of `tfdwd.finetune`."""
+
+    before: keras.Model
+    after: keras.Model
+    history: dict[str, list[float]]
+
+
 def trained(
     folder: pathlib.Path, make: Callable[[], keras.Model], images: Any, **options: Any
-) -> tuple[keras.Model, keras.Model]:
-    """A network before and after training; goes on where an earlier call was interrupted.
+) -> Trained:
+    """Trains a network; goes on where an earlier call was interrupted.
 
     Args:
       folder: for both networks, the checkpoint, and the history as JSON.
@@ -99,16 +107,15 @@ def trained(
       options: more of `tfdwd.finetune`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / "before.keras").exists():
-        files.save_model(make(), folder / "before.keras")
-    before, model = (
-        keras.models.load_model(folder / "before.keras", compile=False) for _ in range(2)
-    )
-    if (folder / "after.keras").exists():
-        return before, keras.models.load_model(folder / "after.keras", compile=False)
-    history = tfdwd.finetune(
-        model, images, steps_per_epoch=STEPS, folder=folder, resume=True, **options
-    )
-    files.write_whole(folder / "history.json", json.dumps(history.history))
-    files.save_model(model, folder / "after.keras")
-    return before, model
+    paths = {name: folder / f"{name}.keras" for name in ("before", "after")}
+    if not paths["before"].exists():
+        files.save_model(make(), paths["before"])
+    if not paths["after"].exists():
+        model = keras.models.load_model(paths["before"], compile=False)
+        history = tfdwd.finetune(
+            model, images, steps_per_epoch=STEPS, folder=folder, resume=True, **options
+        )
+        files.write_whole(folder / "history.json", json.dumps(history.history))
+        files.save_model(model, paths["after"])
+    networks = (keras.models.load_model(path, compile=False) for path in paths.values())
+    return Trained(*networks, json.loads((folder / "history.json").read_text()))

@@ -1,7 +1,7 @@
 """The paper's headline on CIFAR-10: a separable network, against its regular twin decomposed.
 
     python benchmarks/paper/headline.py --find      (learning rates and the gap, on held-out images)
-    python benchmarks/paper/headline.py             (the table; 7 hours on two quiet cores)
+    python benchmarks/paper/headline.py             (the table; 15 hours on two quiet cores)
 
 The abstract of He et al., arXiv 1910.09455, says: about 2 points above the separable network. Two
 questions can be meant, and both are answered with E = --epochs and T = --tuned:
@@ -11,23 +11,29 @@ questions can be meant, and both are answered with E = --epochs and T = --tuned:
 
 So that the number of epochs, the teacher and the decomposition can be told apart, A also has a
 separable network of E + T epochs and one that the regular network teaches. Students are of rank 1
-and learn from labels alone; joint and auto also from the regular network. Each network of a seed is
-one row of headline_NETWORK.csv: 45,000 training images, cropped and flipped at random, 10,000 test
-images once.
+and learn from labels alone; joint and auto also from the regular network. 45,000 training images,
+cropped and flipped at random; 10,000 test images, once.
 
---find trains with a seed of its own and scores on the 5,000 images held out of training: each kind
-of network at learning rates twice as high in turn until the next is worse, in --trial epochs; then
-regular and separable for E epochs, and joint for T. The table is worth running where the regular
-network is at least 3 points better and where the students' last epochs no longer gain.
+Writes beside this file headline_NETWORK_runs.csv, a row for each network of a seed;
+headline_NETWORK_epochs.csv, the top-1 on the 5,000 held-out images after each epoch of training;
+and from these headline_NETWORK.csv, means over the seeds, where "gain" is in points over A's
+separable network of E epochs and of the same seed, and headline_NETWORK.png.
+
+--find trains with a seed of its own and scores on the held-out images: each kind of network at
+learning rates twice as high in turn until the next is worse, in --trial epochs; then regular and
+separable for E epochs, and joint for T. The table is worth running where the regular network is at
+least 3 points better and where the students' last epochs no longer gain.
 
 All is resumable: networks, checkpoints and found rates are kept in TFDWD_RUNS (build/ if unset),
-and a second call goes on where the first was interrupted. Needs TFDWD_DATA.
+and a second call goes on where the first was interrupted. Training alone also runs with
+KERAS_BACKEND=jax. Needs TFDWD_DATA.
 """
 
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterator
+import statistics
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -51,7 +57,11 @@ STUDENTS = {
     "channel": {"method": "channel"},
 }
 TAUGHT = ("joint", "auto")
-HEADERS = ["question", "network", "taught by", "seed", "epochs", "MMACs", "before", "top-1"]
+RUN_HEADERS = ["question", "network", "taught by", "epochs", "seed", "MMACs", "before", "top-1"]
+EPOCH_HEADERS = [*RUN_HEADERS[:5], "epoch", "top-1"]
+HEADERS = [
+    *RUN_HEADERS[:4], "seeds", "MMACs", "before", "top-1", "lowest", "highest", "gain", "spread",
+]  # fmt: skip
 
 _NETWORK = flags.DEFINE_enum("network", "resnet8", ["resnet8", "shufflenet"], "the architecture")
 _PIXELS = flags.DEFINE_integer("pixels", 24, "of the images after cropping, at most 32")
@@ -121,8 +131,8 @@ class Experiment:
         epochs: int,
         rate: float,
         teacher: keras.Model | None = None,
-    ) -> tuple[keras.Model, keras.Model]:
-        """A network before and after training; goes on where an earlier call was interrupted."""
+    ) -> cifar10.Trained:
+        """Trains a network; goes on where an earlier call was interrupted."""
         return cifar10.trained(
             self.folder / f"{name}-{epochs}-{rate:g}",
             make,
@@ -137,14 +147,14 @@ class Experiment:
 
     def network(
         self, conv: str, epochs: int, taught_by: keras.Model | None = None
-    ) -> tuple[keras.Model, keras.Model]:
+    ) -> cifar10.Trained:
         """A network trained from random weights."""
         name = conv if taught_by is None else f"{conv}-taught"
         return self.trained(name, partial(self.fresh, conv), epochs, self.rates[conv], taught_by)
 
     def student(
         self, kind: str, regular: keras.Model, question: str, taught: bool = False
-    ) -> tuple[keras.Model, keras.Model]:
+    ) -> cifar10.Trained:
         """A student of a regular network, fine-tuned."""
         return self.trained(
             f"{question}-{kind}" + ("-taught" if taught else ""),
@@ -178,18 +188,18 @@ def find(folder: pathlib.Path) -> dict[str, float]:
             rate, top1 = 2 * rate, higher
 
     def from_scratch(conv: str, rate: float) -> keras.Model:
-        return mine.trained(f"trial-{conv}", partial(mine.fresh, conv), _TRIAL.value, rate)[1]
+        return mine.trained(f"trial-{conv}", partial(mine.fresh, conv), _TRIAL.value, rate).after
 
     for conv, first in (("regular", 2e-3), ("separable", 4e-3)):
         rates[conv] = best_rate(conv, partial(from_scratch, conv), first)
-    _, regular = mine.network("regular", _EPOCHS.value)
-    _, separable = mine.network("separable", _EPOCHS.value)
+    regular = mine.network("regular", _EPOCHS.value).after
+    separable = mine.network("separable", _EPOCHS.value).after
     gap = score("regular", regular) - score("separable", separable)
     print(f"the gap at {_EPOCHS.value} epochs: {100 * gap:+.2f} points", flush=True)
 
     def tuned(rate: float) -> keras.Model:
         rates["student"] = rate
-        return mine.student("joint", regular, "A")[1]
+        return mine.student("joint", regular, "A").after
 
     rates["student"] = best_rate("joint", tuned, 1e-3)
     (folder / "rates.json").write_text(json.dumps(rates, indent=1))
@@ -199,7 +209,7 @@ def find(folder: pathlib.Path) -> dict[str, float]:
 # ---------------------------------------------------------------------- the table
 
 
-def rows_of(mine: Experiment) -> Iterator[tuple[list[str], Callable[[], tuple[keras.Model, ...]]]]:
+def ways(mine: Experiment) -> Iterator[tuple[list[str], Callable[[], cifar10.Trained]]]:
     """What the table holds of one seed: (question, network, taught by, epochs) and its training.
 
     In an order in which what is there after an interruption already answers something.
@@ -207,33 +217,26 @@ def rows_of(mine: Experiment) -> Iterator[tuple[list[str], Callable[[], tuple[ke
     whole, tuned = _EPOCHS.value, _TUNED.value
 
     def regular(epochs: int) -> keras.Model:
-        return mine.network("regular", epochs)[1]
+        return mine.network("regular", epochs).after
+
+    def student(question: str, kind: str, taught: bool) -> cifar10.Trained:
+        epochs = whole if question == "A" else whole - tuned
+        return mine.student(kind, regular(epochs), question, taught)
 
     yield ["A", "separable", "labels", str(whole)], lambda: mine.network("separable", whole)
     yield ["A", "regular", "labels", str(whole)], lambda: mine.network("regular", whole)
-    for question, epochs in (("A", whole), ("B", whole - tuned)):
+    for question, epochs in ("A", whole + tuned), ("B", whole):
         for kind in STUDENTS:
             for taught in (False, True) if kind in TAUGHT else (False,):
-                name = [question, kind, "regular, labels" if taught else "labels"]
-                yield (
-                    [*name, str(epochs + tuned)],
-                    partial(
-                        lambda kind, epochs, question, taught: mine.student(
-                            kind, regular(epochs), question, taught
-                        ),
-                        kind,
-                        epochs,
-                        question,
-                        taught,
-                    ),
-                )
+                name = [question, kind, _taught_by(taught), str(epochs)]
+                yield name, partial(student, question, kind, taught)
         if question == "A":
             yield (
                 ["A", "separable", "labels", str(whole + tuned)],
                 lambda: mine.network("separable", whole + tuned),
             )
             yield (
-                ["A", "separable", "regular, labels", str(whole)],
+                ["A", "separable", _taught_by(True), str(whole)],
                 lambda: mine.network("separable", whole, regular(whole)),
             )
     yield (
@@ -242,8 +245,62 @@ def rows_of(mine: Experiment) -> Iterator[tuple[list[str], Callable[[], tuple[ke
     )
 
 
+def _taught_by(taught: bool) -> str:
+    return "regular, labels" if taught else "labels"
+
+
+def summary(runs: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Means over the seeds, and the gain over the seed's separable network of question A."""
+    rows = []
+    first = next(run for run in runs if run[:2] == ["A", "separable"])
+    apart = {run[4]: float(run[7]) for run in runs if run[:4] == first[:4]}
+    for way in dict.fromkeys(tuple(run[:4]) for run in runs):
+        own = [run for run in runs if tuple(run[:4]) == way]
+        top1 = [float(run[7]) for run in own]
+        gains = [100 * (float(run[7]) - apart[run[4]]) for run in own]
+        rows.append([
+            *way, str(len(own)), own[0][5],
+            f"{statistics.mean(float(run[6]) for run in own):.4f}",
+            f"{statistics.mean(top1):.4f}", f"{min(top1):.4f}", f"{max(top1):.4f}",
+            f"{statistics.mean(gains):+.2f}",
+            f"{statistics.stdev(gains):.2f}" if len(gains) > 1 else "",
+        ])  # fmt: skip
+    return rows
+
+
+def draw(epochs: Sequence[Sequence[str]], path: pathlib.Path) -> None:
+    """Held-out top-1 against all epochs so far, means over the seeds, one panel a question."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained", sharey=True)
+    for panel, question in zip(panels, "AB", strict=True):
+        for way in dict.fromkeys(tuple(row[:4]) for row in epochs if row[0] in ("A", question)):
+            if way[0] != question and way[1] not in ("separable", "regular"):
+                continue
+            found: dict[int, list[float]] = {}
+            for row in epochs:
+                if tuple(row[:4]) == way:
+                    found.setdefault(int(row[5]), []).append(float(row[6]))
+            before = int(way[3]) - len(found)  # epochs of the regular network
+            top1 = [statistics.mean(values) for values in found.values()]
+            scratch = way[1] in ("separable", "regular")
+            panel.plot(
+                [before + epoch for epoch in found], top1, "--" if scratch else "-",
+                label=f"{way[1]}, {way[2]}, {way[3]}", linewidth=1.2,
+            )  # fmt: skip
+        panel.set(title=f"question {question}", xlabel="epochs in all", ylim=(0.5, None))
+        panel.legend(fontsize=7)
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel("top-1, 5,000 held-out images")
+    figure.savefig(path, dpi=110)
+
+
 def main(_: list[str]) -> None:
-    size = f"{_NETWORK.value}-{_PIXELS.value}px-{_EPOCHS.value}-{_TUNED.value}"
+    network = _NETWORK.value
+    size = f"{network}-{_PIXELS.value}px-{_EPOCHS.value}-{_TUNED.value}"
     folder = RUNS / f"headline-{size}"
     folder.mkdir(parents=True, exist_ok=True)
     if _FIND.value:
@@ -253,20 +310,32 @@ def main(_: list[str]) -> None:
         raise app.UsageError(f"no learning rates in {folder}: run with --find first")
     rates = json.loads((folder / "rates.json").read_text())
     test = cifar10.test(_PIXELS.value)
-    path = HERE / f"headline_{_NETWORK.value}.csv"
-    done = {tuple(row[:5]): row for row in common.read_rows(path)}
+    paths = {part: HERE / f"headline_{network}{part}.csv" for part in ("_runs", "_epochs", "")}
+    runs = {tuple(row[:5]): row for row in common.read_rows(paths["_runs"])}
+    epochs = common.read_rows(paths["_epochs"])
     for seed in range(_SEEDS.value):
         mine = Experiment(seed, folder, rates)
-        for (question, network, taught, epochs), train in rows_of(mine):
-            key = (question, network, taught, str(seed), epochs)
-            if key not in done:
-                before, after = train()
-                scores = [f"{tfdwd.evaluate(m, test).top1:.4f}" for m in (before, after)]
-                macs = f"{tfdwd.costs.count(after).macs / 1e6:.2f}"
-                done[key] = [*key, macs, *scores]
-                common.write_rows(path, HEADERS, done.values())
-            print(*done[key], flush=True)
-    print(reporting.table(HEADERS, list(done.values())))
+        for way, train in ways(mine):
+            key = (*way, str(seed))
+            if key not in runs:
+                found = train()
+                macs = f"{tfdwd.costs.count(found.after).macs / 1e6:.2f}"
+                scores = [
+                    f"{tfdwd.evaluate(model, test, batch_size=500).top1:.4f}"
+                    for model in (found.before, found.after)
+                ]
+                runs[key] = [*key, macs, *scores]
+                epochs += [
+                    [*key, str(number), f"{top1:.4f}"]
+                    for number, top1 in enumerate(found.history["val_top1"], 1)
+                ]
+                common.write_rows(paths["_epochs"], EPOCH_HEADERS, epochs)
+                common.write_rows(paths["_runs"], RUN_HEADERS, runs.values())
+            print(*runs[key], flush=True)
+    rows = summary(list(runs.values()))
+    common.write_rows(paths[""], HEADERS, rows)
+    draw(epochs, paths[""].with_suffix(".png"))
+    print(reporting.table(HEADERS, rows))
 
 
 if __name__ == "__main__":
