@@ -27,13 +27,13 @@ from collections.abc import Iterator
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import common
 import keras
 import numpy as np
 
 from tfdwd import decomposition, planning, problem, reporting
 from tfdwd.search import budget_of
 
-DATA = pathlib.Path(os.environ.get("TFDWD_DATA", "../shared/data"))
 PATH = pathlib.Path(__file__).resolve().parent / "stages.csv"
 SECONDS = 0.05
 # (stage, module, function, module that it reached); the first that fits counts.
@@ -53,9 +53,8 @@ ROWS = (*WHOLE, *dict.fromkeys(stage for stage, *_ in STAGES[:-1]), "rest of bot
 
 
 def resnet8() -> tuple[keras.Model, np.ndarray]:
-    with np.load(DATA / "cifar10_subset.npz") as content:
-        images = content["x_train"][:1024]
-    return keras.models.load_model(DATA / "mlperf_tiny_resnet8.h5", compile=False), images
+    (images, _), _ = common.cifar10()
+    return common.resnet8(), images[:1024]
 
 
 def large(name: str) -> tuple[keras.Model, np.ndarray]:
@@ -147,8 +146,7 @@ def main(names: list[str]) -> None:
         print(name, *zip(ROWS, columns[name], strict=True), sep="\n  ", flush=True)
         known = [network for network in NETWORKS if network in columns]
         rows = [[row, *(columns[n][i] for n in known)] for i, row in enumerate(ROWS)]
-        with open(PATH, "w", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows([["seconds", *known], *rows])
+        common.write_rows(PATH, ["seconds", *known], rows)
     print(reporting.table(["seconds", *known], rows))
 
 

@@ -23,7 +23,7 @@ import tfdwd
 from tfdwd import calibration, reporting
 
 HERE = pathlib.Path(__file__).resolve().parent
-HEADERS = ["method", "as it is", "1e-6, seed 0", "1e-6, seed 1", "float16", "apart in points"]
+HEADERS = ["method", "as it is", "1e-6 seed 0", "1e-6 seed 1", "float16", "apart in points"]
 METHODS = ("gsvd", "sequential", "joint", "auto")
 
 

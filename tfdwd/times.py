@@ -210,10 +210,7 @@ class TimesHere:
             for _ in range(number):
                 ms, found = self._beside(files, [rounds], 1)
                 openings.append((ms, found["student"]))
-            openings.sort(key=lambda one: one[0])
-            quick = _QUICK * min(openings[0][0], self._network_ms)
-            counted = sum(ms <= quick for ms, _ in openings)
-            ratio = _mean([ratio for _, ratio in openings[: max(least, counted)]])
+            ratio, counted = _of_quick(openings, self._network_ms, least)
             if counted >= least and ratio.width <= _WIDE_STUDENT:
                 break
         return ratio
@@ -239,6 +236,25 @@ class TimesHere:
             if not others:
                 break
         return float(kept_ms), found
+
+
+def _of_quick(
+    openings: Sequence[tuple[float, Ratio]], known_ms: float, least: int
+) -> tuple[Ratio, int]:
+    """The speed-up over those openings in which the original was about as quick as ever.
+
+    Args:
+      openings: milliseconds of the original in each, and the student's speed-up.
+      known_ms: of the original, from before.
+      least: so many of the quickest count, however slow.
+
+    Returns:
+      The speed-up, and how many openings were quick.
+    """
+    openings = sorted(openings, key=lambda one: one[0])
+    quick = _QUICK * min(openings[0][0], known_ms)
+    counted = sum(ms <= quick for ms, _ in openings)
+    return _mean([ratio for _, ratio in openings[: max(least, counted)]]), counted
 
 
 def _mean(ratios: Sequence[Ratio]) -> Ratio:

@@ -277,6 +277,7 @@ def draw(epochs: Sequence[Sequence[str]], path: pathlib.Path) -> None:
 
     figure, panels = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained", sharey=True)
     for panel, question in zip(panels, "AB", strict=True):
+        panel.set_prop_cycle(color=pyplot.get_cmap("tab20").colors)
         for way in dict.fromkeys(tuple(row[:4]) for row in epochs if row[0] in ("A", question)):
             if way[0] != question and way[1] not in ("separable", "regular"):
                 continue

@@ -1,4 +1,4 @@
-"""The paper's experiment on ImageNet: `cifar.py`'s question, with ShuffleNet V2's published recipe.
+"""Question B of headline.py on ImageNet, with ShuffleNet V2's published recipe.
 
     python benchmarks/paper/imagenet.py --records=imagenet --first_label=1 --folder=runs
     (the same on each of several machines, with TF_CONFIG and --strategy=multiworker)
