@@ -1,6 +1,6 @@
 """What int8 costs the students of the ResNet-8 and of the demo's network, and what scaling brings.
 
-    python benchmarks/int8.py        (about 5 minutes on two cores)
+    python benchmarks/int8.py        (about 10 minutes on two cores)
 
 Decomposes with `joint` at ranks 1, 2 and 3, with both kinds of stacks, and exports to int8 with the
 ranges of 256 calibration images: once as decompose gives the stacks, with their factors scaled
@@ -23,6 +23,9 @@ import tfdwd
 from tfdwd import calibration, reporting
 
 HERE = pathlib.Path(__file__).parent
+HEADERS = [
+    "network", "stacks", "float", "int8", "loses", "unscaled", "loses unscaled", "SQNR in dB",
+]  # fmt: skip
 
 
 def main() -> None:
@@ -60,18 +63,8 @@ def main() -> None:
                 )
             )  # fmt: skip
             print(*rows[-1], flush=True)
-    headers = [
-        "network",
-        "stacks",
-        "float",
-        "int8",
-        "loses",
-        "unscaled",
-        "loses unscaled",
-        "SQNR in dB",
-    ]
-    print(reporting.table(headers, rows))
-    common.write_rows(HERE / "int8.csv", headers, rows)
+            common.write_rows(HERE / "int8.csv", HEADERS, rows)
+    print(reporting.table(HEADERS, rows))
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ TFDWD_DATA.
 import contextlib
 import dataclasses
 import itertools
+import math
 import os
 import pathlib
 import statistics
@@ -43,14 +44,13 @@ import plan_networks
 from plan_networks import cifar10
 
 import tfdwd
-from tfdwd import reporting
+from tfdwd import reporting, times
 
 HERE = pathlib.Path(__file__).resolve().parent
 TABLE = HERE / "plan.csv"
 PRECISIONS = {"none": "float32", "int8": "int8"}
 SAME_TIME = 1.03
 OPENINGS = 40  # of both files: where they lie in memory, and what shares the processor, counts
-QUICK = 1.05  # times the original's least: openings up to there count, and a quarter in any case
 HEADERS = [
     "network", "precision", "time of", "time", "low", "high", "planned", "best uniform", "its time",
     "its top-1", "points more", "plan says", "off by %", "predicted loss", "measured loss",
@@ -102,9 +102,12 @@ def measured(model, student, images, precision, test) -> Measured:
         for network, path in ((model, paths["original"]), (student, paths["student"])):
             tfdwd.export(network, path, quantize=precision, data=images[:256])
         timings = [tfdwd.benchmark(paths, rounds=5).timings for _ in range(OPENINGS)]
-        timings.sort(key=lambda both: both[0].median_ms)
-        quick = sum(o.median_ms <= QUICK * timings[0][0].median_ms for o, _ in timings)
-        parts = [1 / own.speed_up for _, own in timings[: max(quick, OPENINGS // 4)]]
+        openings = [
+            (original.median_ms, times.Ratio(own.speed_up, own.speed_up_low, own.speed_up_high))
+            for original, own in timings
+        ]
+        ratios, _ = times.quick(openings, math.inf, OPENINGS // 4)
+        parts = [1 / ratio.speed_up for ratio in ratios]
         low, *_, high = statistics.quantiles(parts, n=10)
         top1 = tfdwd.evaluate(paths["student"], test).top1
         return Measured(top1, statistics.geometric_mean(parts), low, high)

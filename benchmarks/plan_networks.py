@@ -1,6 +1,6 @@
 """Trains three networks for CIFAR-10 that nothing in tfdwd was tuned on, for benchmarks/plan.py.
 
-    python benchmarks/plan_networks.py              (all three; 25 minutes each on two cores)
+    python benchmarks/plan_networks.py              (all three; 15 to 30 minutes each on two cores)
     python benchmarks/plan_networks.py fire
 
 "vgg" is plain, six convolutions without shortcuts; "fire" has SqueezeNet's modules, which

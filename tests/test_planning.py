@@ -414,10 +414,11 @@ def test_openings_beside_other_work_do_not_count():
     """What shares a core with the networks slows them by a third, and a small one by more."""
     alone = [(1.0 + 0.01 * n, times.Ratio(3.0, 2.9, 3.1)) for n in range(4)]
     beside = [(1.3, times.Ratio(2.7, 2.6, 2.8))] * 8
-    found, counted = times._of_quick([*beside, *alone], 1.0, 4)
-    assert counted == 4 and found.speed_up == pytest.approx(3.0)
-    found, counted = times._of_quick(beside, 1.0, 4)
-    assert counted == 0 and found.speed_up == pytest.approx(2.7)
+    found, counted = times.quick([*beside, *alone], 1.0, 4)
+    assert counted == 4 and found == [ratio for _, ratio in alone]
+    found, counted = times.quick(beside, 1.0, 4)
+    assert counted == 0 and found == [ratio for _, ratio in beside[:4]]
+    assert times.quick(beside, np.inf, 4)[1] == 8  # all alike, and nothing known from before
 
 
 def test_a_fit_that_starts_near_ends_as_good(model):

@@ -329,7 +329,7 @@ def test_wrong_data(teacher: keras.Model) -> None:
         tfdwd.finetune(_network(), IMAGES, epochs=1, teacher=teacher, features_weight=1.0)
 
 
-def test_it_trains_under_jax_without_tensorflow(tmp_path: Path) -> None:
+def test_it_trains_under_jax_without_tensorflow() -> None:
     pytest.importorskip("jax")
     code = """if True:
         import json, sys

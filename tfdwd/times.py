@@ -25,7 +25,7 @@ _NETWORK_ROUNDS = 20
 # where they are too few or too far apart. Opening a large one takes seconds: it gets fewer.
 _STUDENT_ROUNDS, _WIDE_STUDENT, _AGAIN = 5, 1.05, 3
 _OPENINGS, _COUNTED, _QUICK = 12, 4, 1.05
-_FEW_OPENINGS, _FEW_COUNTED, _LARGE_MS = 2, 2, 50.0
+_FEW_OPENINGS, _LARGE_MS = 2, 50.0
 _STUDENT_SECONDS = 3.0  # that the first rounds of a student take, about; a large one gets fewer
 _RANDOM_IMAGES = 8  # for the ranges of a layer that is only timed
 
@@ -202,7 +202,7 @@ class TimesHere:
         )
         files = {"original": self._content, "student": student}
         small = self._network_ms < _LARGE_MS
-        number, least = (_OPENINGS, _COUNTED) if small else (_FEW_OPENINGS, _FEW_COUNTED)
+        number, least = (_OPENINGS, _COUNTED) if small else (_FEW_OPENINGS, _FEW_OPENINGS)
         most = 1000 * _STUDENT_SECONDS / (2 * number * self._network_ms)
         rounds = max(3, min(_STUDENT_ROUNDS, round(most)))
         openings: list[tuple[float, Ratio]] = []
@@ -210,7 +210,8 @@ class TimesHere:
             for _ in range(number):
                 ms, found = self._beside(files, [rounds], 1)
                 openings.append((ms, found["student"]))
-            ratio, counted = _of_quick(openings, self._network_ms, least)
+            ratios, counted = quick(openings, self._network_ms, least)
+            ratio = _mean(ratios)
             if counted >= least and ratio.width <= _WIDE_STUDENT:
                 break
         return ratio
@@ -238,23 +239,27 @@ class TimesHere:
         return float(kept_ms), found
 
 
-def _of_quick(
+def quick(
     openings: Sequence[tuple[float, Ratio]], known_ms: float, least: int
-) -> tuple[Ratio, int]:
-    """The speed-up over those openings in which the original was about as quick as ever.
+) -> tuple[list[Ratio], int]:
+    """The speed-ups of those openings in which the original was about as quick as ever.
 
     Args:
       openings: milliseconds of the original in each, and the student's speed-up.
-      known_ms: of the original, from before.
+      known_ms: of the original, from before; infinite if unknown.
       least: so many of the quickest count, however slow.
 
     Returns:
-      The speed-up, and how many openings were quick.
+      The speed-ups, and how many openings were quick: fewer than speed-ups on a busy machine.
+
+    Example:
+      >>> quick([(1.3, Ratio(2.7, 2.6, 2.8)), (1.0, Ratio(3.0, 2.9, 3.1))], np.inf, 1)
+      ([Ratio(speed_up=3.0, low=2.9, high=3.1)], 1)
     """
     openings = sorted(openings, key=lambda one: one[0])
-    quick = _QUICK * min(openings[0][0], known_ms)
-    counted = sum(ms <= quick for ms, _ in openings)
-    return _mean([ratio for _, ratio in openings[: max(least, counted)]]), counted
+    most = _QUICK * min(openings[0][0], known_ms)
+    counted = sum(ms <= most for ms, _ in openings)
+    return [ratio for _, ratio in openings[: max(least, counted)]], counted
 
 
 def _mean(ratios: Sequence[Ratio]) -> Ratio:

@@ -249,7 +249,7 @@ def _taught_by(taught: bool) -> str:
     return "regular, labels" if taught else "labels"
 
 
-def summary(runs: Sequence[Sequence[str]]) -> list[list[str]]:
+def summary(runs: Sequence[list[str]]) -> list[list[str]]:
     """Means over the seeds, and the gain over the seed's separable network of question A."""
     rows = []
     first = next(run for run in runs if run[:2] == ["A", "separable"])
@@ -268,7 +268,7 @@ def summary(runs: Sequence[Sequence[str]]) -> list[list[str]]:
     return rows
 
 
-def draw(epochs: Sequence[Sequence[str]], path: pathlib.Path) -> None:
+def draw(epochs: Sequence[list[str]], path: pathlib.Path) -> None:
     """Held-out top-1 against all epochs so far, means over the seeds, one panel a question."""
     import matplotlib
 
