@@ -1,6 +1,6 @@
 """How the cost of `decompose` and `plan` grows with layers, channels and images.
 
-    python benchmarks/growth.py                     (ten minutes on two cores)
+    python benchmarks/growth.py                     (twenty minutes on two cores)
 
 Plain networks of 32 px with 3x3 convolutions, batch norms and ReLUs, random weights and images:
 one of 8 layers, 32 channels and 256 images, and others in which one of the three is halved, doubled
@@ -74,11 +74,12 @@ def main() -> None:
             decomposed.append(seconds(partial(tfdwd.decompose, model, images, rank=1)))
             planned.append(seconds(partial(plan, model, images)))
             print(model.count_params(), len(images), decomposed[-1], planned[-1], flush=True)
-    rows = [
-        [str(number) for number in size.values()] + [f"{statistics.median(s):.1f}" for s in both]
-        for size, both in zip(SIZES, found, strict=True)
-    ]
-    common.write_rows(PATH, HEADERS, rows)
+        rows = [
+            [str(number) for number in size.values()]
+            + [f"{statistics.median(s):.1f}" for s in both]
+            for size, both in zip(SIZES, found, strict=True)
+        ]
+        common.write_rows(PATH, HEADERS, rows)
     print(reporting.table(HEADERS, rows))
 
 

@@ -2,8 +2,8 @@
 
     make demo        (or: python benchmarks/demo/run.py)
 
-About seven minutes on two cores; needs no network. Loads `fashion_shufflenet.keras`, of train.py
-and the images beside it. Calibrates on 512 training images without their labels (svd on
+About seven minutes on two cores; needs no network. Loads `fashion_shufflenet.keras`, which train.py
+made, and the images beside it. Calibrates on 512 training images without their labels (svd on
 none), fine-tunes nothing, and reports top-1 on the 4,000 test images (one standard error is about
 half a point). The last students are planned: each layer is replaced by what was measured to be fast
 enough on this machine and to lose least. Leaves in `demo-output/` every network as .keras and
