@@ -1,10 +1,13 @@
 """Fine-tuning on small networks and random images."""
 
+import contextlib
+import functools
 import itertools
 import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,9 @@ from tfdwd.training import checkpoints
 from tfdwd.training.epochs import Reading, open_epochs
 from tfdwd.training.features import runner
 
+# The images as they are, all of them, and the weights of the last step.
+_plainly = functools.partial(tfdwd.finetune, augment=None, validation=None)
+
 IMAGES = np.random.default_rng(0).normal(size=(96, 8, 8, 4)).astype(np.float32)
 # Learnable: which of the four channels is the brightest.
 LABELS = IMAGES.mean((1, 2)).argmax(1)
@@ -42,7 +48,7 @@ def _network(seed: int = 0, dropout: float = 0.0) -> keras.Model:
 @pytest.fixture(scope="module")
 def teacher() -> keras.Model:
     model = _network()
-    tfdwd.finetune(model, (IMAGES, LABELS), epochs=60, learning_rate=0.03, batch_size=16)
+    _plainly(model, (IMAGES, LABELS), epochs=60, learning_rate=0.03, batch_size=16)
     return model
 
 
@@ -126,7 +132,7 @@ def test_a_student_comes_closer_to_its_teacher(
     data: Any = (IMAGES, LABELS) if "labels_weight" in options else IMAGES
     before = _agreement(student, teacher)
     options = {"learning_rate": 0.02, **options}
-    history = tfdwd.finetune(student, data, epochs=20, teacher=teacher, batch_size=16, **options)
+    history = _plainly(student, data, epochs=20, teacher=teacher, batch_size=16, **options)
     losses = history.history["loss"]
     assert len(losses) == len(history.epoch) == 20 and losses[-1] < losses[0]
     assert _agreement(student, teacher) > max(0.8, before)
@@ -140,7 +146,7 @@ def test_a_student_comes_closer_to_its_teacher(
 
 def test_the_loss_is_as_written(teacher: keras.Model, student: keras.Model) -> None:
     """One step at a rate of 0, against NumPy."""
-    history = tfdwd.finetune(
+    history = _plainly(
         student,
         (IMAGES, LABELS),
         epochs=1,
@@ -184,7 +190,7 @@ def test_weight_decay_is_for_kernels_only(aware: bool) -> None:
     before = {weight.name + str(n): np.asarray(weight)
               for n, weight in enumerate(model.trainable_variables)}  # fmt: skip
     # Without a gradient only the decay is left of AdamW's step.
-    tfdwd.finetune(
+    _plainly(
         model, (IMAGES[:16], np.zeros((16, 2))), epochs=1, loss=_no_gradient, learning_rate=0.1,
         warmup=0.0, weight_decay=0.5, batch_size=16, freeze_batch_norm=True,
     )  # fmt: skip
@@ -437,7 +443,7 @@ def _distance(found: np.ndarray, wanted: np.ndarray) -> float:
 def test_the_distance_to_a_teacher_of_any_outputs(kind: str) -> None:
     """One step at a rate of 0, against NumPy."""
     teacher, student = _small(HEADS[kind]), _small(HEADS[kind], seed=2)
-    history = tfdwd.finetune(
+    history = _plainly(
         student, SMALL, epochs=1, teacher=teacher, learning_rate=0.0, warmup=0.0, batch_size=24
     )
     pairs = list(zip(_outputs(student, SMALL), _outputs(teacher, SMALL), strict=True))
@@ -464,7 +470,9 @@ def test_a_student_of_any_outputs_comes_closer(kind: str, aware: bool) -> None:
     assert len(losses) == 15 and losses[-1] < 0.7 * history.history["loss"][0]
     taught = list(zip(_outputs(learner, SMALL), _outputs(teacher, SMALL), strict=True))
     # Deviations are those of all images here, too; activations are rounded alike in both.
-    assert losses[-1] == pytest.approx(sum(_distance(*pair) for pair in taught), rel=1e-3)
+    assert history.after["val_loss"] == pytest.approx(
+        sum(_distance(*pair) for pair in taught), rel=1e-3
+    )
 
 
 def test_inputs_and_outputs_that_are_dicts(two_in_two_out: keras.Model) -> None:
@@ -484,10 +492,10 @@ def test_inputs_and_outputs_that_are_dicts(two_in_two_out: keras.Model) -> None:
 def test_outputs_are_weighted_by_name() -> None:
     teacher, student = _small(HEADS["dict"]), _small(HEADS["dict"], seed=2)
     options: Any = {"epochs": 1, "teacher": teacher, "learning_rate": 0.0, "batch_size": 24}
-    found = tfdwd.finetune(student, SMALL, loss_weights={"classes": 0, "boxes": 2.0}, **options)
+    found = _plainly(student, SMALL, loss_weights={"classes": 0, "boxes": 2.0}, **options)
     distance = _distance(_outputs(student, SMALL)[0], _outputs(teacher, SMALL)[0])
     assert found.history["loss"] == [pytest.approx(2 * distance, rel=1e-4)]
-    said = tfdwd.finetune(student, SMALL, outputs={"classes": "values"}, **options)
+    said = _plainly(student, SMALL, outputs={"classes": "values"}, **options)
     one, other = (
         (found - wanted, wanted)
         for found, wanted in zip(_outputs(student, SMALL), _outputs(teacher, SMALL), strict=True)
@@ -500,7 +508,7 @@ def test_outputs_are_weighted_by_name() -> None:
         ([0.0, 0.0], "loss_weights: expected a weight above 0"),
     ):
         with pytest.raises(Error, match=message):
-            tfdwd.finetune(student, SMALL, loss_weights=weights, **options)
+            _plainly(student, SMALL, loss_weights=weights, **options)
 
 
 NUMBERS = np.arange(24) % 4
@@ -597,7 +605,7 @@ WRONG_LABELS: dict[str, tuple[str, Any, dict[str, Any], str]] = {
     "broadcast": ("logits", np.zeros(24), {"loss": "mse"}, "mean_squared_error expects them in the "
                   r"shape of the output, \(images, 4\), got \(24,\)"),
     "a loss that fails": ("logits", np.zeros((24, 3)), {"loss": lambda y, p: y - p},
-                          r"failed on labels of \(24, 3\) and outputs of \(24, 4\)"),
+                          r"failed on labels of \(22, 3\) and outputs of \(22, 4\)"),
     "a loss in NumPy": ("logits", np.zeros((24, 4)), {"loss": lambda y, p: np.abs(np.asarray(p))},
                         "it failed on labels of .*compute with keras.ops"),
     "numbers in a list": ("softmax", NUMBERS.tolist(), {}, "no array of labels"),
@@ -663,7 +671,7 @@ def _nested(seed: int = 0) -> keras.Model:
 
 def test_features_of_layers_by_name_inside_nested_models_too() -> None:
     teacher, student = _nested(), _nested(seed=2)
-    history = tfdwd.finetune(
+    history = _plainly(
         student, SMALL, epochs=1, teacher=teacher, features=["body/act", "trunk"],
         features_weight=3.0, learning_rate=0.0, batch_size=24, freeze_batch_norm=True,
     )  # fmt: skip
@@ -676,16 +684,16 @@ def test_features_of_layers_by_name_inside_nested_models_too() -> None:
         expected += 3.0 / 2 * np.square(found - wanted).mean() / np.square(wanted).mean()
     assert history.history["loss"] == [pytest.approx(expected, rel=1e-4)]
     with pytest.raises(Error, match=r"the student has no layer 'act'.*did you mean body/act\?"):
-        tfdwd.finetune(student, SMALL, epochs=1, teacher=teacher, features=["act"])
+        _plainly(student, SMALL, epochs=1, teacher=teacher, features=["act"])
     # Training reaches the nested layers: the moving averages of the batch norm move.
     before = student.get_layer("body").get_layer("norm").moving_mean.numpy()
-    tfdwd.finetune(student, SMALL, epochs=1, teacher=teacher, features=["body/act"])
+    _plainly(student, SMALL, epochs=1, teacher=teacher, features=["body/act"])
     assert np.abs(student.get_layer("body").get_layer("norm").moving_mean - before).max() > 1e-3
 
 
 def test_features_of_a_quantise_aware_student(teacher: keras.Model, student: keras.Model) -> None:
     def loss(**options: Any) -> float:
-        history = tfdwd.finetune(
+        history = _plainly(
             tfdwd.quantize_aware(student), IMAGES, epochs=1, teacher=teacher, batch_size=96,
             learning_rate=0.0, warmup=0.0, **options,
         )  # fmt: skip
@@ -708,7 +716,7 @@ def _of(numbers: Iterable[int]) -> list[np.ndarray]:
 
 def _seen(data: Any, steps: int | None, epochs: int, first: int = 0, **how: Any) -> list[list[int]]:
     """The images of each epoch."""
-    reading = Reading(_small(HEADS["logits"]), 2, how.get("fixed"), False, 0, steps)
+    reading = Reading(_small(HEADS["logits"]), 2, how.get("fixed"), False, 0, steps, 0.0)
     opened = open_epochs(data, reading, first)
     return [
         [int(x[0, 0, 0]) for batch, _ in itertools.islice(opened.stream, opened.steps)
@@ -940,7 +948,7 @@ def test_weights_that_are_not_finite_after_the_last_step(tmp_path: Path) -> None
         return keras.ops.sqrt(keras.ops.abs(p) * 0.0)  # 0, and a gradient of NaN
 
     with pytest.raises(Error, match=r"weight .* is not finite after epoch 1; lower learning_rate"):
-        tfdwd.finetune(
+        _plainly(
             _small(HEADS["logits"]), (SMALL, np.zeros((24, 4))), epochs=1, loss=steep,
             folder=tmp_path,
         )  # fmt: skip
@@ -955,9 +963,7 @@ def test_a_teacher_augments_nothing() -> None:
 
     teacher, student = flipped(0), flipped(1)
     plain = keras.Model(student.layers[2].input, student.outputs)  # without the flips
-    history = tfdwd.finetune(
-        plain, SMALL, epochs=1, teacher=teacher, learning_rate=0.0, batch_size=24
-    )
+    history = _plainly(plain, SMALL, epochs=1, teacher=teacher, learning_rate=0.0, batch_size=24)
     expected = _distance(_outputs(plain, SMALL)[0], _outputs(teacher, SMALL)[0])
     assert history.history["loss"] == [pytest.approx(expected, rel=1e-4)]
 
@@ -1014,7 +1020,7 @@ def test_the_command_takes_what_is_said_of_outputs(tmp_path: Path, capsys: Any) 
     found = tfdwd.finetune(
         student, SMALL, epochs=1, teacher=_small(heads), learning_rate=0.0, warmup=0.0,
         loss_weights={"a/0": 2.0, "b/c": 0.0}, outputs={"a/1": "values"}, features=["trunk"],
-        features_weight=0.5,
+        features_weight=0.5, validation=SMALL,
     )  # fmt: skip
     header, _, row = capsys.readouterr().out.splitlines()
     assert header.split() == ["epoch", "loss", "val_loss"]
@@ -1063,3 +1069,105 @@ def test_names_that_tensorflow_does_not_take(name: str, tmp_path: Path) -> None:
     saved = keras.models.load_model(tmp_path / "last.keras")
     assert saved.name == student.name == name
     assert saved.get_layer("my conv_depthwise").name == "my conv_depthwise"
+
+
+# ---------------------------------------------------------------------- what is held back
+
+
+@pytest.mark.parametrize("kind", HEADS)
+@pytest.mark.parametrize("rate", [0.0, 1e-3, 50.0])
+def test_it_is_never_worse_than_the_start(kind: str, rate: float, tmp_path: Path) -> None:
+    teacher, student = _small(HEADS[kind]), _small(HEADS[kind])
+    start = student.get_weights()
+    with contextlib.suppress(Error):  # at so high a rate a loss may be infinite
+        found = tfdwd.finetune(
+            student, SMALL, epochs=3, teacher=teacher, learning_rate=rate, batch_size=8,
+            folder=tmp_path,
+        )  # fmt: skip
+        assert found.after["val_loss"] <= found.before["val_loss"] < 1e-3
+        assert found.after["val_loss"] == min(found.before["val_loss"], *found.history["val_loss"])
+        if found.after == found.before:
+            for before, after in zip(start, student.get_weights(), strict=True):
+                np.testing.assert_array_equal(before, after)
+        best = keras.models.load_model(tmp_path / "best.keras")
+        assert _weights_apart(best, student) == 0
+
+
+def test_a_tenth_of_the_images_is_not_trained_on(teacher: keras.Model) -> None:
+    seen: list[np.ndarray] = []
+
+    def note(images: np.ndarray) -> np.ndarray:
+        seen.append(images)
+        return images
+
+    found = tfdwd.finetune(
+        _network(3), IMAGES, teacher=teacher, epochs=20, batch_size=8, augment=note
+    )
+    rows = {image.tobytes() for images in seen for image in images}
+    assert len(rows) == 87 and len(IMAGES) == 96
+    held = np.array([image for image in IMAGES if image.tobytes() not in rows])
+    wanted, student = np.asarray(teacher(held)), _network(3)
+    divergence = (wanted * np.log(wanted / np.asarray(student(held)))).sum(-1).mean()
+    assert found.before["val_loss"] == pytest.approx(divergence, rel=1e-3)
+    same = np.mean(wanted.argmax(1) == np.argmax(student(held), 1))
+    assert found.before["val_agreement"] == pytest.approx(same)
+    assert found.after["val_loss"] < found.before["val_loss"]
+
+
+@pytest.mark.parametrize("data", ["few", "stream", "labels", "generator"])
+def test_what_is_measured_of_other_data(teacher: keras.Model, data: str) -> None:
+    options: Any = {"epochs": 2, "batch_size": 4, "steps_per_epoch": 2}
+    given: Any = {
+        "few": lambda: IMAGES[:9],
+        "stream": lambda: [IMAGES[:8], IMAGES[8:16]],
+        "labels": lambda: (IMAGES, LABELS),
+        "generator": lambda: iter([IMAGES[:8]] * 4),
+    }[data]
+    if data != "labels":
+        options["teacher"] = teacher
+    found = tfdwd.finetune(_network(3), given(), **options)
+    names = {"few": ["val_loss", "val_agreement"], "labels": ["val_loss"], "generator": []}
+    assert [*found.before] == [*found.after] == names.get(data, names["few"])
+    assert [*found.history] == ["loss", *found.before]
+
+
+def test_the_best_weights_are_kept_over_a_resumption(teacher: keras.Model, tmp_path: Path) -> None:
+    options: Any = {"teacher": teacher, "epochs": 4, "batch_size": 8, "learning_rate": 0.3}
+    whole, part, third = _network(3), _network(3), _network(3)
+    found = tfdwd.finetune(whole, IMAGES, **options)
+    assert found.history["val_loss"].index(min(found.history["val_loss"])) < 3  # not the last one
+    _stopped_after(3, part, IMAGES, folder=tmp_path, **options)
+    again = tfdwd.finetune(third, IMAGES, folder=tmp_path, resume=True, **options)
+    assert again.before == found.before and again.after == found.after
+    assert _weights_apart(whole, third) < 1e-6
+
+
+def test_epochs_by_images_and_by_minutes(teacher: keras.Model, tmp_path: Path) -> None:
+    options: Any = {"teacher": teacher, "batch_size": 32, "validation": None}
+    with mock.patch("tfdwd.training.finetuning._EPOCHS", 40):
+        found = tfdwd.finetune(_network(3), IMAGES, **options)  # 40 / 96^0.5
+    assert len(found.epoch) == 4
+    found = tfdwd.finetune(_network(3), IMAGES[:8], minutes=1e-6, **options)
+    assert len(found.epoch) == 1
+    start = time.monotonic()
+    _stopped_after(1, _network(3), IMAGES, minutes=0.05, folder=tmp_path, **options)
+    planned = checkpoints.read(tmp_path)
+    assert planned is not None and planned.epochs > 3
+    found = tfdwd.finetune(
+        _network(3), IMAGES, minutes=0.05, folder=tmp_path, resume=True, **options
+    )
+    assert len(found.epoch) == planned.epochs and time.monotonic() - start < 60
+    with pytest.raises(Error, match="expected epochs= or minutes=, got both"):
+        tfdwd.finetune(_network(3), IMAGES, minutes=1, epochs=1, **options)
+    with pytest.raises(Error, match="minutes: expected more than 0"):
+        tfdwd.finetune(_network(3), IMAGES, minutes=0, **options)
+    with pytest.raises(Error, match=r"validation: expected data, or a part .* at most 0.5, got 2"):
+        tfdwd.finetune(_network(3), IMAGES, epochs=1, **{**options, "validation": 2})
+
+
+def test_the_time_that_steps_take_leaves_the_weights(teacher: keras.Model) -> None:
+    student, other = _network(3, dropout=0.3), _network(3, dropout=0.3)
+    options: Any = {"teacher": teacher, "batch_size": 32}
+    tfdwd.finetune(student, IMAGES, minutes=1e-6, **options)
+    tfdwd.finetune(other, IMAGES, epochs=1, **options)
+    assert _weights_apart(student, other) == 0

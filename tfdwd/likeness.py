@@ -40,12 +40,12 @@ class Reference:
     def __init__(self, model: keras.Model, images: Sequence[np.ndarray]) -> None:
         self._images = images
         self._wanted = _outputs(model, images)
-        self._measures = [_measure(array) for array in self._wanted]
+        self._measures = [measure(array) for array in self._wanted]
 
     def likeness(self, student: keras.Model) -> Likeness:
         """Runs the images through a student."""
         found = _outputs(student, self._images)
-        pairs = [measure(array) for measure, array in zip(self._measures, found, strict=True)]
+        pairs = [against(array) for against, array in zip(self._measures, found, strict=True)]
         count = len(self._images[0])
         [sums, whole] = workers.add_up([count * np.array(pairs), np.array(float(count))])
         losses, agreements = (sums / whole).T
@@ -57,8 +57,16 @@ def _outputs(model: keras.Model, images: Sequence[np.ndarray]) -> list[np.ndarra
     return agreement.outputs_of(model, images, batch)  # so few that to compile would take longer
 
 
-def _measure(wanted: np.ndarray) -> Callable[[np.ndarray], tuple[float, float]]:
-    """A function from what a student gave to (loss, agreement)."""
+def measure(wanted: np.ndarray) -> Callable[[np.ndarray], tuple[float, float]]:
+    """A function from what a student gave for one output to (loss, agreement), as in `Likeness`.
+
+    Args:
+      wanted: the original's output, (images, ...).
+
+    Example:
+      >>> measure(np.array([0.0, 2.0]))(np.array([0.0, 1.0]))
+      (0.5, 0.5)
+    """
     if wanted.dtype.kind in "biu":
 
         def of_numbers(found: np.ndarray) -> tuple[float, float]:

@@ -3,7 +3,7 @@
 Example:
   mkdir run
   tfdwd-train --model=student.keras --teacher=resnet8.keras --images=train.npz \\
-      --images_key=x_train --epochs=50 --folder=run --output=tuned.keras
+      --images_key=x_train --folder=run --output=tuned.keras
   tfdwd-train --model=detector.keras --images=train.npz --images_key=x --teacher=original.keras \\
       --loss_weight=boxes=2 --epochs=10 --output=tuned.keras
   tfdwd-train --model=detector.keras --images=train.npz --images_key=x --labels=boxes=boxes.npy \\
@@ -86,12 +86,31 @@ _SIZE = flags.DEFINE_integer(
 _FIRST_LABEL = flags.DEFINE_integer(
     "first_label", 0, "of the shards: 1 for ImageNet", flag_values=FLAGS
 )
-_EPOCHS = flags.DEFINE_integer("epochs", None, "in all", 1, required=True, flag_values=FLAGS)
+_EPOCHS = flags.DEFINE_integer(
+    "epochs", None, "in all; by default by the number of images", 1, flag_values=FLAGS
+)
+_MINUTES = flags.DEFINE_float(
+    "minutes", None, "instead of --epochs: about how long it may take", flag_values=FLAGS
+)
+_AUGMENT = flags.DEFINE_enum(
+    "augment",
+    "auto",
+    ["auto", "none"],
+    "how --images are changed: with a teacher, mirrored, shifted and mixed where it stands that",
+    flag_values=FLAGS,
+)
+_HELD_BACK = flags.DEFINE_float(
+    "held_back",
+    0.1,
+    "part of --images that is measured, not trained on, if --validation is not given; the best "
+    "weights there are written. 0: the last ones",
+    flag_values=FLAGS,
+)
 _BATCH = flags.DEFINE_integer(
     "batch_size", 64, "images of one step of one worker", 1, flag_values=FLAGS
 )
 _OPTIMIZER = flags.DEFINE_enum("optimizer", "adamw", ["adamw", "sgd"], "", flag_values=FLAGS)
-_RATE = flags.DEFINE_float("learning_rate", 1e-3, "the highest", flag_values=FLAGS)
+_RATE = flags.DEFINE_float("learning_rate", 3e-3, "the highest", flag_values=FLAGS)
 _LOSS = flags.DEFINE_multi_string(
     "loss",
     [],
@@ -155,6 +174,7 @@ def main() -> None:
             model,
             _data(model),
             epochs=_EPOCHS.value,
+            minutes=_MINUTES.value,
             teacher=None if _TEACHER.value is None else common.load_model(_TEACHER.value),
             loss=_by_output("loss", _LOSS.value),
             outputs=_by_output("outputs", _OUTPUTS.value),
@@ -162,6 +182,7 @@ def main() -> None:
             labels_weight=_LABELS_WEIGHT.value,
             features=features,
             features_weight=_FEATURES_WEIGHT.value if weight is None else weight,
+            augment=None if _AUGMENT.value == "none" else "auto",
             optimizer=_OPTIMIZER.value,
             learning_rate=_RATE.value,
             warmup=_WARMUP.value,
@@ -242,14 +263,14 @@ def _data(model: Any) -> Any:
 
 
 def _validation(model: Any) -> Any:
-    """What is tested after each epoch, or None."""
+    """What is measured after each epoch."""
     images, labels = _VALIDATION(), _VALIDATION_LABELS()
     if images is None and labels is not None:
         raise Error("--validation_labels: expected --validation beside it")
     if images is not None:
         return images if labels is None else (images, labels)
     if _VALIDATION_SPLIT.value is None:
-        return None
+        return _HELD_BACK.value
     from tfdwd import data
 
     size = _size(model)

@@ -19,7 +19,22 @@ from tfdwd import bridge, files, outputs
 from tfdwd.errors import Error, one_line
 
 _STATE = "state.npz"
-_HISTORY = ("loss", "val_loss", "val_top1")
+_HISTORY = ("loss", "val_loss", "val_agreement", "val_top1")
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best weights that a run has had, those it began with among them.
+
+    Attributes:
+      before: {name: value} that was measured before the first step.
+      values: the same of these weights; the first one says which weights are best.
+      weights: of the student.
+    """
+
+    before: Mapping[str, float]
+    values: Mapping[str, float]
+    weights: Sequence[np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -28,16 +43,20 @@ class State:
 
     Attributes:
       epoch: number of epochs that are done.
+      epochs: that there are in all.
       history: of each of them.
       kinds, deviations: of the outputs, as they were found on the first images of the run.
       variables: of student and optimizer, as `variables_of` orders them.
+      best: the best weights; None where nothing is measured.
     """
 
     epoch: int
+    epochs: int
     history: Mapping[str, list[float]]
     kinds: Sequence[str]
     deviations: Sequence[float]
     variables: Sequence[np.ndarray]
+    best: Best | None
 
 
 def check_folder(folder: Path, option: str) -> None:
@@ -62,9 +81,9 @@ def variables_of(learner: Any) -> list[Any]:
     return [*learner.student.variables, *(variables() if callable(variables) else variables)]
 
 
-def values_of(learner: Any) -> list[np.ndarray]:
-    """The values of `variables_of` in NumPy's own types."""
-    arrays = [keras.ops.convert_to_numpy(variable) for variable in variables_of(learner)]
+def values_of(variables: Sequence[Any]) -> list[np.ndarray]:
+    """Copies of the values of variables, in NumPy's own types."""
+    arrays = [np.array(keras.ops.convert_to_numpy(variable)) for variable in variables]
     return [a.astype(np.float32) if a.dtype.name == "bfloat16" else a for a in arrays]
 
 
@@ -82,10 +101,12 @@ def read(folder: Path) -> State | None:
             held = {name: content[name] for name in content.files}
         state = State(
             int(held["epoch"]),
+            int(held["epochs"]),
             {name: [float(value) for value in held[name]] for name in _HISTORY if name in held},
             [str(kind) for kind in held["kinds"]],
             [float(value) for value in held["deviations"]],
             [held[f"w{number}"] for number in range(int(held["count"]))],
+            _best(held),
         )
         if state.epoch < 1 or any(len(values) != state.epoch for values in state.history.values()):
             raise ValueError(f"{state.epoch} epochs do not fit its history")
@@ -94,6 +115,7 @@ def read(folder: Path) -> State | None:
             and len(state.kinds) == len(state.deviations)
             and all(0 < deviation < np.inf for deviation in state.deviations)
             and all(array.dtype.kind in "biuf" for array in state.variables)
+            and state.epochs >= state.epoch
         ):
             raise ValueError("it holds what no run writes")
     except Exception as error:  # NumPy raises whatever its readers of zip and arrays raise
@@ -104,14 +126,37 @@ def read(folder: Path) -> State | None:
     return state
 
 
+def _best(held: Mapping[str, np.ndarray]) -> Best | None:
+    if "best_count" not in held:
+        return None
+    before, values = (
+        {name: float(held[f"{which}_{name}"]) for name in _HISTORY if f"{which}_{name}" in held}
+        for which in ("before", "best")
+    )
+    weights = [held[f"best_w{number}"] for number in range(int(held["best_count"]))]
+    if (
+        not before
+        or list(before) != list(values)
+        or any(a.dtype.kind not in "biuf" for a in weights)
+    ):
+        raise ValueError("its best weights are not what a run writes")
+    return Best(before, values, weights)
+
+
 def write(folder: Path, state: State) -> None:
     """Writes the state, whole or not at all."""
     arrays: dict[str, Any] = {f"w{number}": value for number, value in enumerate(state.variables)}
     arrays |= {name: np.array(values) for name, values in state.history.items()}
+    if state.best is not None:
+        arrays["best_count"] = np.array(len(state.best.weights))
+        arrays |= {f"best_w{number}": value for number, value in enumerate(state.best.weights)}
+        arrays |= {f"before_{name}": np.array(v) for name, v in state.best.before.items()}
+        arrays |= {f"best_{name}": np.array(v) for name, v in state.best.values.items()}
     sheet = io.BytesIO()
     np.savez(
         sheet,
         epoch=np.array(state.epoch),
+        epochs=np.array(state.epochs),
         count=np.array(len(state.variables)),
         kinds=np.array(state.kinds),
         deviations=np.array(state.deviations),
@@ -127,13 +172,24 @@ def restore(learner: Any, state: State, folder: Path) -> None:
       tfdwd.Error: they are of another model or optimizer.
     """
     variables = variables_of(learner)
-    if [array.shape for array in state.variables] != [tuple(v.shape) for v in variables]:
+    if not _fit(state.variables, variables) or (
+        state.best is not None and not _fit(state.best.weights, learner.student.weights)
+    ):
         raise Error(
             f"{folder / _STATE}: expected the checkpoint of this model with the same optimizer, "
             "got another; name another folder or omit resume"
         )
-    for variable, array in zip(variables, state.variables, strict=True):
+    put(state.variables, variables)
+
+
+def put(values: Sequence[np.ndarray], variables: Sequence[Any]) -> None:
+    """Gives variables the values that `values_of` took."""
+    for variable, array in zip(variables, values, strict=True):
         variable.assign(array)
+
+
+def _fit(values: Sequence[np.ndarray], variables: Sequence[Any]) -> bool:
+    return [array.shape for array in values] == [tuple(variable.shape) for variable in variables]
 
 
 def save_student(student: Any, folder: Path, name: str) -> None:

@@ -14,6 +14,7 @@ from tfdwd import workers
 from tfdwd.batches import batches, elements, is_whole
 from tfdwd.errors import Error, one_line
 
+_SAMPLE = 256  # rows, at least, where there are so many
 _NO_END = 2**62  # rows: the steps bound what is read
 # Inputs (rows, ...) in the order of the model's, and labels: an array, a dict or a list of these.
 Batch = tuple[list[np.ndarray], Any]
@@ -28,8 +29,9 @@ class Reading:
       batch_size: for arrays.
       fixed: rows of every batch, where the model has such a fixed size.
       with_labels: whether labels are wanted.
-      seed: of the order of arrays.
+      seed: of the order of arrays, and of which of them are held back.
       steps: of an epoch; by default as many as the data has.
+      held: part of the rows of arrays that is held back.
     """
 
     model: keras.Model
@@ -38,6 +40,11 @@ class Reading:
     with_labels: bool
     seed: int
     steps: int | None
+    held: float
+
+
+# What `tfdwd.training.augmentation` does to images.
+Augment = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -48,11 +55,17 @@ class Epochs:
       steps: of an epoch.
       stream: so many batches for each epoch; it ends only where data that can be read once ends.
       labels: all of them, where the data is arrays; else None.
+      held: what is held back of arrays; None where nothing is.
+      sample: inputs of some rows of arrays, the same for every epoch; None of other data.
+      augmented: of arrays, gives the stream again, from its start, with changed images; else None.
     """
 
     steps: int
     stream: Iterator[Batch]
-    labels: Any
+    labels: Any = None
+    held: Batch | None = None
+    sample: list[np.ndarray] | None = None
+    augmented: Callable[[Augment], Iterator[Batch]] | None = None
 
 
 def open_epochs(dataset: Any, reading: Reading, first: int) -> Epochs:
@@ -71,10 +84,17 @@ def open_epochs(dataset: Any, reading: Reading, first: int) -> Epochs:
     if callable(dataset) and not hasattr(dataset, "__iter__"):
         return _of_function(dataset, reading, first)
     if is_whole(dataset, reading.model):
-        arrays = _Arrays(dataset, reading)
+        arrays = _Arrays(dataset, reading, reading.held)
         steps = reading.steps or arrays.steps
-        every = (itertools.islice(arrays.shuffled(e), steps) for e in itertools.count(first))
-        return Epochs(steps, itertools.chain.from_iterable(every), arrays.labels)
+
+        def stream_of(augment: Augment | None = None) -> Iterator[Batch]:
+            epochs = itertools.count(first)
+            every = (itertools.islice(arrays.shuffled(e, augment), steps) for e in epochs)
+            return itertools.chain.from_iterable(every)
+
+        return Epochs(
+            steps, stream_of(), arrays.labels, arrays.held, arrays.sample, augmented=stream_of
+        )
     steps, stream = _of_iterable(dataset, reading)
     if first:
         logging.info(
@@ -82,7 +102,15 @@ def open_epochs(dataset: Any, reading: Reading, first: int) -> Epochs:
             "once",
             first * steps,
         )
-    return Epochs(steps, itertools.islice(stream, first * steps, None), None)
+    return Epochs(steps, itertools.islice(stream, first * steps, None))
+
+
+def can_be_read_again(dataset: Any) -> bool:
+    """Whether data begins again when it is read again.
+
+    The iterators of `ImageDataGenerator.flow` do, by index.
+    """
+    return not hasattr(dataset, "__next__") or hasattr(dataset, "__getitem__")
 
 
 def is_labelled(data: Any, model: keras.Model) -> bool:
@@ -111,33 +139,59 @@ def _rows(data: Any) -> int:
 
 
 class _Arrays:
-    """Arrays, shuffled for each epoch; each worker takes its part of each step."""
+    """Arrays, shuffled for each epoch; each worker takes its part of each step.
 
-    def __init__(self, data: Any, reading: Reading) -> None:
+    Attributes:
+      labels: of all rows.
+      held: the rows that are in no step, or None.
+      sample: inputs of some rows from all over the arrays.
+      steps: of an epoch.
+    """
+
+    def __init__(self, data: Any, reading: Reading, held: float) -> None:
         whole = batches(data, reading.model, _rows(data), reading.with_labels)
-        self.inputs, self.labels = next(whole)
-        self.rows, self.seed, self.fixed = len(self.inputs[0]), reading.seed, reading.fixed
-        self.size = reading.fixed or reading.batch_size
-        self.steps = self.rows // (self.size * workers.count())
+        self._inputs, self.labels = next(whole)
+        self._seed, self._fixed = reading.seed, reading.fixed
+        self._size = reading.fixed or reading.batch_size
+        rows = len(self._inputs[0])
+        self._rows, count = np.arange(rows), int(rows * held)
+        self.held = None
+        self.sample = [array[:: max(1, rows // _SAMPLE)] for array in self._inputs]
+        if count:
+            order = np.random.default_rng(self._seed).permutation(rows)
+            self._rows = np.sort(order[count:])
+            self.held = self._taken(np.sort(order[:count]))
+        self.steps = len(self._rows) // (self._size * workers.count())
         if workers.count() > 1 and not self.steps:
             raise Error(
-                f"dataset: expected at least one batch of {self.size} for each of "
-                f"{workers.count()} workers, got {self.rows} images"
+                f"dataset: expected at least one batch of {self._size} for each of "
+                f"{workers.count()} workers, got {len(self._rows)} images"
             )
         self.steps = max(1, self.steps)
 
-    def shuffled(self, epoch: int) -> Iterator[Batch]:
+    def shuffled(self, epoch: int, augment: Augment | None = None) -> Iterator[Batch]:
         """Whole batches only, unless there is not even one: every step is of one shape."""
-        source = np.random.default_rng((self.seed, epoch))
+        source = np.random.default_rng((self._seed, epoch))
+        drawn = np.random.default_rng((self._seed, epoch, 1))  # the order is that without it
+        together = self._size * workers.count()
         while True:
-            order = source.permutation(self.rows)
+            order = source.permutation(self._rows)
             for number in range(self.steps):
-                start = (number * workers.count() + workers.index()) * self.size
-                chosen = order[start : start + self.size]
-                if self.fixed:
-                    chosen = np.resize(chosen, self.fixed)  # of too few, some twice
-                labels = None if self.labels is None else take(self.labels, chosen)
-                yield [array[chosen] for array in self.inputs], labels
+                step = order[number * together : (number + 1) * together]
+                if self._fixed:
+                    step = np.resize(step, together)  # of too few, some twice
+                own = slice(workers.index() * self._size, (workers.index() + 1) * self._size)
+                if augment is None:
+                    yield self._taken(step[own])
+                    continue
+                # All of the step, as it is with one worker.
+                [images] = self._inputs
+                _, labels = self._taken(step[own])
+                yield [augment(images[step], drawn)[own]], labels
+
+    def _taken(self, rows: np.ndarray) -> Batch:
+        labels = None if self.labels is None else take(self.labels, rows)
+        return [array[rows] for array in self._inputs], labels
 
 
 def _of_function(dataset: Callable[[int], Any], reading: Reading, first: int) -> Epochs:
@@ -165,7 +219,7 @@ def _of_function(dataset: Callable[[int], Any], reading: Reading, first: int) ->
     def opened(epoch: int) -> tuple[int, Iterator[Batch]]:
         data = data_of(epoch)
         if is_whole(data, reading.model):
-            arrays = _Arrays(data, reading)
+            arrays = _Arrays(data, reading, 0.0)
             return reading.steps or arrays.steps, arrays.shuffled(epoch)
         return _of_iterable(data, reading, f" of epoch {epoch}", lambda: data_of(epoch))
 
@@ -176,7 +230,7 @@ def _of_function(dataset: Callable[[int], Any], reading: Reading, first: int) ->
         for epoch in itertools.count(first + 1):
             yield from itertools.islice(opened(epoch)[1], steps)
 
-    return Epochs(steps, every(), None)
+    return Epochs(steps, every())
 
 
 def _of_iterable(
@@ -194,8 +248,7 @@ def _of_iterable(
     [(inputs, _)] = batches(iter([first]), model, 2**31, with_labels)
     rows = len(inputs[0])
     steps = reading.steps or _length(data, rows, reading.fixed)
-    # The iterators of `ImageDataGenerator.flow` can be read again, by index.
-    once = again is None and hasattr(data, "__next__") and not hasattr(data, "__getitem__")
+    once = again is None and not can_be_read_again(data)
     passes = _passes(
         itertools.chain([first], opened),
         None if once else lambda: elements((again or (lambda: data))(), model),

@@ -2,28 +2,39 @@
 
 import contextlib
 import importlib.util
+import itertools
 import os
+import statistics
+import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
+from absl import logging
 
 from tfdwd import bridge, checks, shapes, workers
 from tfdwd.errors import Error
-from tfdwd.training import checkpoints, learner, loop, task
+from tfdwd.training import augmentation, checkpoints, learner, loop, task
 from tfdwd.training import features as layers
-from tfdwd.training.epochs import Reading, open_epochs
+from tfdwd.training.epochs import Batch, Epochs, Reading, can_be_read_again, open_epochs
 from tfdwd.training.options import Options
+from tfdwd.training.validation import joined, of_data, of_images
+
+_EPOCHS, _FEWEST, _MOST = 8000, 3, 300  # the first for one image; see `finetune`
+_TRAINING = 0.9  # part of the time given that the steps may take
+_TRIALS = 5  # steps that are timed
+_MOST_HELD = 0.5
 
 
 def finetune(
     model: keras.Model,
     dataset: Any,
     *,
-    epochs: int,
+    epochs: int | None = None,
+    minutes: float | None = None,
     teacher: keras.Model | None = None,
     loss: Any = None,
     outputs: str | Mapping[str, str] | None = None,
@@ -31,8 +42,9 @@ def finetune(
     labels_weight: float = 0.0,
     features: Sequence[str] | float | None = None,
     features_weight: float | None = None,
+    augment: Any = "auto",
     optimizer: str = "adamw",
-    learning_rate: float = 1e-3,
+    learning_rate: float = 3e-3,
     warmup: float = 0.05,
     weight_decay: float = 1e-4,
     label_smoothing: float = 0.0,
@@ -41,19 +53,23 @@ def finetune(
     freeze_batch_norm: bool = False,
     batch_size: int = 64,
     steps_per_epoch: int | None = None,
-    validation: Any = None,
+    validation: Any = 0.1,
     folder: str | os.PathLike[str] | None = None,
     resume: bool = False,
     tensorboard: str | os.PathLike[str] | None = None,
     seed: int = 0,
     labels: float | None = None,
-) -> keras.callbacks.History:
+) -> "History":
     """Trains a network of any task further, in place.
 
     With a teacher no labels are needed: outputs that are probabilities, of images or of each pixel,
     get the cross-entropy against the teacher's; all others the squared error in units of the
     teacher's variance. Without one, outputs are compared with labels: probabilities by the
     cross-entropy, others by the `loss` that is given. The losses of several outputs add up.
+
+    A tenth of images that are given as arrays is held back, and measured before the first step and
+    after each epoch. At the end the model has the weights that were best there, those it began with
+    among them: where it was measured, it is never worse than before.
 
     Several processes, on one machine or many, train together after each called
     `tfdwd.workers.join`: arrays are given whole, other data as each worker's own part
@@ -73,7 +89,10 @@ def finetune(
         with `loss` what that takes. Those of several outputs are a dict by output name, which may
         leave outputs out, or a list in their order. They are checked before the first step, or as
         they come where they stream.
-      epochs: in all, those before a resumption included.
+      epochs: in all, those before a resumption included. By default 8,000 divided by the square
+        root of the number of images, from 3 to 300: 250 of 1,024 images, 112 of 5,085.
+      minutes: instead, about how long it may take; so many epochs as fit by the time of the first
+        steps, at least one. A resumed run does as many as it was to do when it began.
       teacher: a model of the same inputs and outputs, such as the original. It is not changed.
       loss: against labels: a keras.losses.Loss, the name of one, or a function (y_true, y_pred); or
         a dict of those by output name, or a list in the order of the outputs.
@@ -88,6 +107,11 @@ def finetune(
         `tfdwd.decompose` replaced. (A number is the old way to give features_weight.)
       features_weight: of the mean of their squared errors, each divided by the power of the
         teacher's; 1 by default if layers are named, else 0.
+      augment: how images are changed before they are trained on. "auto" is for arrays of images
+        with a teacher: mirrored and shifted by up to an eighth of a side if the teacher's answers
+        stand it (see `tfdwd.training.augmentation`), and mixed in pairs if it is a classifier and
+        no labels are used. None leaves them as they are. A Keras layer, or a function of a batch of
+        images, is applied to any data of one input instead.
       optimizer: "adamw", or "sgd" (momentum 0.9, Nesterov).
       learning_rate: the highest; it rises linearly, then falls to 0 along a cosine.
       warmup: part of all steps in which it rises.
@@ -99,10 +123,16 @@ def finetune(
       freeze_batch_norm: batch norms stay as they are and normalise with what they have.
       batch_size: for arrays.
       steps_per_epoch: as many as the data has by default; needed where that is not known.
-      validation: data that can be read once an epoch. For a classifier with labels its top-1 is
-        taken after each epoch, as `tfdwd.evaluate` does; else the loss.
-      folder: for checkpoints: last.keras and, with validation, best.keras (of a quantise-aware
-        model the weights, last.weights.h5). Must exist; the first worker writes, all read.
+      validation: what is measured after each epoch. A number is the part of arrays that is held
+        back; of other data that can be read again, and of fewer than ten images, the first batches
+        are measured, which are trained on, too. With a teacher and no labels loss and agreement are
+        those of `tfdwd.likeness`, else the loss is that of training. With 0 or None, and of a
+        generator, nothing is held back or measured, and the last weights stay. Or data that can be
+        read once an epoch: of a classifier with labels the top-1, as `tfdwd.evaluate` finds it,
+        else the loss.
+      folder: for checkpoints: last.keras and, unless nothing is measured, best.keras (of a
+        quantise-aware model the weights, last.weights.h5). Must exist; the first worker writes, all
+        read.
       resume: go on from the checkpoint in the folder, if there is one, to the same weights as
         without the interruption. The data must be the same for that: shuffled by the epoch's number
         or not at all.
@@ -111,7 +141,9 @@ def finetune(
       labels: the old name of labels_weight.
 
     Returns:
-      The history: loss, and with validation val_top1 or val_loss, for each epoch.
+      The history: for each epoch loss, and what was measured, val_loss and val_agreement, val_loss
+      or val_top1. Its ``before`` and ``after`` are dicts of what was measured of the weights at the
+      start and of those that the model has now.
 
     Raises:
       tfdwd.Error: wrong options, models, data or labels, before the first step where that can be
@@ -119,7 +151,9 @@ def finetune(
         was saved in the folder before stays.
 
     Example:
-      >>> history = finetune(student, images, epochs=10, teacher=model)  # doctest: +SKIP
+      >>> history = finetune(student, images, teacher=model)  # doctest: +SKIP
+      >>> history.before["val_agreement"], history.after["val_agreement"]  # doctest: +SKIP
+      (0.71, 0.82)
       >>> history = finetune(detector, (images, {"boxes": boxes, "classes": classes}), epochs=10,
       ...                    loss={"boxes": "huber"})  # doctest: +SKIP
     """
@@ -133,6 +167,7 @@ def finetune(
         features_weight = 0.0 if features is None else 1.0
     options = Options(
         epochs=epochs,
+        minutes=minutes,
         optimizer=optimizer,
         learning_rate=learning_rate,
         warmup=warmup,
@@ -153,9 +188,13 @@ def finetune(
     kept = _check_folders(folder, resume, tensorboard)
     if bridge.kit(model) is not keras:
         _check_aware(mixed_precision)
+    part = _check_validation(validation)
+    _check_augment(augment, model)
     state = checkpoints.read(kept) if resume and kept is not None else None
     first = 0 if state is None else state.epoch
     workers.check_same("epoch to go on from", first)
+    if epochs is None and state is not None:
+        epochs = state.epochs
     reading = Reading(
         model=model,
         batch_size=batch_size,
@@ -163,30 +202,52 @@ def finetune(
         with_labels=teacher is None or labels_weight > 0,
         seed=seed,
         steps=steps_per_epoch,
+        held=part or 0.0,
     )
-    data = open_epochs(dataset, reading, min(first, epochs - 1))
-    workers.check_same("steps in all", epochs * data.steps)
+    data = open_epochs(dataset, reading, first if epochs is None else min(first, epochs - 1))
     looked_at, stream = task.first_batches(data)
     learnt = task.task_of(model, teacher, wishes, options=options, first=looked_at, state=state)
     if data.labels is not None:
         learnt.checked(data.labels)
     task.try_losses(learnt, model, looked_at[0])
     validate = None
-    if validation is not None:
-        validate = loop.validation_of(validation, model, learnt, batch_size=batch_size, fixed=fixed)
-    _seed(model, seed)
-    rate = learner.rate_of(model, options, epochs * data.steps)
+    if part is None:
+        validate = of_data(validation, model, learnt, batch_size=batch_size, fixed=fixed)
+    elif part and can_be_read_again(dataset):
+        again = looked_at if not first else task.first_batches(open_epochs(dataset, reading, 0))[0]
+        validate = of_images(
+            data.held or joined(again), model, teacher, learnt, batch_size=batch_size, fixed=fixed
+        )
+    if augment == "auto":
+        stream = _moved(data, stream, teacher, learnt)
+    elif augment is not None:
+        stream = _changed(augment, stream, seed, first * data.steps)
+    stream = learnt.checked_stream(stream)
+    runs = layers.runner(model, learnt.paths)
     with contextlib.ExitStack() as stack:
         half = stack.enter_context(learner.half_precision(model)) if mixed_precision else ""
         if freeze_batch_norm:
             stack.enter_context(learner.batch_norms_with(model, "trainable", False))
         if workers.count() > 1:
             stack.enter_context(learner.batch_norms_with(model, "synchronized", True))
-        made = learner.optimizer_of(model, options, rate)
-        if half == "mixed_float16":  # small gradients would be 0
-            made = keras.optimizers.LossScaleOptimizer(made)
-        runs = layers.runner(model, learnt.paths)
-        trained = learner.learner_of(model, runs, learnt.objective, made)
+
+        def learner_of(steps: int) -> tuple[Any, Any]:
+            rate = learner.rate_of(model, options, steps)
+            made = learner.optimizer_of(model, options, rate)
+            if half == "mixed_float16":  # small gradients would be 0
+                made = keras.optimizers.LossScaleOptimizer(made)
+            return learner.learner_of(model, runs, learnt.objective, made), rate
+
+        if epochs is None and minutes is not None:
+            seconds = _seconds_a_step(model, learner_of(1)[0], learnt, looked_at)
+            epochs = max(1, int(60 * minutes * _TRAINING / (seconds * data.steps)))
+        elif epochs is None:
+            images = data.steps * len(looked_at[0][0][0]) * workers.count()
+            epochs = round(min(max(_EPOCHS / images**0.5, _FEWEST), _MOST))
+        workers.check_same("steps in all", epochs * data.steps)
+        logging.info("%d epochs of %d steps", epochs, data.steps)
+        _seed(model, seed)
+        trained, rate = learner_of(epochs * data.steps)
         if state is not None and kept is not None:
             checkpoints.restore(trained, state, kept)
         if workers.count() > 1:
@@ -195,16 +256,97 @@ def finetune(
             learner=trained,
             task=learnt,
             options=options,
+            epochs=epochs,
             steps=data.steps,
             validate=validate,
             folder=kept,
             log=loop.log_of(tensorboard, rate, data.steps),
         )
         with workers.losses_named():
-            history = run.train(learnt.checked_stream(stream), state)
-    found = keras.callbacks.History()
-    found.history, found.epoch = history, list(range(len(history["loss"])))
-    return found
+            history = run.train(stream, state)
+    return History(history, run.best)
+
+
+class History(keras.callbacks.History):
+    """What came of fine-tuning.
+
+    Attributes:
+      history: {name: its value of each epoch}.
+      epoch: numbers of the epochs, from 0.
+      before, after: {name: value} of what was measured, of the weights at the start and of those
+        at the end; empty where nothing was.
+    """
+
+    def __init__(self, columns: dict[str, list[float]], best: checkpoints.Best | None) -> None:
+        super().__init__()
+        self.history, self.epoch = columns, list(range(len(columns["loss"])))
+        self.before = {} if best is None else dict(best.before)
+        self.after = {} if best is None else dict(best.values)
+
+
+def _moved(
+    data: Epochs, stream: Iterator[Batch], teacher: Any, learnt: task.Task
+) -> Iterator[Batch]:
+    """Arrays with the moves that the teacher stands; other streams as they are."""
+    if teacher is None or data.augmented is None or data.sample is None:
+        return stream
+    if learnt.needs_labels and not learnt.is_classifier:
+        return stream  # their labels would have to move, too
+    moves = augmentation.chosen(teacher, data.sample, learnt.kinds, not learnt.needs_labels)
+    return stream if moves == augmentation.Moves() else data.augmented(moves)
+
+
+def _changed(augment: Any, stream: Iterator[Batch], seed: int, first: int) -> Iterator[Batch]:
+    """A stream with the user's own augmentation."""
+    apply = augmentation.given(augment, seed)
+    for step, (inputs, labels) in enumerate(stream, first):
+        yield apply(step, inputs), labels
+
+
+def _seconds_a_step(model: Any, learning: Any, learnt: task.Task, found: Sequence[Batch]) -> float:
+    """What a step takes, by the slowest worker; the weights are those of before."""
+    before = checkpoints.values_of(model.variables)
+    step = learner.step_of(learning)
+    given = itertools.cycle([(tuple(inputs), learnt.checked(labels)) for inputs, labels in found])
+    step(*next(given))  # which compiles
+    taken = []
+    for _ in range(_TRIALS):
+        start = time.perf_counter()
+        step(*next(given))
+        taken.append(time.perf_counter() - start)
+    checkpoints.put(before, model.variables)
+    every = workers.add_up([np.eye(workers.count())[workers.index()] * statistics.median(taken)])
+    return float(every[0].max())
+
+
+def _check_validation(validation: Any) -> float | None:
+    """The part of the images that is held back; None where validation is data."""
+    if validation is None:
+        return 0.0
+    if not isinstance(validation, int | float | np.number) or isinstance(validation, bool):
+        return None
+    checks.number("validation", validation)
+    if validation > _MOST_HELD:
+        raise Error(
+            f"validation: expected data, or a part of the images of at most {_MOST_HELD}, got "
+            f"{validation}"
+        )
+    return float(validation)
+
+
+def _check_augment(augment: Any, model: Any) -> None:
+    if augment is None or (isinstance(augment, str) and augment == "auto"):
+        return
+    if not callable(augment):
+        raise Error(
+            "augment: expected 'auto', None, a Keras layer or a function of a batch of images, got "
+            f"{augment!r}"
+        )
+    if len(model.inputs) > 1:
+        raise Error(
+            f"augment: expected a model of one input, got {len(model.inputs)}; change the images "
+            "in the data instead, with a function of the epoch's number"
+        )
 
 
 def _old_name(old: str, new: str) -> None:

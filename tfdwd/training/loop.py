@@ -1,4 +1,4 @@
-"""The loop over epochs: steps, then validation, then what is kept."""
+"""The loop over epochs: steps, then what is measured, then what is kept."""
 
 import os
 import warnings
@@ -11,14 +11,13 @@ import keras
 import numpy as np
 from absl import logging
 
-from tfdwd import evaluation, reporting, workers
-from tfdwd.batches import batches
+from tfdwd import reporting, workers
 from tfdwd.errors import Error
 from tfdwd.training import checkpoints
-from tfdwd.training.epochs import all_labels, is_labelled, take
 from tfdwd.training.learner import averaged, step_of
 from tfdwd.training.options import Options
 from tfdwd.training.task import Task
+from tfdwd.training.validation import Validation, is_better
 
 Log = Callable[[int, dict[str, float]], None]
 
@@ -31,22 +30,29 @@ class Run:
       learner: trains the student.
       task: what it learns.
       options: the user's.
+      epochs: in all.
       steps: of an epoch.
-      validate: gives {name: value} of the student, or None.
+      validate: measures the student, or None.
       folder: for checkpoints, or None.
       log: takes an epoch and {name: value}.
+      best: the weights that the student has at the end; None where nothing is measured.
     """
 
     learner: Any
     task: Task
     options: Options
+    epochs: int
     steps: int
-    validate: Callable[[Any], dict[str, float]] | None
+    validate: Validation | None
     folder: Path | None
     log: Log
+    best: checkpoints.Best | None = None
 
     def train(self, stream: Iterator[Any], state: checkpoints.State | None) -> dict[str, Any]:
         """Trains to the last epoch; returns the history.
+
+        The student has its best weights then, those it began with among them; without a validation
+        its last ones.
 
         Args:
           stream: checked batches from the epoch on that comes next.
@@ -57,18 +63,40 @@ class Run:
         """
         first = 0 if state is None else state.epoch
         history = {} if state is None else {name: [*v] for name, v in state.history.items()}
+        self._begin(state)
         step = step_of(self.learner)
-        left = max(0, self.options.epochs - first)
+        left = max(0, self.epochs - first)
         with reporting.progress(left * self.steps, "fine-tuning") as bar:
-            for epoch in range(first, self.options.epochs):
+            for epoch in range(first, self.epochs):
                 loss = self._epoch(epoch, stream, step, bar)
                 self._check_weights(epoch)
                 with averaged(self.learner, self.options.ema):
                     self._end_epoch(epoch, loss, history)
                 self._write_state(epoch, history)
-        if self.options.ema is not None:
+        if self.best is not None:
+            checkpoints.put(self.best.weights, self.learner.student.weights)
+            self._save("best")  # which may be those of the start
+            logging.info("before: %s, after: %s", self.best.before, self.best.values)
+        elif self.options.ema is not None:
             self.learner.optimizer.finalize_variable_values(self.learner.trainable_variables)
         return history
+
+    def _begin(self, state: checkpoints.State | None) -> None:
+        """Measures the weights that are there, unless the state has better ones to compare with."""
+        if self.validate is None:
+            return
+        found = self.validate(self.learner)
+        if state is not None and state.best is not None and [*state.best.values] == [*found]:
+            self.best = state.best
+            return
+        self.best = checkpoints.Best(found, found, self._weights())
+
+    def _weights(self) -> list[np.ndarray]:
+        return checkpoints.values_of(self.learner.student.weights)
+
+    def _save(self, name: str) -> None:
+        if self.folder is not None and not workers.index():
+            checkpoints.save_student(self.learner.student, self.folder, name)
 
     def _epoch(
         self, epoch: int, stream: Iterator[Any], step: Callable[[Any, Any], float], bar: Any
@@ -80,7 +108,7 @@ class Run:
             if batch is None:
                 raise Error(
                     f"dataset: the data ended after {number - 1} of "
-                    f"{self.options.epochs * self.steps} steps, in epoch {epoch + 1}; data that "
+                    f"{self.epochs * self.steps} steps, in epoch {epoch + 1}; data that "
                     "can be read only once must hold all of them: lower epochs or steps_per_epoch, "
                     "or give a list, a tf.data.Dataset or a function of the epoch"
                 )
@@ -108,29 +136,32 @@ class Run:
                 )
 
     def _end_epoch(self, epoch: int, loss: float, history: dict[str, list[float]]) -> None:
-        student = self.learner.student
-        found = {"loss": loss} | ({} if self.validate is None else self.validate(self.learner))
-        best = all(
-            _is_better(name, value, history.get(name, []))
-            for name, value in found.items()
-            if name.startswith("val_")
-        )
+        found = {} if self.validate is None else self.validate(self.learner)
+        if self.best is not None:
+            name = next(iter(found))
+            if is_better(name, found[name], self.best.values[name]):
+                self.best = checkpoints.Best(self.best.before, found, self._weights())
+                self._save("best")
+        found = {"loss": loss} | found
         for name in {**history, **found}:  # validation may begin or end with a resumption
             column = history.setdefault(name, [np.nan] * epoch)
             column.append(found.get(name, np.nan))
         logging.info("epoch %d: %s", epoch + 1, found)
         self.log(epoch, found)
-        if self.folder is None or workers.index():
-            return
-        if self.validate is not None and best:
-            checkpoints.save_student(student, self.folder, "best")
-        checkpoints.save_student(student, self.folder, "last")
+        self._save("last")
 
     def _write_state(self, epoch: int, history: dict[str, list[float]]) -> None:
         if self.folder is None or workers.index():
             return
-        values = checkpoints.values_of(self.learner)
-        state = checkpoints.State(epoch + 1, history, self.task.kinds, self.task.deviations, values)
+        state = checkpoints.State(
+            epoch=epoch + 1,
+            epochs=self.epochs,
+            history=history,
+            kinds=self.task.kinds,
+            deviations=self.task.deviations,
+            variables=checkpoints.values_of(checkpoints.variables_of(self.learner)),
+            best=self.best,
+        )
         checkpoints.write(self.folder, state)
 
 
@@ -147,64 +178,6 @@ def _stepped(step: Callable[[Any, Any], float], inputs: Any, labels: Any) -> flo
             "no trainable weight changes the loss; set trainable to True, or use a loss that has a "
             "gradient"
         ) from error
-
-
-def _is_better(name: str, value: float, before: list[float]) -> bool:
-    sign = 1 if name == "val_top1" else -1
-    return not any(sign * value <= sign * other for other in before)  # which may be NaN
-
-
-def validation_of(
-    data: Any, model: Any, task: Task, *, batch_size: int, fixed: int | None
-) -> Callable[[Any], dict[str, float]]:
-    """What validates a learner: of a classifier with labels the top-1, else the loss.
-
-    Args:
-      data: the user's.
-      model: the student.
-      task: what it learns.
-      batch_size: images that are run at once.
-      fixed: the same, where student or teacher take no other number.
-
-    Raises:
-      tfdwd.Error: the data is empty, can be read only once or never ends; labels do not fit.
-    """
-    if hasattr(data, "__next__") and not hasattr(data, "__getitem__"):
-        raise Error(
-            "validation: expected arrays, a tf.data.Dataset, or a list of batches, that can be "
-            f"read after each epoch; got {type(data).__name__}"
-        )
-    if getattr(data, "cardinality", None) and int(data.cardinality()) == -1:
-        raise Error("validation: the data is endless; cut it with .take(n)")
-    labelled = is_labelled(data, model)
-    if task.needs_labels and not labelled:
-        raise Error("validation: expected (inputs, labels), got data without labels")
-    labels = all_labels(data, model) if labelled else None
-    if labels is not None:
-        task.checked(labels)
-    if labelled and task.is_classifier:
-        return lambda learner: {
-            "val_top1": evaluation.evaluate(learner.student, data, metric="top1").top1
-        }
-
-    def mean_loss(learner: Any) -> dict[str, float]:
-        total = images = 0.0
-        stream = batches(data, model, fixed or batch_size, task.needs_labels)
-        for inputs, own in stream:
-            rows = len(inputs[0])
-            checked = task.checked(own, int(images))
-            if fixed:  # the first images fill the last batch up
-                filled = np.resize(np.arange(rows), fixed)
-                inputs, checked = take(inputs, filled), take(checked, filled)
-            learner.test_on_batch(tuple(inputs), checked)
-            total += float(learner.get_metrics_result()["loss"]) * rows
-            images += rows
-        loss = total / images
-        if not np.isfinite(loss):
-            raise Error(f"validation: the loss is {loss}; expected a finite one")
-        return {"val_loss": loss}
-
-    return mean_loss
 
 
 def log_of(folder: str | os.PathLike[str] | None, rate: Callable[[int], Any], steps: int) -> Log:

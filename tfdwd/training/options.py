@@ -17,7 +17,8 @@ class Options:
       tfdwd.Error: a wrong type, or a number out of its range.
     """
 
-    epochs: int
+    epochs: int | None
+    minutes: float | None
     optimizer: str
     learning_rate: float
     warmup: float
@@ -31,7 +32,14 @@ class Options:
     seed: int
 
     def __post_init__(self) -> None:
-        whole("epochs", self.epochs, 1)
+        if self.epochs is not None:
+            whole("epochs", self.epochs, 1)
+        if self.minutes is not None:
+            number("minutes", self.minutes)
+            if not self.minutes:
+                raise Error("minutes: expected more than 0")
+            if self.epochs is not None:
+                raise Error("expected epochs= or minutes=, got both")
         whole("batch_size", self.batch_size, 1)
         if self.steps_per_epoch is not None:
             whole("steps_per_epoch", self.steps_per_epoch, 1)
