@@ -104,7 +104,7 @@ def trained(
       folder: for both networks, the checkpoint, and the history as JSON.
       make: makes the network, if the folder does not hold it.
       images: what `tfdwd.finetune` trains on.
-      options: more of `tfdwd.finetune`.
+      options: more of `tfdwd.finetune`; the weights are those of the last step.
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths = {name: folder / f"{name}.keras" for name in ("before", "after")}
@@ -113,7 +113,13 @@ def trained(
     if not paths["after"].exists():
         model = keras.models.load_model(paths["before"], compile=False)
         history = tfdwd.finetune(
-            model, images, steps_per_epoch=STEPS, folder=folder, resume=True, **options
+            model,
+            images,
+            steps_per_epoch=STEPS,
+            folder=folder,
+            resume=True,
+            validation=None,
+            **options,
         )
         files.write_whole(folder / "history.json", json.dumps(history.history))
         files.save_model(model, paths["after"])

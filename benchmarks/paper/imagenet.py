@@ -95,6 +95,7 @@ def trained(
         learning_rate=rate * _BATCH.value / 1024,
         weight_decay=WEIGHT_DECAY,
         label_smoothing=0.1,
+        validation=None,
         folder=folder,
         resume=True,
     )  # fmt: skip

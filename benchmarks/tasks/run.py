@@ -68,7 +68,7 @@ def rows_of(task: Task, choose: bool) -> Iterator[list[object]]:
         before = tfdwd.evaluate(student, test, metric=task.metric).scores[0].value
         tfdwd.finetune(
             student, unlabelled(images), epochs=round(STEPS * BATCH / len(images)), teacher=model,
-            learning_rate=RATE, steps_per_epoch=len(images) // BATCH,
+            learning_rate=RATE, steps_per_epoch=len(images) // BATCH, validation=None,
         )  # fmt: skip
         files.save_model(student, BUILD / f"{task.name}-{precision}.keras")
         with tempfile.TemporaryDirectory() as folder:
