@@ -7,8 +7,9 @@ Students with stack="auto" of the ResNet-8 of MLPerf Tiny, of the demo's network
 one of plan_networks.py, fine-tuned against their originals on the 1,024 images (the demo: 512) that
 they were decomposed on, without labels. Each way differs from the defaults by what it is called.
 Top-1 is that on other training images, 4,061 of the ResNet-8, 1,536 of the demo, 4,096 of the last
-one: no test image is used. Seeds are of the order of the images, of which are held back and how they are changed. Writes
-recipe.csv beside this file, a row for each run, which are not run again. Needs TFDWD_DATA.
+one: no test image is used. Seeds are of the order of the images, of which are held back and how
+they are changed. Writes recipe.csv beside this file, a row for each run, which are not run again.
+Needs TFDWD_DATA.
 """
 
 import itertools
