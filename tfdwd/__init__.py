@@ -20,6 +20,8 @@ if TYPE_CHECKING:  # for type checkers and editors, which cannot follow `_NAMES`
     from tfdwd import workers as workers
     from tfdwd.benchmarking import BenchmarkReport as BenchmarkReport
     from tfdwd.benchmarking import benchmark as benchmark
+    from tfdwd.compression import Compression as Compression
+    from tfdwd.compression import compress as compress
     from tfdwd.conversion import ExportReport as ExportReport
     from tfdwd.conversion import export as export
     from tfdwd.decomposition import DecompositionReport as DecompositionReport
@@ -47,6 +49,7 @@ __version__ = "0.1.0"
 _MODULES = ("costs", "data", "factorize", "models", "workers")
 _NAMES = {
     "benchmarking": ("BenchmarkReport", "benchmark"),
+    "compression": ("Compression", "compress"),
     "conversion": ("ExportReport", "export"),
     "decomposition": ("DecompositionReport", "decompose"),
     "errors": ("Error",),

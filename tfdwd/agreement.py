@@ -9,8 +9,7 @@ import numpy as np
 
 from tfdwd import lite
 from tfdwd import outputs as kinds
-from tfdwd.batches import pack
-from tfdwd.errors import Error, one_line
+from tfdwd.errors import Error
 from tfdwd.records import Record, Share
 from tfdwd.shapes import in_batches, own_batch
 
@@ -78,6 +77,8 @@ def of_outputs(
     Raises:
       tfdwd.Error: the model gives NaN or infinity, or the two differ by more than the limit.
     """
+    from tfdwd.execution import outputs_of
+
     batch = file.inputs[0].shape[0]
     expected = outputs_of(model, images, own_batch(model.inputs) or min(_BATCH, len(images[0])))
     if any(output.shape[:1] != images[0].shape[:1] for output in expected):
@@ -98,41 +99,6 @@ def of_outputs(
             )
     given = zip(names, expected, found, strict=True)
     return tuple(_agreement(name, reference, output, limit) for name, reference, output in given)
-
-
-def outputs_of(model: "keras.Model", images: Sequence[np.ndarray], batch: int) -> list[np.ndarray]:
-    """What a Keras model gives at inference, as a flat list; see `tfdwd.shapes.in_batches`.
-
-    Args:
-      model: a model of Keras 3 or tf_keras.
-      images: one array (images, ...) for each input.
-      batch: images that it runs at once.
-
-    Raises:
-      tfdwd.Error: TensorFlow cannot run it.
-    """
-    import keras
-
-    from tfdwd import execution
-    from tfdwd.differences import as_array
-
-    called = execution.inference(model)
-
-    def run(arrays: list[np.ndarray]) -> list[np.ndarray]:
-        try:
-            result = called(pack(model, arrays))
-        except Exception as error:  # layers raise what they like
-            raise Error(f"model {model.name!r} cannot run: {_reason(model, error)}") from error
-        return [as_array(output) for output in keras.tree.flatten(result)]
-
-    return in_batches(run, images, batch)
-
-
-def _reason(model: "keras.Model", error: Exception) -> str:
-    first = [x.name for x in all_layers(model) if getattr(x, "data_format", "") == "channels_first"]
-    if first:
-        return f"layer {first[0]!r} is channels_first, which TensorFlow does not run on a CPU"
-    return one_line(error)
 
 
 def _agreement(

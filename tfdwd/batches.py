@@ -302,6 +302,21 @@ def is_whole(data: Any, model: "keras.Model | lite.Model") -> bool:
     return isinstance(data, (tuple, Mapping)) or hasattr(data, "__array__") or _is_tensor(data)
 
 
+def can_be_read_again(data: Any) -> bool:
+    """Whether data begins again when it is read again.
+
+    The iterators of `ImageDataGenerator.flow` do, by index.
+    """
+    return not hasattr(data, "__next__") or hasattr(data, "__getitem__")
+
+
+def is_labelled(data: Any, model: "keras.Model | lite.Model") -> bool:
+    """Whether data that can be read again holds labels beside its inputs."""
+    if not is_whole(data, model):
+        data = getattr(data, "element_spec", None) or next(elements(data, model), None)
+    return isinstance(data, tuple) and len(data) > 1
+
+
 def _is_tensor(item: Any) -> bool:
     """Whether it is one of TensorFlow's kinds of tensors that are no arrays: ragged or sparse."""
     return type(item).__name__.startswith(("RaggedTensor", "SparseTensor"))

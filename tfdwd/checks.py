@@ -43,6 +43,17 @@ def number(name: str, value: Any) -> None:
         raise Error(f"{name}: expected a finite number of 0 or more, got {value!r}")
 
 
+def positive(name: str, value: Any) -> None:
+    """Checks that an option is a finite number above 0.
+
+    Raises:
+      tfdwd.Error: it is not; the message starts with ``name``.
+    """
+    number(name, value)
+    if not value:
+        raise Error(f"{name}: expected more than 0, got {value}")
+
+
 def switches(**values: Any) -> None:
     """Refuses what is neither True nor False: "false" and NaN would count as true.
 

@@ -320,9 +320,11 @@ def _is_same_alone(
         source.random((batch, *size)).astype(tensor.dtype) if images is None else images[i][:batch]
         for i, (size, tensor) in enumerate(zip(sizes, model.inputs, strict=True))
     ]
-    expected = agreement.outputs_of(model, few, batch)
+    from tfdwd.execution import outputs_of
+
+    expected = outputs_of(model, few, batch)
     try:
-        alone = agreement.outputs_of(model, few, 1)
+        alone = outputs_of(model, few, 1)
     except Error:  # an operation needs the whole batch
         return False
     return all(

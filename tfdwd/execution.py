@@ -7,8 +7,11 @@ import keras
 import numpy as np
 
 from tfdwd.batches import pack
+from tfdwd.differences import as_array
+from tfdwd.errors import Error, one_line
 from tfdwd.graph import Call, functional, is_nested, trace
 from tfdwd.inference import at_inference, may_draw, names_for_tensorflow
+from tfdwd.shapes import in_batches
 
 
 def run_call(call: Call, operation: Any, values: Mapping[int, Any]) -> dict[int, Any]:
@@ -89,6 +92,37 @@ def predictor(model: Any) -> Callable[[Sequence[np.ndarray]], list[np.ndarray]]:
         return [array[:rows] if array.ndim and len(array) > rows else array for array in arrays]
 
     return run
+
+
+def outputs_of(model: Any, images: Sequence[np.ndarray], batch: int) -> list[np.ndarray]:
+    """What a Keras model gives at inference, as a flat list; see `tfdwd.shapes.in_batches`.
+
+    Args:
+      model: a model of Keras 3 or tf_keras.
+      images: one array (images, ...) for each input.
+      batch: images that it runs at once.
+
+    Raises:
+      tfdwd.Error: TensorFlow cannot run it.
+    """
+    called = inference(model)
+
+    def run(arrays: list[np.ndarray]) -> list[np.ndarray]:
+        try:
+            result = called(pack(model, arrays))
+        except Exception as error:  # layers raise what they like
+            raise Error(f"model {model.name!r} cannot run: {_reason(model, error)}") from error
+        return [as_array(output) for output in keras.tree.flatten(result)]
+
+    return in_batches(run, images, batch)
+
+
+def _reason(model: Any, error: Exception) -> str:
+    layers = model._flatten_layers(include_self=False)
+    first = [x.name for x in layers if getattr(x, "data_format", "") == "channels_first"]
+    if first:
+        return f"layer {first[0]!r} is channels_first, which TensorFlow does not run on a CPU"
+    return one_line(error)
 
 
 class _AtInference(keras.Model):

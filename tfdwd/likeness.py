@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import keras
 import numpy as np
 
-from tfdwd import agreement, outputs, workers
+from tfdwd import execution, outputs, workers
 from tfdwd.shapes import own_batch
 
 _BATCH = 32
@@ -54,7 +54,7 @@ class Reference:
 
 def _outputs(model: keras.Model, images: Sequence[np.ndarray]) -> list[np.ndarray]:
     batch = own_batch(model.inputs) or min(_BATCH, len(images[0]))
-    return agreement.outputs_of(model, images, batch)  # so few that to compile would take longer
+    return execution.outputs_of(model, images, batch)  # so few that to compile would take longer
 
 
 def measure(wanted: np.ndarray) -> Callable[[np.ndarray], tuple[float, float]]:

@@ -11,7 +11,7 @@ import numpy as np
 from absl import logging
 
 from tfdwd import workers
-from tfdwd.batches import batches, elements, is_whole
+from tfdwd.batches import batches, can_be_read_again, elements, is_whole
 from tfdwd.errors import Error, one_line
 
 _SAMPLE = 256  # rows, at least, where there are so many
@@ -103,21 +103,6 @@ def open_epochs(dataset: Any, reading: Reading, first: int) -> Epochs:
             first * steps,
         )
     return Epochs(steps, itertools.islice(stream, first * steps, None))
-
-
-def can_be_read_again(dataset: Any) -> bool:
-    """Whether data begins again when it is read again.
-
-    The iterators of `ImageDataGenerator.flow` do, by index.
-    """
-    return not hasattr(dataset, "__next__") or hasattr(dataset, "__getitem__")
-
-
-def is_labelled(data: Any, model: keras.Model) -> bool:
-    """Whether data that can be read more than once holds labels."""
-    if not is_whole(data, model):
-        data = getattr(data, "element_spec", None) or next(elements(data, model), None)
-    return isinstance(data, tuple) and len(data) > 1
 
 
 def all_labels(data: Any, model: keras.Model) -> Any:

@@ -16,10 +16,11 @@ import numpy as np
 from absl import logging
 
 from tfdwd import bridge, checks, shapes, workers
+from tfdwd.batches import can_be_read_again
 from tfdwd.errors import Error
 from tfdwd.training import augmentation, checkpoints, learner, loop, task
 from tfdwd.training import features as layers
-from tfdwd.training.epochs import Batch, Epochs, Reading, can_be_read_again, open_epochs
+from tfdwd.training.epochs import Batch, Epochs, Reading, open_epochs
 from tfdwd.training.options import Options
 from tfdwd.training.validation import joined, of_data, of_images
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from tfdwd.checks import choice, number, whole
+from tfdwd.checks import choice, number, positive, whole
 from tfdwd.errors import Error
 
 OPTIMIZERS = ("adamw", "sgd")
@@ -35,9 +35,7 @@ class Options:
         if self.epochs is not None:
             whole("epochs", self.epochs, 1)
         if self.minutes is not None:
-            number("minutes", self.minutes)
-            if not self.minutes:
-                raise Error("minutes: expected more than 0")
+            positive("minutes", self.minutes)
             if self.epochs is not None:
                 raise Error("expected epochs= or minutes=, got both")
         whole("batch_size", self.batch_size, 1)

@@ -7,11 +7,11 @@ import keras
 import numpy as np
 
 from tfdwd import evaluation, likeness, outputs, workers
-from tfdwd.batches import batches
+from tfdwd.batches import batches, can_be_read_again, is_labelled
 from tfdwd.errors import Error
 from tfdwd.execution import predictor
 from tfdwd.shapes import in_batches
-from tfdwd.training.epochs import Batch, all_labels, is_labelled, take
+from tfdwd.training.epochs import Batch, all_labels, take
 from tfdwd.training.task import Task
 
 # Learner -> {name: value}; the first one says which weights are best.
@@ -36,7 +36,7 @@ def of_data(data: Any, model: Any, task: Task, *, batch_size: int, fixed: int | 
     Raises:
       tfdwd.Error: the data is empty, can be read only once or never ends; labels do not fit.
     """
-    if hasattr(data, "__next__") and not hasattr(data, "__getitem__"):
+    if not can_be_read_again(data):
         raise Error(
             "validation: expected arrays, a tf.data.Dataset, or a list of batches, that can be "
             f"read after each epoch; got {type(data).__name__}"
