@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -114,34 +115,39 @@ def test_a_file_that_was_changed_is_made_again(
     assert after["plan.json"] == before["plan.json"]
 
 
-CHILD = """if True:
-    import sys
-    sys.path.insert(0, {tests!r})
-    import tfdwd
-    from test_compression import IMAGES, OPTIONS, network
-    tfdwd.compress(network(), IMAGES, folder={folder!r}, **{{**OPTIONS, "minutes": 0.1}})
-"""
-
-
-def test_killed_and_repeated_it_goes_on(tmp_path: Path) -> None:
-    """Killed after each step that is done; what was done stays to the last bit."""
+def test_killed_and_repeated_it_goes_on(tmp_path: Path, pytestconfig: Any) -> None:
+    """The command, killed twice; what was done stays to the last bit."""
     folder = tmp_path / "out"
-    code = CHILD.format(tests=str(Path(__file__).parent), folder=str(folder))
+    network().save(tmp_path / "model.keras")
+    np.savez(tmp_path / "data.npz", x=IMAGES, test=TEST)
+    labels = network()(TEST).numpy().argmax(1)
+    np.save(tmp_path / "labels.npy", labels)
+    command = [
+        sys.executable, "-m", "tfdwd.scripts.compress", "--model=model.keras", "--images=data.npz",
+        "--images_key=x", "--folder=out", "--latency=0.7", "--test=data.npz", "--test_key=test",
+        "--test_labels=labels.npy", "--metric=top1", "--minutes=0.1", "--max_loss=0.5",
+    ]  # fmt: skip
+    own: Any = {
+        "cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": str(pytestconfig.rootpath)},
+        "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True,
+    }  # fmt: skip
     seen: dict[str, bytes] = {}
     for _ in range(2):
-        child = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+        child = subprocess.Popen(command, **own)
         had = len(_state(folder))
         deadline = time.monotonic() + 200
         while child.poll() is None and len(_state(folder)) < had + 2:
             assert time.monotonic() < deadline
             time.sleep(0.1)
         child.kill()
-        child.wait()
+        child.communicate()
         done = {name for own in _state(folder).values() for name in own["files"]}
         now = {name: (folder / name).read_bytes() for name in done}
         assert seen.items() <= now.items()
         seen = now
-    subprocess.run([sys.executable, "-c", code], check=True)
+    printed = subprocess.run(command, check=True, **own).stdout
+    result = tfdwd.Compression.from_json((folder / "result.json").read_text())
+    assert printed == f"{result}\n" and result.original_score["top1"] == 1.0
     assert seen.items() <= _contents(folder).items()
     assert [*_state(folder)] == STEPS
 

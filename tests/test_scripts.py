@@ -22,6 +22,7 @@ from tfdwd.plans import LayerPlan
 from tfdwd.scripts import (
     benchmark,
     common,
+    compress,
     decompose,
     evaluate,
     export,
@@ -32,6 +33,7 @@ from tfdwd.scripts import (
 )
 
 SCRIPTS = {
+    "compress": compress,
     "decompose": decompose,
     "plan": plan,
     "tradeoff": tradeoff,

@@ -30,6 +30,7 @@ from tfdwd.errors import Error
 from tfdwd.evaluation import Evaluation
 from tfdwd.plans import Plan
 from tfdwd.records import Amount, Record, dumps, loads
+from tfdwd.search import budget_of
 
 _TESTED = 0.1  # part of the images that is kept for the test where there is none
 _FEWEST = 100  # images, from which so small a part is enough to measure on
@@ -178,6 +179,9 @@ def compress(
         checks.number("max_loss", max_loss)
     if minutes is not None:
         checks.positive("minutes", minutes)
+    budget_of({"latency": latency})
+    checks.whole("threads", threads, 1)
+    checks.whole("seed", seed, 0, 2**32 - 1)
     conversion.check_quantize(quantize)
     images, tested = _shared_out(model, data, test, seed)
     truth = _truth(model, tested, metric, max_loss)
@@ -233,7 +237,7 @@ def compress(
         return kind.from_json(files.read_text(home / f"{name}.json"))
 
     steps: list[tuple[str, Mapping[str, Any], Sequence[str], Callable[[], None]]] = [
-        ("plan", {**base, "latency": latency, "threads": threads}, ["plan.json"], planned),
+        ("plan", {**base, "latency": str(latency), "threads": threads}, ["plan.json"], planned),
         ("decompose", {}, ["decomposed.keras", "decomposition.json"], decomposed),
         ("finetune", {"minutes": minutes}, ["student.keras", "tuning.json"], tuned),
         ("export", {}, [f"{n}.{e}" for n in _NETWORKS for e in ("tflite", "json")], exported),

@@ -417,10 +417,56 @@ def define_array(
     return load
 
 
-def define_planning(own_flags: flags.FlagValues, minutes: float) -> Callable[[], dict[str, Any]]:
-    """Defines what `tfdwd.plan` and `tfdwd.tradeoff` take alike; returns what reads it."""
+def define_quantize(own_flags: flags.FlagValues) -> "flags.FlagHolder[str]":
+    """Defines --quantize, as `tfdwd.export` takes it."""
     from tfdwd.conversion import QUANTIZATIONS
 
+    return flags.DEFINE_enum(
+        "quantize",
+        "none",
+        list(QUANTIZATIONS),
+        "the precision to be deployed. none: float32; float16: its weights; dynamic: int8 weights; "
+        "int8: weights and activations; int16x8: int8 weights, int16 activations",
+        flag_values=own_flags,
+    )
+
+
+def define_labels(own_flags: flags.FlagValues, name: str, help: str) -> Callable[[], Any]:
+    """Defines --NAME and --NAME_key; returns what loads the labels, None if none are named.
+
+    Those of several outputs are a dict.
+    """
+    given = define_named_inputs(
+        own_flags,
+        name,
+        f"{help}, a .npy or .npz file; of a model of several outputs OUTPUT=FILE for each that has "
+        "labels",
+    )
+    key = flags.DEFINE_string(
+        f"{name}_key", None, f"which array of a .npz file holds the {name}", flag_values=own_flags
+    )
+
+    def load() -> Any:
+        paths = by_output(name, given.value or [])
+        if isinstance(paths, dict):
+            return {output: arrays.load(path, key.value) for output, path in paths.items()}
+        return None if paths is None else arrays.load(paths, key.value)
+
+    return load
+
+
+def by_output(flag: str, given: list[str]) -> Any:
+    """{output: value} of OUTPUT=VALUE; one value alone is of all outputs; None if none is given."""
+    if len(given) == 1 and "=" not in given[0]:
+        return given[0]
+    pairs = [(text.partition("=")[0], text.partition("=")[2]) for text in given]
+    if any("=" not in text for text in given) or len(dict(pairs)) < len(pairs):
+        raise Error(f"--{flag}: expected OUTPUT=... once for each of several outputs, got {given}")
+    return dict(pairs) or None
+
+
+def define_planning(own_flags: flags.FlagValues, minutes: float) -> Callable[[], dict[str, Any]]:
+    """Defines what `tfdwd.plan` and `tfdwd.tradeoff` take alike; returns what reads it."""
     model = define_model(own_flags)
     images = define_array(
         own_flags,
@@ -432,10 +478,7 @@ def define_planning(own_flags: flags.FlagValues, minutes: float) -> Callable[[],
         "max_images", 1024, "how many of the images to use, from the first", 1,
         flag_values=own_flags,
     )  # fmt: skip
-    quantize = flags.DEFINE_enum(
-        "quantize", "none", list(QUANTIZATIONS), "the precision to be deployed",
-        flag_values=own_flags,
-    )  # fmt: skip
+    quantize = define_quantize(own_flags)
     threads = flags.DEFINE_integer(
         "threads", 1, "that LiteRT will be given", lower_bound=1, flag_values=own_flags
     )

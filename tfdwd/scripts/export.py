@@ -8,7 +8,6 @@ Example:
 from absl import flags
 
 import tfdwd
-from tfdwd.conversion import QUANTIZATIONS
 from tfdwd.scripts import common
 
 FLAGS = flags.FlagValues()
@@ -22,14 +21,7 @@ _IMAGES = common.define_array(
     "images to compare the file with Keras on (up to 64 are used; without them the file is only "
     "opened) and to take the ranges of int8 and int16x8 from (up to 256, at least 32)",
 )
-_QUANTIZE = flags.DEFINE_enum(
-    "quantize",
-    "none",
-    list(QUANTIZATIONS),
-    "none: float32; float16: its weights; dynamic: int8 weights; int8: weights and activations; "
-    "int16x8: int8 weights, int16 activations",
-    flag_values=FLAGS,
-)
+_QUANTIZE = common.define_quantize(FLAGS)
 _FLOAT_IO = flags.DEFINE_bool(
     "float_io", False, "int8 or int16x8 inside, float32 inputs and outputs", flag_values=FLAGS
 )

@@ -12,7 +12,6 @@ from absl import flags
 
 import tfdwd
 from tfdwd import files
-from tfdwd.conversion import QUANTIZATIONS
 from tfdwd.errors import Error
 from tfdwd.scripts import common
 
@@ -21,13 +20,7 @@ _FOLDER = flags.DEFINE_string(
     "folder", None, "of the .tflite files and their manifest", required=True, flag_values=FLAGS
 )
 _MODEL = common.define_model_file(FLAGS, "model", "to write: the Keras model, a .keras or .h5 file")
-_QUANTIZE = flags.DEFINE_enum(
-    "quantize",
-    "none",
-    list(QUANTIZATIONS),
-    "to write: the precision to be deployed",
-    flag_values=FLAGS,
-)
+_QUANTIZE = common.define_quantize(FLAGS)
 _IMAGES = common.define_array(FLAGS, "images", "to write for int8: images to take ranges from")
 _INPUT_SHAPE = common.define_input_shape(FLAGS)
 _LOG = common.define_inputs(

@@ -15,39 +15,17 @@ Example:
       tfdwd-train --strategy=multiworker ...    (and the same with index 1 on 10.0.0.2)
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from absl import flags, logging
 
 import tfdwd
-from tfdwd import arrays, files, reporting, workers
+from tfdwd import files, reporting, workers
 from tfdwd.errors import Error
 from tfdwd.scripts import common
 
 FLAGS = flags.FlagValues()
-
-
-def _define_labels(name: str, help: str) -> Callable[[], Any]:
-    """Defines --NAME and --NAME_key; returns what loads the labels, None if none are named."""
-    given = common.define_named_inputs(
-        FLAGS,
-        name,
-        f"{help}, a .npy or .npz file; of a model of several outputs OUTPUT=FILE for each that has "
-        "labels",
-    )
-    key = flags.DEFINE_string(
-        f"{name}_key", None, f"which array of a .npz file holds the {name}", flag_values=FLAGS
-    )
-
-    def load() -> Any:
-        paths = _by_output(name, given.value or [])
-        if isinstance(paths, dict):
-            return {output: arrays.load(path, key.value) for output, path in paths.items()}
-        return None if paths is None else arrays.load(paths, key.value)
-
-    return load
 
 
 _MODEL = common.define_model(FLAGS)
@@ -58,7 +36,7 @@ _TEACHER = common.define_model_file(
     FLAGS, "teacher", "the Keras model to learn from, such as the original"
 )
 _IMAGES = common.define_array(FLAGS, "images", "images to train on")
-_LABELS = _define_labels("labels", "their labels; not needed with a teacher")
+_LABELS = common.define_labels(FLAGS, "labels", "their labels; not needed with a teacher")
 _RECORDS = common.define_folder(
     FLAGS, "records", "instead of --images: a folder of TFRecord shards in the layout of ImageNet"
 )
@@ -73,8 +51,8 @@ _VALIDATION_SPLIT = flags.DEFINE_string(
     "validation_split", None, "of these: tested after each epoch, for best.keras", flag_values=FLAGS
 )
 _VALIDATION = common.define_array(FLAGS, "validation", "beside --images: the same of an array")
-_VALIDATION_LABELS = _define_labels(
-    "validation_labels", "the labels of --validation; not needed with a teacher"
+_VALIDATION_LABELS = common.define_labels(
+    FLAGS, "validation_labels", "the labels of --validation; not needed with a teacher"
 )
 _SIZE = flags.DEFINE_integer(
     "size",
@@ -176,8 +154,8 @@ def main() -> None:
             epochs=_EPOCHS.value,
             minutes=_MINUTES.value,
             teacher=None if _TEACHER.value is None else common.load_model(_TEACHER.value),
-            loss=_by_output("loss", _LOSS.value),
-            outputs=_by_output("outputs", _OUTPUTS.value),
+            loss=common.by_output("loss", _LOSS.value),
+            outputs=common.by_output("outputs", _OUTPUTS.value),
             loss_weights=_loss_weights(),
             labels_weight=_LABELS_WEIGHT.value,
             features=features,
@@ -221,18 +199,8 @@ def _features() -> tuple[list[str] | None, float | None]:
     return None, weight
 
 
-def _by_output(flag: str, given: list[str]) -> Any:
-    """{output: value} of OUTPUT=VALUE; one value alone is of all outputs; None if none is given."""
-    if len(given) == 1 and "=" not in given[0]:
-        return given[0]
-    pairs = [(text.partition("=")[0], text.partition("=")[2]) for text in given]
-    if any("=" not in text for text in given) or len(dict(pairs)) < len(pairs):
-        raise Error(f"--{flag}: expected OUTPUT=... once for each of several outputs, got {given}")
-    return dict(pairs) or None
-
-
 def _loss_weights() -> dict[str, float] | None:
-    given = _by_output("loss_weight", _LOSS_WEIGHTS.value)
+    given = common.by_output("loss_weight", _LOSS_WEIGHTS.value)
     try:
         return None if given is None else {name: float(text) for name, text in given.items()}
     except (AttributeError, ValueError) as error:
