@@ -17,10 +17,10 @@ if TYPE_CHECKING:  # for type checkers and editors, which cannot follow `_NAMES`
     from tfdwd import data as data
     from tfdwd import factorize as factorize
     from tfdwd import models as models
+    from tfdwd import report as report
     from tfdwd import workers as workers
     from tfdwd.benchmarking import BenchmarkReport as BenchmarkReport
     from tfdwd.benchmarking import benchmark as benchmark
-    from tfdwd.compression import Compression as Compression
     from tfdwd.compression import compress as compress
     from tfdwd.conversion import ExportReport as ExportReport
     from tfdwd.conversion import export as export
@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # for type checkers and editors, which cannot follow `_NAMES`
     from tfdwd.latency import LatencyTable as LatencyTable
     from tfdwd.latency import read_latency_table as read_latency_table
     from tfdwd.latency import write_micro_models as write_micro_models
+    from tfdwd.outcome import Compression as Compression
     from tfdwd.planning import plan as plan
     from tfdwd.planning import tradeoff as tradeoff
     from tfdwd.plans import LayerPlan as LayerPlan
@@ -46,15 +47,16 @@ if TYPE_CHECKING:  # for type checkers and editors, which cannot follow `_NAMES`
 __version__ = "0.1.0"
 
 # What is public: modules, and the names that others of their modules give.
-_MODULES = ("costs", "data", "factorize", "models", "workers")
+_MODULES = ("costs", "data", "factorize", "models", "report", "workers")
 _NAMES = {
     "benchmarking": ("BenchmarkReport", "benchmark"),
-    "compression": ("Compression", "compress"),
+    "compression": ("compress",),
     "conversion": ("ExportReport", "export"),
     "decomposition": ("DecompositionReport", "decompose"),
     "errors": ("Error",),
     "evaluation": ("Evaluation", "evaluate"),
     "latency": ("LatencyTable", "read_latency_table", "write_micro_models"),
+    "outcome": ("Compression",),
     "planning": ("plan", "tradeoff"),
     "plans": ("LayerPlan", "Plan", "Tradeoff"),
     "profiling": ("Profile", "read_profile"),

@@ -1,9 +1,10 @@
 """`compress`: the whole way from a network to a faster .tflite file, in steps that are kept."""
 
-import dataclasses
 import hashlib
 import os
+import shlex
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -22,15 +23,19 @@ from tfdwd import (
     evaluation,
     files,
     planning,
+    report,
     reporting,
     training,
 )
 from tfdwd.batches import batches, can_be_read_again, first, is_labelled, is_whole
 from tfdwd.errors import Error
 from tfdwd.evaluation import Evaluation
+from tfdwd.execution import predictor
+from tfdwd.outcome import Compression, Step, Tuning
 from tfdwd.plans import Plan
-from tfdwd.records import Amount, Record, dumps, loads
+from tfdwd.records import dumps, loads
 from tfdwd.search import budget_of
+from tfdwd.shapes import images_at_once, in_batches
 
 _TESTED = 0.1  # part of the images that is kept for the test where there is none
 _FEWEST = 100  # images, from which so small a part is enough to measure on
@@ -39,84 +44,6 @@ _STEPS = "steps.json"
 _NETWORKS = ("original", "student")
 # Metrics that are the better the higher they are.
 _HIGHER = ("top1", "top5", "accuracy", "mean_iou", "psnr", "agreement")
-
-
-@dataclasses.dataclass(frozen=True)
-class Tuning(Record):
-    """What fine-tuning did.
-
-    Attributes:
-      before, after: {name: value} as `tfdwd.finetune` measured it on images that were held back.
-      history: {name: its value of each epoch}.
-    """
-
-    before: dict[str, float]
-    after: dict[str, float]
-    history: dict[str, tuple[float, ...]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Step(Record):
-    """One step of the way, and how long it took when it was done."""
-
-    name: str
-    seconds: Amount
-
-
-@dataclasses.dataclass(frozen=True)
-class Compression(reporting.Report):
-    """All that `compress` did and measured.
-
-    Attributes:
-      plan: what replaces which convolution.
-      decomposition: what came of it.
-      tuning: what fine-tuning did.
-      original, student: the .tflite files, compared with Keras.
-      original_score, student_score: of the files, on the test images.
-      benchmark: the two files timed side by side.
-      steps: in their order.
-    """
-
-    plan: Plan
-    decomposition: decomposition.DecompositionReport
-    tuning: Tuning
-    original: conversion.ExportReport
-    student: conversion.ExportReport
-    original_score: Evaluation
-    student_score: Evaluation
-    benchmark: benchmarking.BenchmarkReport
-    steps: tuple[Step, ...]
-
-    @property
-    def speed_up(self) -> float:
-        """The original's time over the student's."""
-        return self.benchmark.timings[1].speed_up
-
-    @property
-    def lost(self) -> float:
-        """What the student scores less than the original, in the first metric and its unit."""
-        return self.original_score.scores[0].value - self.student_score.scores[0].value
-
-    def _parts(self) -> reporting.Parts:
-        original, student = self.benchmark.timings
-        done = self.decomposition
-        pairs = zip(self.original_score.scores, self.student_score.scores, strict=True)
-        rows: list[tuple[str, ...]] = [
-            (" ".join(filter(None, (one.output, one.metric))), one.shown(), other.shown())
-            for one, other in pairs
-        ]
-        rows += [
-            ("ms", f"{original.median_ms:.3f}", f"{student.median_ms:.3f}"),
-            ("KiB", f"{original.bytes / 1024:.1f}", f"{student.bytes / 1024:.1f}"),
-            ("MACs", f"{done.macs_before:,}", f"{done.macs_after:,}"),
-        ]
-        took = ", ".join(f"{step.name} {step.seconds:.0f} s" for step in self.steps)
-        return [
-            (["", "original", "student"], rows),
-            f"{self.speed_up:.2f} times as fast ({student.speed_up_low:.2f}.."
-            f"{student.speed_up_high:.2f}) on {self.benchmark.device}; {self.student.path}",
-            took,
-        ]
 
 
 def compress(
@@ -147,7 +74,8 @@ def compress(
       model: a Functional or Sequential Keras 3 model; it is not changed.
       data: images to calibrate and fine-tune on, of any kind that `tfdwd.decompose` takes.
       folder: for plan.json, decomposed.keras, student.keras, original.tflite, student.tflite,
-        result.json and what is needed to go on; made if its parent exists.
+        result.json, report.html, which shows it all, and what is needed to go on; made if its
+        parent exists.
       latency: the time of a run: a part of the original's, or milliseconds ("1.5ms").
       quantize: the precision of the files, as for `tfdwd.export`.
       test: data to score the files on, as for `tfdwd.evaluate`: with labels, or images alone, on
@@ -196,11 +124,11 @@ def compress(
         files.write_whole(home / "plan.json", plan.to_json())
 
     def decomposed() -> None:
-        student, report = decomposition.decompose(
+        student, done = decomposition.decompose(
             model, images, rank=read(Plan, "plan"), seed=seed, return_report=True
         )
         files.save_model(student, home / "decomposed.keras")
-        files.write_whole(home / "decomposition.json", report.to_json())
+        files.write_whole(home / "decomposition.json", done.to_json())
 
     def tuned() -> None:
         student = _load(home / "decomposed.keras")
@@ -218,10 +146,10 @@ def compress(
 
     def exported() -> None:
         for name, network in ("original", model), ("student", _load(home / "student.keras")):
-            report = conversion.export(
+            done = conversion.export(
                 network, home / f"{name}.tflite", quantize=quantize, data=images
             )
-            files.write_whole(home / f"{name}.json", report.to_json())
+            files.write_whole(home / f"{name}.json", done.to_json())
 
     def scored() -> None:
         for name in "original", "student":
@@ -261,6 +189,8 @@ def compress(
         steps=kept.times(),
     )
     files.write_whole(home / "result.json", result.to_json())
+    shown = _examples(model, _load(home / "student.keras"), tested)
+    files.write_whole(home / "report.html", report.page(result, shown, _command()))
     _check_worth(result, max_loss)
     return result
 
@@ -414,6 +344,21 @@ def _truth(model: keras.Model, tested: Any, metric: Any, max_loss: float | None)
             f"{', '.join(_HIGHER)}; got {found}"
         )
     return truth
+
+
+def _examples(model: keras.Model, student: keras.Model, tested: Any) -> str:
+    """Images of a model of one input with both networks' answers, as HTML."""
+    if len(model.inputs) > 1:
+        return ""
+    images = first(model, tested, _LOOKED_AT)
+    answers = (in_batches(predictor(one), images, images_at_once(one)) for one in (model, student))
+    return report.examples_of(images[0], *answers)
+
+
+def _command() -> str:
+    """The command that runs, where it is one of tfdwd's."""
+    name = Path(sys.argv[0]).name
+    return shlex.join([name, *sys.argv[1:]]) if name.startswith("tfdwd") else ""
 
 
 def _load(path: Path) -> keras.Model:
