@@ -161,6 +161,7 @@ def test_a_tenth_of_the_images_is_kept_for_the_test(model: keras.Model) -> None:
     images = np.arange(2000, dtype=np.float32).reshape(2000, 1, 1, 1) * np.ones((16, 16, 8), "f")
     own, tested = compression._shared_out(model, images, None, 0)
     assert len(own) == 1800 and len(tested) == 200
+    assert own[:100].std() > 400  # of sorted images the first are of all kinds, too
     assert sorted([*own[:, 0, 0, 0], *tested[:, 0, 0, 0]]) == list(range(2000))
     streamed = tf.data.Dataset.from_tensor_slices(images).batch(10)
     with pytest.raises(Error, match="test: expected data to score the files on, since data that s"):

@@ -17,6 +17,7 @@ from absl import logging
 from tfdwd import (
     __version__,
     benchmarking,
+    bridge,
     checks,
     conversion,
     decomposition,
@@ -37,6 +38,7 @@ from tfdwd.records import dumps, loads
 from tfdwd.search import budget_of
 from tfdwd.shapes import images_at_once, in_batches
 
+_CALIBRATION = 1024  # images that stacks are fitted on
 _TESTED = 0.1  # part of the images that is kept for the test where there is none
 _FEWEST = 100  # images, from which so small a part is enough to measure on
 _LOOKED_AT = 256  # images of a stream that stand for all of them
@@ -119,19 +121,20 @@ def compress(
     def planned() -> None:
         plan = planning.plan(
             model, images, latency=latency, quantize=quantize, threads=threads, include=include,
-            exclude=exclude, cache=home / "latency.json", seed=seed,
+            exclude=exclude, cache=home / "latency.json", images=_CALIBRATION, seed=seed,
         )  # fmt: skip
         files.write_whole(home / "plan.json", plan.to_json())
 
     def decomposed() -> None:
         student, done = decomposition.decompose(
-            model, images, rank=read(Plan, "plan"), seed=seed, return_report=True
-        )
+            model, images, rank=read(Plan, "plan"), images=_CALIBRATION, seed=seed,
+            return_report=True,
+        )  # fmt: skip
         files.save_model(student, home / "decomposed.keras")
         files.write_whole(home / "decomposition.json", done.to_json())
 
     def tuned() -> None:
-        student = _load(home / "decomposed.keras")
+        student = bridge.load(home / "decomposed.keras")
         checkpoints = kept.folder_of("finetuning")
         found = training.finetune(
             student, images, teacher=model, minutes=minutes, folder=checkpoints, resume=True,
@@ -145,7 +148,7 @@ def compress(
         shutil.rmtree(checkpoints)
 
     def exported() -> None:
-        for name, network in ("original", model), ("student", _load(home / "student.keras")):
+        for name, network in ("original", model), ("student", bridge.load(home / "student.keras")):
             done = conversion.export(
                 network, home / f"{name}.tflite", quantize=quantize, data=images
             )
@@ -189,7 +192,7 @@ def compress(
         steps=kept.times(),
     )
     files.write_whole(home / "result.json", result.to_json())
-    shown = _examples(model, _load(home / "student.keras"), tested)
+    shown = _examples(model, bridge.load(home / "student.keras"), tested)
     files.write_whole(home / "report.html", report.page(result, shown, _command()))
     _check_worth(result, max_loss)
     return result
@@ -294,7 +297,7 @@ def _checked_folder(folder: Any) -> Path:
 
 
 def _shared_out(model: keras.Model, data: Any, test: Any, seed: int) -> tuple[Any, Any]:
-    """Images to work with, and data to test on.
+    """Images to work with, and data to test on; arrays in another order, should theirs be sorted.
 
     Raises:
       tfdwd.Error: there is no test data, and the images are no arrays or too few to share them out.
@@ -304,16 +307,16 @@ def _shared_out(model: keras.Model, data: Any, test: Any, seed: int) -> tuple[An
             "data and test are read several times: expected arrays, a tf.data.Dataset or a list of "
             "batches, got a generator"
         )
-    if test is not None:
-        return data, test
     if not is_whole(data, model):
-        raise Error(
-            "test: expected data to score the files on, since data that streams cannot be shared "
-            "out; pass test="
-        )
+        if test is None:
+            raise Error(
+                "test: expected data to score the files on, since data that streams cannot be "
+                "shared out; pass test="
+            )
+        return data, test
     [(images, _)] = batches(data, model, 2**31)
-    count = int(len(images[0]) * _TESTED)
-    if count < _FEWEST:
+    count = int(len(images[0]) * _TESTED) if test is None else 0
+    if test is None and count < _FEWEST:
         raise Error(
             f"test: expected data to score the files on, since of {len(images[0])} images a tenth "
             f"is less than {_FEWEST}; pass test="
@@ -324,7 +327,7 @@ def _shared_out(model: keras.Model, data: Any, test: Any, seed: int) -> tuple[An
         return parts if len(parts) > 1 else parts[0]
 
     order = np.random.default_rng(seed).permutation(len(images[0]))
-    return some(np.sort(order[count:])), some(np.sort(order[:count]))
+    return some(order[count:]), some(order[:count]) if test is None else test
 
 
 def _truth(model: keras.Model, tested: Any, metric: Any, max_loss: float | None) -> dict[str, Any]:
@@ -359,10 +362,6 @@ def _command() -> str:
     """The command that runs, where it is one of tfdwd's."""
     name = Path(sys.argv[0]).name
     return shlex.join([name, *sys.argv[1:]]) if name.startswith("tfdwd") else ""
-
-
-def _load(path: Path) -> keras.Model:
-    return keras.models.load_model(path, compile=False)
 
 
 def _check_worth(result: Compression, max_loss: float | None) -> None:
