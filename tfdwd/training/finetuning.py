@@ -24,7 +24,7 @@ from tfdwd.training.epochs import Batch, Epochs, Reading, open_epochs
 from tfdwd.training.options import Options
 from tfdwd.training.validation import joined, of_data, of_images
 
-_EPOCHS, _FEWEST, _MOST = 8000, 3, 300  # the first for one image; see `finetune`
+_EPOCHS, _FEWEST, _MOST = 4500, 3, 300  # the first for one image; see `finetune`
 _TRAINING = 0.9  # part of the time given that the steps may take
 _TRIALS = 5  # steps that are timed
 _MOST_HELD = 0.5
@@ -90,8 +90,9 @@ def finetune(
         with `loss` what that takes. Those of several outputs are a dict by output name, which may
         leave outputs out, or a list in their order. They are checked before the first step, or as
         they come where they stream.
-      epochs: in all, those before a resumption included. By default 8,000 divided by the square
-        root of the number of images, from 3 to 300: 250 of 1,024 images, 112 of 5,085.
+      epochs: in all, those before a resumption included. By default 4,500 divided by the square
+        root of the number of images that an epoch trains on, from 3 to 300: 150 for 1,024 images of
+        which a tenth is held back, 67 for 5,085.
       minutes: instead, about how long it may take; so many epochs as fit by the time of the first
         steps, at least one. A resumed run does as many as it was to do when it began.
       teacher: a model of the same inputs and outputs, such as the original. It is not changed.
