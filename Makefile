@@ -9,9 +9,19 @@ SCRIPTS := android_demo/build_apk android_demo/draw_screens android_demo/put_mod
 # Coverage takes a third of the time again, so only `make coverage`, and CI, have it.
 TESTS := -m "not slow and not nightly and not android" -n 2 --dist worksteal
 
-.PHONY: demo test coverage test-slow test-nightly test-android demo-models lint
+.PHONY: demo compare test coverage test-slow test-nightly test-android demo-models lint
 
+DEMO := benchmarks/demo/fashion
+
+# The carried network made faster, the whole way; ends with demo-output/report.html.
 demo: $(INSTALLED)
+	$(BIN)/tfdwd-compress --model=$(DEMO)_shufflenet.keras --folder=demo-output \
+		--images=$(DEMO)_mnist.npz --images_key=x_train --latency=0.5 --minutes=1.5 \
+		--test=$(DEMO)_mnist.npz --test_key=x_test \
+		--test_labels=$(DEMO)_mnist.npz --test_labels_key=y_test
+
+# All methods side by side: the table of the README.
+compare: $(INSTALLED)
 	$(BIN)/python benchmarks/demo/run.py
 
 test: $(INSTALLED)

@@ -92,7 +92,7 @@ def test_what_is_done_is_not_done_again(done: Any) -> None:
 
 @pytest.mark.parametrize(
     ("change", "first"),
-    [({"minutes": 0.01}, "finetune"), ({"seed": 1}, "plan")],
+    [({"test": TEST[:32]}, "evaluate"), ({"seed": 1}, "plan")],
     ids=str,
 )
 def test_a_changed_option_does_what_depends_on_it(
@@ -147,7 +147,9 @@ def test_killed_and_repeated_it_goes_on(tmp_path: Path, pytestconfig: Any) -> No
         seen = now
     printed = subprocess.run(command, check=True, **own).stdout
     result = tfdwd.Compression.from_json((folder / "result.json").read_text())
-    assert printed == f"{result}\n" and result.original_score["top1"] == 1.0
+    assert (
+        printed == f"{result}\nreport: out/report.html\n" and result.original_score["top1"] == 1.0
+    )
     assert seen.items() <= _contents(folder).items()
     assert [*_state(folder)] == STEPS
 

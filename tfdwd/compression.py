@@ -84,7 +84,8 @@ def compress(
         which the student's agreement with the original is taken. By default a tenth of the
         images is kept for that, which need to be arrays then.
       metric: as for `tfdwd.evaluate`, of labels.
-      minutes: for fine-tuning; by default as many epochs as `tfdwd.finetune` takes.
+      minutes: for the search of the plan a quarter, 2 at most, and for fine-tuning the rest; what
+        has to be done takes longer. By default 2, and as many epochs as `tfdwd.finetune` takes.
       max_loss: what the student may score less than the original, in the metric's unit (0.01 is one
         point of top-1).
       threads: that LiteRT is given.
@@ -115,13 +116,17 @@ def compress(
     conversion.check_quantize(quantize)
     images, tested = _shared_out(model, data, test, seed)
     truth = _truth(model, tested, metric, max_loss)
-    kept = _Kept(home, _content(model, images, tested))
+    start = [__version__, model.to_json(), *model.get_weights(), _content(model, images)]
+    kept = _Kept(home, _digest(start))
+    searching = 2.0 if minutes is None else min(2.0, minutes / 4)
+    tuning = None if minutes is None else minutes - searching
     base = {"quantize": quantize, "include": include, "exclude": exclude, "seed": seed}
 
     def planned() -> None:
         plan = planning.plan(
             model, images, latency=latency, quantize=quantize, threads=threads, include=include,
-            exclude=exclude, cache=home / "latency.json", images=_CALIBRATION, seed=seed,
+            exclude=exclude, cache=home / "latency.json", images=_CALIBRATION,
+            minutes=searching, seed=seed,
         )  # fmt: skip
         files.write_whole(home / "plan.json", plan.to_json())
 
@@ -137,7 +142,7 @@ def compress(
         student = bridge.load(home / "decomposed.keras")
         checkpoints = kept.folder_of("finetuning")
         found = training.finetune(
-            student, images, teacher=model, minutes=minutes, folder=checkpoints, resume=True,
+            student, images, teacher=model, minutes=tuning, folder=checkpoints, resume=True,
             seed=seed,
         )  # fmt: skip
         history = {name: tuple(values) for name, values in found.history.items()}
@@ -168,11 +173,21 @@ def compress(
         return kind.from_json(files.read_text(home / f"{name}.json"))
 
     steps: list[tuple[str, Mapping[str, Any], Sequence[str], Callable[[], None]]] = [
-        ("plan", {**base, "latency": str(latency), "threads": threads}, ["plan.json"], planned),
+        (
+            "plan",
+            {**base, "latency": str(latency), "threads": threads, "minutes": searching},
+            ["plan.json"],
+            planned,
+        ),
         ("decompose", {}, ["decomposed.keras", "decomposition.json"], decomposed),
-        ("finetune", {"minutes": minutes}, ["student.keras", "tuning.json"], tuned),
+        ("finetune", {"minutes": tuning}, ["student.keras", "tuning.json"], tuned),
         ("export", {}, [f"{n}.{e}" for n in _NETWORKS for e in ("tflite", "json")], exported),
-        ("evaluate", {"metric": metric}, [f"{name}-score.json" for name in _NETWORKS], scored),
+        (
+            "evaluate",
+            {"metric": metric, "test": _content(model, tested)},
+            [f"{name}-score.json" for name in _NETWORKS],
+            scored,
+        ),
         ("benchmark", {}, ["benchmark.json"], timed),
     ]
     with reporting.progress(len(steps), "compressing") as bar:
@@ -277,13 +292,10 @@ def _digest(parts: Iterable[Any]) -> str:
     return whole.hexdigest()
 
 
-def _content(model: keras.Model, *data: Any) -> str:
-    """What all steps are made from: arrays count whole, of other data the first images."""
-    arrays: list[Any] = []
-    for own in data:
-        whole = is_whole(own, model)
-        arrays += keras.tree.flatten(own) if whole else first(model, own, _LOOKED_AT)
-    return _digest([__version__, model.to_json(), *model.get_weights(), *arrays])
+def _content(model: keras.Model, data: Any) -> str:
+    """Data by its content: arrays count whole, of other data the first images."""
+    whole = is_whole(data, model)
+    return _digest(keras.tree.flatten(data) if whole else first(model, data, _LOOKED_AT))
 
 
 def _checked_folder(folder: Any) -> Path:

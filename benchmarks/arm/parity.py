@@ -2,7 +2,7 @@
 
     python benchmarks/arm/parity.py        (about 8 minutes on two cores, 2 of them to plan)
 
-The original, the decomposed one of stack "auto" and the planned one of `make demo`, in float32,
+The original, the decomposed one of stack "auto" and the planned one of `make compare`, in float32,
 int8 and dynamic, with XNNPACK and one thread on this machine and on the three processors of
 emulator.py, on 64 test images. Each network is compared as it is ("probabilities") and without its
 softmax ("logits"): an int8 probability is 0 or 1 more often than not, and would hide much.
@@ -53,7 +53,7 @@ FLOAT_LIMIT = 1e-5
 
 
 def networks() -> dict[str, keras.Model]:
-    """Three of the demo's networks, made as `make demo` makes them."""
+    """Three of the demo's networks, made as `make compare` makes them."""
     model = keras.models.load_model(DEMO / "fashion_shufflenet.keras", compile=False)
     images = _images("x_train", 512)
     plan = tfdwd.plan(model, images, latency=0.5)

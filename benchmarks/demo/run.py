@@ -1,12 +1,12 @@
 """Decomposes the demo's network with every method and shows what each costs and loses.
 
-    make demo        (or: python benchmarks/demo/run.py)
+    make compare        (or: python benchmarks/demo/run.py)
 
 About seven minutes on two cores; needs no network. Loads `fashion_shufflenet.keras`, which train.py
 made, and the images beside it. Calibrates on 512 training images without their labels (svd on
 none), fine-tunes nothing, and reports top-1 on the 4,000 test images (one standard error is about
 half a point). The last students are planned: each layer is replaced by what was measured to be fast
-enough on this machine and to lose least. Leaves in `demo-output/` every network as .keras and
+enough on this machine and to lose least. Leaves in `compare-output/` every network as .keras and
 .tflite, the table as text and CSV, and the plan.
 """
 
@@ -35,7 +35,7 @@ STUDENTS = {
     "auto, rank 1": {"method": "joint", "rank": 1, "stack": "auto"},
 }
 
-_OUTPUT = flags.DEFINE_string("output", "demo-output", "folder for what is made")
+_OUTPUT = flags.DEFINE_string("output", "compare-output", "folder for what is made")
 
 
 def main(argv: list[str]) -> None:

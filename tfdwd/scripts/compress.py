@@ -43,7 +43,10 @@ _METRIC = flags.DEFINE_string(
     "metric", None, "of the labels, as for tfdwd-evaluate", flag_values=FLAGS
 )
 _MINUTES = flags.DEFINE_float(
-    "minutes", None, "for fine-tuning; by default by the number of images", flag_values=FLAGS
+    "minutes",
+    None,
+    "for plan and fine-tuning; by default by the number of images",
+    flag_values=FLAGS,
 )
 _MAX_LOSS = flags.DEFINE_float(
     "max_loss", None, "what the student may score less, 0.01 for a point", flag_values=FLAGS
@@ -65,11 +68,12 @@ def main() -> None:
     test, labels = _TEST(), _TEST_LABELS()
     if labels is not None and test is None:
         raise Error("--test_labels: expected --test beside it")
+    folder = checks.path("--folder", _FOLDER.value)
     print(
         tfdwd.compress(
             _MODEL(),
             _IMAGES(),
-            folder=checks.path("--folder", _FOLDER.value),
+            folder=folder,
             latency=_LATENCY.value,
             quantize=_QUANTIZE.value,
             test=test if labels is None else (test, labels),
@@ -82,6 +86,7 @@ def main() -> None:
             seed=_SEED.value,
         )
     )
+    print(f"report: {folder / 'report.html'}")
 
 
 def run() -> None:
