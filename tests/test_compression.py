@@ -36,7 +36,7 @@ def network() -> keras.Model:
 
 
 OPTIONS: dict[str, Any] = {"latency": 0.7, "test": TEST, "minutes": 0.02}
-STEPS = ["plan", "decompose", "finetune", "export", "evaluate", "benchmark"]
+STEPS = ["plan", "decompose", "finetune", "export", "benchmark", "evaluate"]
 
 
 @pytest.fixture(scope="module")

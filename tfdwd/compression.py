@@ -182,13 +182,13 @@ def compress(
         ("decompose", {}, ["decomposed.keras", "decomposition.json"], decomposed),
         ("finetune", {"minutes": tuning}, ["student.keras", "tuning.json"], tuned),
         ("export", {}, [f"{n}.{e}" for n in _NETWORKS for e in ("tflite", "json")], exported),
+        ("benchmark", {}, ["benchmark.json"], timed),
         (
             "evaluate",
             {"metric": metric, "test": _content(model, tested)},
             [f"{name}-score.json" for name in _NETWORKS],
             scored,
         ),
-        ("benchmark", {}, ["benchmark.json"], timed),
     ]
     with reporting.progress(len(steps), "compressing") as bar:
         for name, options, made, work in steps:
