@@ -113,7 +113,7 @@ def _stream(workers_: int, index: int, monkeypatch: Any) -> list[np.ndarray]:
     reading = Reading(model, 16 // workers_, None, False, 0, None, 0.1)
     opened = open_epochs(IMAGES, reading, 0)
     assert opened.augmented is not None
-    stream = opened.augmented(Moves(True, (2, 2), True))
+    stream = opened.augmented(lambda epoch: Moves(True, (2, 2), True))
     return [inputs[0] for inputs, _ in itertools.islice(stream, 5)]
 
 

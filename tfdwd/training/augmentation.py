@@ -1,5 +1,6 @@
 """Images changed anew each time that they are trained on: mirrored, shifted, mixed in pairs."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from tfdwd.shapes import in_batches
 
 _SHIFT = 8  # by up to this part of a side
 _ALIKE = 0.6  # agreement with the answers for the image as it was, from which a move is used
+_MIXED = 0.75  # of the epochs
 _IMAGES = 256  # that moves are tried on
 _BATCH = 32
 
@@ -54,6 +56,11 @@ class Moves:
             others = images[source.permutation(count)]
             images = others + share * (images - others)
         return images
+
+    def of_epochs(self, epochs: int) -> "Callable[[int], Moves]":
+        """The moves of each epoch: in the last ones, as in use, nothing is mixed."""
+        plain = dataclasses.replace(self, mixes=False)
+        return lambda epoch: self if epoch < _MIXED * epochs else plain
 
 
 def moved(

@@ -57,7 +57,8 @@ class Epochs:
       labels: all of them, where the data is arrays; else None.
       held: what is held back of arrays; None where nothing is.
       sample: inputs of some rows of arrays, the same for every epoch; None of other data.
-      augmented: of arrays, gives the stream again, from its start, with changed images; else None.
+      augmented: of arrays, gives the stream again, from its start, with images changed by what a
+        function gives for each epoch; else None.
     """
 
     steps: int
@@ -65,7 +66,7 @@ class Epochs:
     labels: Any = None
     held: Batch | None = None
     sample: list[np.ndarray] | None = None
-    augmented: Callable[[Augment], Iterator[Batch]] | None = None
+    augmented: Callable[[Callable[[int], Augment]], Iterator[Batch]] | None = None
 
 
 def open_epochs(dataset: Any, reading: Reading, first: int) -> Epochs:
@@ -87,9 +88,9 @@ def open_epochs(dataset: Any, reading: Reading, first: int) -> Epochs:
         arrays = _Arrays(dataset, reading, reading.held)
         steps = reading.steps or arrays.steps
 
-        def stream_of(augment: Augment | None = None) -> Iterator[Batch]:
-            epochs = itertools.count(first)
-            every = (itertools.islice(arrays.shuffled(e, augment), steps) for e in epochs)
+        def stream_of(augment: Callable[[int], Augment] | None = None) -> Iterator[Batch]:
+            epochs = ((e, None if augment is None else augment(e)) for e in itertools.count(first))
+            every = (itertools.islice(arrays.shuffled(e, own), steps) for e, own in epochs)
             return itertools.chain.from_iterable(every)
 
         return Epochs(

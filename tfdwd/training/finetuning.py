@@ -111,9 +111,10 @@ def finetune(
         teacher's; 1 by default if layers are named, else 0.
       augment: how images are changed before they are trained on. "auto" is for arrays of images
         with a teacher: mirrored and shifted by up to an eighth of a side if the teacher's answers
-        stand it (see `tfdwd.training.augmentation`), and mixed in pairs if it is a classifier and
-        no labels are used. None leaves them as they are. A Keras layer, or a function of a batch of
-        images, is applied to any data of one input instead.
+        stand it (see `tfdwd.training.augmentation`), and mixed in pairs, but for the last quarter
+        of the epochs, if it is a classifier and no labels are used. None leaves them as they are. A
+        Keras layer, or a function of a batch of images, is applied to any data of one input
+        instead.
       optimizer: "adamw", or "sgd" (momentum 0.9, Nesterov).
       learning_rate: the highest; it rises linearly, then falls to 0 along a cosine.
       warmup: part of all steps in which it rises.
@@ -220,11 +221,11 @@ def finetune(
         validate = of_images(
             data.held or joined(again), model, teacher, learnt, batch_size=batch_size, fixed=fixed
         )
+    moves = augmentation.Moves()
     if augment == "auto":
-        stream = _moved(data, stream, teacher, learnt)
+        moves = _moves(data, teacher, learnt)
     elif augment is not None:
         stream = _changed(augment, stream, seed, first * data.steps)
-    stream = learnt.checked_stream(stream)
     runs = layers.runner(model, learnt.paths)
     with contextlib.ExitStack() as stack:
         half = stack.enter_context(learner.half_precision(model)) if mixed_precision else ""
@@ -264,8 +265,10 @@ def finetune(
             folder=kept,
             log=loop.log_of(tensorboard, rate, data.steps),
         )
+        if data.augmented is not None and moves != augmentation.Moves():
+            stream = data.augmented(moves.of_epochs(epochs))
         with workers.losses_named():
-            history = run.train(stream, state)
+            history = run.train(learnt.checked_stream(stream), state)
     return History(history, run.best)
 
 
@@ -286,16 +289,13 @@ class History(keras.callbacks.History):
         self.after = {} if best is None else dict(best.values)
 
 
-def _moved(
-    data: Epochs, stream: Iterator[Batch], teacher: Any, learnt: task.Task
-) -> Iterator[Batch]:
-    """Arrays with the moves that the teacher stands; other streams as they are."""
-    if teacher is None or data.augmented is None or data.sample is None:
-        return stream
+def _moves(data: Epochs, teacher: Any, learnt: task.Task) -> augmentation.Moves:
+    """What the images of arrays stand, by the answers of the teacher."""
+    if teacher is None or data.sample is None:
+        return augmentation.Moves()
     if learnt.needs_labels and not learnt.is_classifier:
-        return stream  # their labels would have to move, too
-    moves = augmentation.chosen(teacher, data.sample, learnt.kinds, not learnt.needs_labels)
-    return stream if moves == augmentation.Moves() else data.augmented(moves)
+        return augmentation.Moves()  # the labels would have to move, too
+    return augmentation.chosen(teacher, data.sample, learnt.kinds, not learnt.needs_labels)
 
 
 def _changed(augment: Any, stream: Iterator[Batch], seed: int, first: int) -> Iterator[Batch]:
