@@ -183,3 +183,9 @@ def test_ones_own_augmentation_is_of_one_input(two_in_two_out: keras.Model) -> N
         tfdwd.finetune(
             two_in_two_out, inputs, teacher=two_in_two_out, epochs=1, augment=lambda x: x
         )
+
+
+def test_nothing_is_mixed_in_the_last_quarter_of_the_epochs() -> None:
+    moves = Moves(True, (2, 2), True).of_epochs(8)
+    assert [moves(epoch).mixes for epoch in range(8)] == [True] * 6 + [False] * 2
+    assert all(moves(epoch).mirrors and moves(epoch).shifts == (2, 2) for epoch in range(8))

@@ -24,7 +24,7 @@ from tfdwd.training.epochs import Batch, Epochs, Reading, open_epochs
 from tfdwd.training.options import Options
 from tfdwd.training.validation import joined, of_data, of_images
 
-_EPOCHS, _FEWEST, _MOST = 4500, 3, 300  # the first for one image; see `finetune`
+_EPOCHS, _FEWEST, _MOST = 4200, 3, 300  # the first for one image; see `finetune`
 _TRAINING = 0.9  # part of the time given that the steps may take
 _TRIALS = 5  # steps that are timed
 _MOST_HELD = 0.5
@@ -45,7 +45,7 @@ def finetune(
     features_weight: float | None = None,
     augment: Any = "auto",
     optimizer: str = "adamw",
-    learning_rate: float = 3e-3,
+    learning_rate: float = 1e-3,
     warmup: float = 0.05,
     weight_decay: float = 1e-4,
     label_smoothing: float = 0.0,
@@ -90,9 +90,9 @@ def finetune(
         with `loss` what that takes. Those of several outputs are a dict by output name, which may
         leave outputs out, or a list in their order. They are checked before the first step, or as
         they come where they stream.
-      epochs: in all, those before a resumption included. By default 4,500 divided by the square
-        root of the number of images that an epoch trains on, from 3 to 300: 150 for 1,024 images of
-        which a tenth is held back, 67 for 5,085.
+      epochs: in all, those before a resumption included. By default 4,200 divided by the square
+        root of the number of images that an epoch trains on, from 3 to 300: 140 for 1,024 images of
+        which a tenth is held back, 62 for 5,085.
       minutes: instead, about how long it may take; so many epochs as fit by the time of the first
         steps, at least one. A resumed run does as many as it was to do when it began.
       teacher: a model of the same inputs and outputs, such as the original. It is not changed.
