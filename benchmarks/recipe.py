@@ -68,6 +68,7 @@ WAYS = {
     "no mixup": lambda images: {"augment": _moves(images, mirrors=True)},
     "mixed to the end": lambda images: {"augment": _moves(images, mirrors=True, mixes=True)},
     "rate 0.0003": lambda images: {"learning_rate": 3e-4},
+    "rate 0.001": lambda images: {"learning_rate": 1e-3},
     "rate 0.003": lambda images: {"learning_rate": 3e-3},
     "batches of 32": lambda images: {"batch_size": 32},
     "batches of 128": lambda images: {"batch_size": 128},

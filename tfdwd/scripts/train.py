@@ -88,7 +88,7 @@ _BATCH = flags.DEFINE_integer(
     "batch_size", 64, "images of one step of one worker", 1, flag_values=FLAGS
 )
 _OPTIMIZER = flags.DEFINE_enum("optimizer", "adamw", ["adamw", "sgd"], "", flag_values=FLAGS)
-_RATE = flags.DEFINE_float("learning_rate", 1e-3, "the highest", flag_values=FLAGS)
+_RATE = flags.DEFINE_float("learning_rate", 5e-4, "the highest", flag_values=FLAGS)
 _LOSS = flags.DEFINE_multi_string(
     "loss",
     [],

@@ -45,7 +45,7 @@ def finetune(
     features_weight: float | None = None,
     augment: Any = "auto",
     optimizer: str = "adamw",
-    learning_rate: float = 1e-3,
+    learning_rate: float = 5e-4,
     warmup: float = 0.05,
     weight_decay: float = 1e-4,
     label_smoothing: float = 0.0,
