@@ -55,6 +55,7 @@ COMMANDS = {
         lambda inputs, out: [
             f"--model={inputs}/model.keras", f"--teacher={inputs}/model.keras",
             f"--images={inputs}/images.npy", "--epochs=6", "--batch_size=8", "--warmup=0",
+            "--held_back=0",  # or the start, which is the teacher, would be the best
             f"--folder={out}", "--resume", f"--output={out}/tuned.keras",
         ],
         ("tuned.keras",),
