@@ -95,16 +95,14 @@ def _sliced(weight: np.ndarray, reads: np.ndarray, gives: np.ndarray) -> np.ndar
 
 
 def _refit(model, small, name: str, gives: np.ndarray, images: np.ndarray) -> None:
-    layer = small.get_layer(name)
-    if layer.activation is not keras.activations.linear and name != model.layers[-1].name:
+    layer, original = small.get_layer(name), model.get_layer(name)
+    if layer.activation is keras.activations.linear:
+        y = _run(model, original.output, images)
+    elif isinstance(layer, layers.Dense):
+        y = _response(original, _run(model, original.input, images))
+    else:
         return  # its response is not linear in the kernel
-    original = model.get_layer(name)
-    x = _run(small, layer.input, images)
-    logits = layer.activation is not keras.activations.linear
-    reads = _run(model, original.input, images)
-    y = _response(original, reads)[..., gives] if logits else None
-    if y is None:
-        y = _run(model, original.output, images)[..., gives]
+    x, y = _run(small, layer.input, images), y[..., gives]
     kernel = layer.get_weights()[0]
     if isinstance(layer, layers.Conv2D):
         x = np.asarray(

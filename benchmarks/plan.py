@@ -2,7 +2,7 @@
 
     python benchmarks/plan.py                       (all five networks; two hours on two cores)
     python benchmarks/plan.py resnet8 demo
-    python benchmarks/plan.py --busy                (the ResNet-8 beside two programs; 10 minutes)
+    python benchmarks/plan.py --busy                (the ResNet-8 beside two programs; 20 minutes)
     python benchmarks/plan.py --draw                (plan.png anew from plan.csv)
 
 For the ResNet-8 of MLPerf Tiny, the demo's network and the three of plan_networks.py, on which

@@ -1,6 +1,6 @@
 """What belongs into the recipe of `tfdwd.finetune`: its defaults, and what else was tried.
 
-    python benchmarks/recipe.py                          (all networks and ways: some five hours)
+    python benchmarks/recipe.py                          (all networks and ways: a day)
     python benchmarks/recipe.py resnet8 "defaults" "rate 0.001"
 
 Students with stack="auto" of the ResNet-8 of MLPerf Tiny, of the demo's network and of the VGG-like

@@ -1,6 +1,6 @@
 """Beside a planned student what one would try instead: same time, same images, same recipe.
 
-    python benchmarks/rivals.py                     (three networks, both precisions: five hours)
+    python benchmarks/rivals.py                     (three networks, both precisions: eight hours)
     python benchmarks/rivals.py resnet8 float32
     python benchmarks/rivals.py --draw              (rivals.png anew from rivals.csv)
 

@@ -168,6 +168,8 @@ def test_a_tenth_of_the_images_is_kept_for_the_test(model: keras.Model) -> None:
     streamed = tf.data.Dataset.from_tensor_slices(images).batch(10)
     with pytest.raises(Error, match="test: expected data to score the files on, since data that s"):
         compression._shared_out(model, streamed, None, 0)
+    with pytest.raises(Error, match="data: expected arrays, or data that knows its number of bat"):
+        compression._shared_out(model, streamed.filter(lambda image: True), TEST, 0)
     with pytest.raises(Error, match=r"test: .* of 256 images a tenth is less than 100"):
         compression._shared_out(model, IMAGES, None, 0)
     with pytest.raises(Error, match="read several times: expected arrays"):

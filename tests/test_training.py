@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -1081,7 +1080,8 @@ def test_names_that_tensorflow_does_not_take(name: str, tmp_path: Path) -> None:
 def test_it_is_never_worse_than_the_start(kind: str, rate: float, tmp_path: Path) -> None:
     teacher, student = _small(HEADS[kind]), _small(HEADS[kind])
     start = student.get_weights()
-    with contextlib.suppress(Error):  # at so high a rate a loss may be infinite
+    # At so high a rate a loss may be infinite, which is an error.
+    with contextlib.suppress(*([Error] if rate > 1 else [])):
         found = tfdwd.finetune(
             student, SMALL, epochs=3, teacher=teacher, learning_rate=rate, batch_size=8,
             folder=tmp_path,
@@ -1151,14 +1151,13 @@ def test_epochs_by_images_and_by_minutes(teacher: keras.Model, tmp_path: Path) -
     assert len(found.epoch) == 4
     found = tfdwd.finetune(_network(3), IMAGES[:8], minutes=1e-6, **options)
     assert len(found.epoch) == 1
-    start = time.monotonic()
     _stopped_after(1, _network(3), IMAGES, minutes=0.05, folder=tmp_path, **options)
     planned = checkpoints.read(tmp_path)
     assert planned is not None and planned.epochs > 3
     found = tfdwd.finetune(
         _network(3), IMAGES, minutes=0.05, folder=tmp_path, resume=True, **options
     )
-    assert len(found.epoch) == planned.epochs and time.monotonic() - start < 60
+    assert len(found.epoch) == planned.epochs
     with pytest.raises(Error, match="expected epochs= or minutes=, got both"):
         tfdwd.finetune(_network(3), IMAGES, minutes=1, epochs=1, **options)
     with pytest.raises(Error, match="minutes: expected more than 0"):

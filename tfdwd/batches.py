@@ -154,7 +154,7 @@ def calibration_batches(
       tfdwd.Error: as `batches`.
     """
     most, taken = images, 0
-    if images is None and not is_whole(data, model) and _length(data) is None:
+    if images is None and not is_whole(data, model) and length_of(data) is None:
         _refuse_endless(data)
         most = CALIBRATION_IMAGES
     for inputs, _ in batches(data, model, batch_size, images=most):
@@ -267,7 +267,7 @@ def _opened(
         return [data], 1
     if not endless:
         _refuse_endless(data)
-    length = _length(data)
+    length = length_of(data)
     if hasattr(data, "as_numpy_iterator"):
         try:
             return data.as_numpy_iterator(), length
@@ -330,7 +330,7 @@ def _refuse_endless(data: Any) -> None:
         )
 
 
-def _length(data: Any) -> int | None:
+def length_of(data: Any) -> int | None:
     """How many batches the data says it has; None for a generator or a filtered tf.data."""
     try:
         return len(data)

@@ -28,7 +28,14 @@ from tfdwd import (
     reporting,
     training,
 )
-from tfdwd.batches import batches, can_be_read_again, first, is_labelled, is_whole
+from tfdwd.batches import (
+    batches,
+    can_be_read_again,
+    first,
+    is_labelled,
+    is_whole,
+    length_of,
+)
 from tfdwd.errors import Error
 from tfdwd.evaluation import Evaluation
 from tfdwd.execution import predictor
@@ -160,12 +167,12 @@ def compress(
             files.write_whole(home / f"{name}.json", done.to_json())
 
     def scored() -> None:
-        for name in "original", "student":
+        for name in _NETWORKS:
             scores = evaluation.evaluate(home / f"{name}.tflite", tested, **truth)
             files.write_whole(home / f"{name}-score.json", scores.to_json())
 
     def timed() -> None:
-        paths = {name: home / f"{name}.tflite" for name in ("original", "student")}
+        paths = {name: home / f"{name}.tflite" for name in _NETWORKS}
         found = benchmarking.benchmark(paths, threads=threads)
         files.write_whole(home / "benchmark.json", found.to_json())
 
@@ -324,6 +331,12 @@ def _shared_out(model: keras.Model, data: Any, test: Any, seed: int) -> tuple[An
             raise Error(
                 "test: expected data to score the files on, since data that streams cannot be "
                 "shared out; pass test="
+            )
+        if length_of(data) is None:
+            raise Error(
+                "data: expected arrays, or data that knows its number of batches, since epochs are "
+                "counted by it; give a list of batches, or a tf.data.Dataset with "
+                "tf.data.experimental.assert_cardinality"
             )
         return data, test
     [(images, _)] = batches(data, model, 2**31)

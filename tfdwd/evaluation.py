@@ -47,6 +47,11 @@ class Score(Record):
         if self.metric in _SHARES and not 0 <= self.value <= 1:
             raise Error(f"metric {self.metric!r}: expected 0..1, got {self.value}")
 
+    @property
+    def title(self) -> str:
+        """The metric's name as people write it."""
+        return _SHOWN.get(self.metric, self.metric)
+
     def shown(self) -> str:
         """The value with its unit."""
         if self.metric == "psnr":
@@ -105,14 +110,13 @@ class Evaluation(reporting.Report):
     def _parts(self) -> reporting.Parts:
         if len({score.output for score in self.scores}) > 1:
             rows = [
-                (score.output or "together", _SHOWN.get(score.metric, score.metric), score.shown(),
+                (score.output or "together", score.title, score.shown(),
                  score.about)
                 for score in self.scores
             ]  # fmt: skip
             return [(["output", "metric", "value", ""], rows), f"{self.count} images"]
         texts = [
-            f"{_SHOWN.get(score.metric, score.metric)} {score.shown()}"
-            + (f" ({score.about})" if score.about else "")
+            f"{score.title} {score.shown()}" + (f" ({score.about})" if score.about else "")
             for score in self.scores
         ]
         return [", ".join([*texts, f"{self.count} images"])]

@@ -64,7 +64,10 @@ class Compression(reporting.Report):
 
     @property
     def lost(self) -> float:
-        """What the student scores less than the original, in the first metric and its unit."""
+        """The original's score less the student's, in the first metric and its unit.
+
+        Above 0 where the student is worse, if the metric is the better the higher it is.
+        """
         return self.original_score.scores[0].value - self.student_score.scores[0].value
 
     def _parts(self) -> reporting.Parts:
@@ -72,7 +75,7 @@ class Compression(reporting.Report):
         done = self.decomposition
         pairs = zip(self.original_score.scores, self.student_score.scores, strict=True)
         rows: list[tuple[str, ...]] = [
-            (" ".join(filter(None, (one.output, one.metric))), one.shown(), other.shown())
+            (" ".join(filter(None, (one.output, one.title))), one.shown(), other.shown())
             for one, other in pairs
         ]
         rows += [

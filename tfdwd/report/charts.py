@@ -39,6 +39,7 @@ def front(plans: Sequence[Plan]) -> str:
 
 
 def layers(plan: Plan) -> str:
+    """Time of each layer that was timed, before and after; empty where none was."""
     timed = [layer for layer in plan.layers if layer.ms_before is not None]
     if not timed:
         return ""
@@ -61,6 +62,7 @@ def layers(plan: Plan) -> str:
 
 
 def curves(tuning: Tuning) -> str:
+    """Losses over the epochs, and a table of what was measured before and after."""
     history = {n: v for n, v in tuning.history.items() if n != "val_agreement"}
     figure, axes, titles = _figure(3)
     for name, values in history.items():
@@ -79,6 +81,7 @@ def curves(tuning: Tuning) -> str:
 
 
 def bars(report: BenchmarkReport) -> str:
+    """Median times, from the tenth to the ninetieth percentile."""
     figure, axes, titles = _figure(0.8 + 0.4 * len(report.timings))
     for place, timing in enumerate(report.timings):
         reach = [[timing.median_ms - timing.p10_ms], [timing.p90_ms - timing.median_ms]]

@@ -8,14 +8,17 @@ from tfdwd import reporting
 
 
 def section(title: str, content: str) -> str:
+    """A section of a page; its content is HTML."""
     return f"<section><h2>{text(title)}</h2>{content}</section>"
 
 
 def parts(parts: reporting.Parts) -> str:
+    """What a report shows, as `tfdwd.reporting.as_text` does it."""
     return "".join(paragraph(part) if isinstance(part, str) else table(*part) for part in parts)
 
 
 def paragraph(part: Any) -> str:
+    """A paragraph of text."""
     return f"<p>{text(part)}</p>"
 
 
@@ -33,8 +36,15 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def text(value: object) -> str:
+    """Text that commands neither a browser nor a terminal.
+
+    Example:
+      >>> text("a < b")
+      'a &lt; b'
+    """
     return html.escape(reporting.printable(str(value)))
 
 
 def milliseconds(value: float | None) -> str:
+    """A time in ms; empty where it was not measured."""
     return "" if value is None else f"{value:.4f}"

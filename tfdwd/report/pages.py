@@ -60,7 +60,7 @@ def _of_compression(result: Compression) -> list[str]:
     smaller = result.original.bytes / result.student.bytes
     figures = [
         (f"{result.speed_up:.2f}x", "as fast"),
-        (f"{score.shown()} to {own.shown()}", own.metric.replace("top1", "top-1")),
+        (f"{score.shown()} to {own.shown()}", own.title),
         (f"{smaller:.2f}x", "smaller"),
     ]
     boxes = "".join(f"<div><dt>{text(dt)}</dt><dd>{text(dd)}</dd></div>" for dd, dt in figures)

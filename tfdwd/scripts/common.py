@@ -431,6 +431,24 @@ def define_quantize(own_flags: flags.FlagValues) -> "flags.FlagHolder[str]":
     )
 
 
+def define_threads(own_flags: flags.FlagValues) -> "flags.FlagHolder[int]":
+    """Defines --threads."""
+    return flags.DEFINE_integer(
+        "threads", 1, "that LiteRT will be given", lower_bound=1, flag_values=own_flags
+    )
+
+
+def define_selection(own_flags: flags.FlagValues) -> tuple[Any, Any]:
+    """Defines --include and --exclude, as `tfdwd.decompose` takes them."""
+    include = flags.DEFINE_list(
+        "include", None, "names or patterns of the only layers to replace", flag_values=own_flags
+    )
+    exclude = flags.DEFINE_list(
+        "exclude", None, "names or patterns of layers to keep", flag_values=own_flags
+    )
+    return include, exclude
+
+
 def define_labels(own_flags: flags.FlagValues, name: str, help: str) -> Callable[[], Any]:
     """Defines --NAME and --NAME_key; returns what loads the labels, None if none are named.
 
@@ -479,15 +497,8 @@ def define_planning(own_flags: flags.FlagValues, minutes: float) -> Callable[[],
         flag_values=own_flags,
     )  # fmt: skip
     quantize = define_quantize(own_flags)
-    threads = flags.DEFINE_integer(
-        "threads", 1, "that LiteRT will be given", lower_bound=1, flag_values=own_flags
-    )
-    include = flags.DEFINE_list(
-        "include", None, "names or patterns of the only layers to replace", flag_values=own_flags
-    )
-    exclude = flags.DEFINE_list(
-        "exclude", None, "names or patterns of layers to keep", flag_values=own_flags
-    )
+    threads = define_threads(own_flags)
+    include, exclude = define_selection(own_flags)
     table = define_input(
         own_flags,
         "latency_table",

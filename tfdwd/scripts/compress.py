@@ -51,15 +51,8 @@ _MINUTES = flags.DEFINE_float(
 _MAX_LOSS = flags.DEFINE_float(
     "max_loss", None, "what the student may score less, 0.01 for a point", flag_values=FLAGS
 )
-_THREADS = flags.DEFINE_integer(
-    "threads", 1, "that LiteRT will be given", lower_bound=1, flag_values=FLAGS
-)
-_INCLUDE = flags.DEFINE_list(
-    "include", None, "names or patterns of the only layers to replace", flag_values=FLAGS
-)
-_EXCLUDE = flags.DEFINE_list(
-    "exclude", None, "names or patterns of layers to keep", flag_values=FLAGS
-)
+_THREADS = common.define_threads(FLAGS)
+_INCLUDE, _EXCLUDE = common.define_selection(FLAGS)
 _SEED = flags.DEFINE_integer("seed", 0, "of all that is random", flag_values=FLAGS)
 
 

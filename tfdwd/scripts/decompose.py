@@ -54,12 +54,7 @@ _METHOD = flags.DEFINE_enum(
     "how the stacks are fitted: joint if there are images, svd if not",
     flag_values=FLAGS,
 )
-_INCLUDE = flags.DEFINE_list(
-    "include", None, "names or patterns of the only layers to replace", flag_values=FLAGS
-)
-_EXCLUDE = flags.DEFINE_list(
-    "exclude", None, "names or patterns of layers to keep", flag_values=FLAGS
-)
+_INCLUDE, _EXCLUDE = common.define_selection(FLAGS)
 _REPORT = common.define_output(FLAGS, "report", "a .json file for one record per convolution")
 _STRATEGY = common.define_strategy(FLAGS, ["none", "multiworker"])
 _SEED = flags.DEFINE_integer("seed", 0, "of the sampled positions", flag_values=FLAGS)

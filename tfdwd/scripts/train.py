@@ -26,8 +26,6 @@ from tfdwd.errors import Error
 from tfdwd.scripts import common
 
 FLAGS = flags.FlagValues()
-
-
 _MODEL = common.define_model(FLAGS)
 _OUTPUT = common.define_output(
     FLAGS, "output", "the .keras file to write", suffix=".keras", required=True
