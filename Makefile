@@ -9,7 +9,7 @@ SCRIPTS := android_demo/build_apk android_demo/draw_screens android_demo/put_mod
 # Coverage takes a third of the time again, so only `make coverage`, and CI, have it.
 TESTS := -m "not slow and not nightly and not android" -n 2 --dist worksteal
 
-.PHONY: demo compare test coverage test-slow test-nightly test-android demo-models lint
+.PHONY: demo compare docs test coverage test-slow test-nightly test-android demo-models lint
 
 DEMO := benchmarks/demo/fashion
 
@@ -23,6 +23,10 @@ demo: $(INSTALLED)
 # All methods side by side: the table of the README.
 compare: $(INSTALLED)
 	$(BIN)/python benchmarks/demo/run.py
+
+# The documentation as a website, build/docs/index.html.
+docs: $(INSTALLED)
+	$(BIN)/python -m sphinx -q -W docs build/docs
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest $(TESTS)

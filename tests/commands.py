@@ -3,9 +3,12 @@
 import contextlib
 import importlib
 import io
+import json
 import os
+import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,3 +45,24 @@ def start(name: str, *arguments: Any, cwd: Path, **variables: str) -> subprocess
         cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": str(ROOT), **variables},
     )  # fmt: skip
+
+
+def start_workers(count: int, arguments: Sequence[str]) -> list[subprocess.Popen[str]]:
+    """Starts the same script as so many workers of one machine."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    hosts = [f"127.0.0.1:{own.getsockname()[1]}" for own in sockets]
+    for own in sockets:
+        own.close()
+    started = []
+    for index in range(count):
+        config = {"cluster": {"worker": hosts}, "task": {"type": "worker", "index": index}}
+        started.append(
+            subprocess.Popen(
+                [sys.executable, *arguments],
+                env={**os.environ, "TF_CONFIG": json.dumps(config), "CUDA_VISIBLE_DEVICES": ""},
+                stderr=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        )
+    return started

@@ -285,6 +285,42 @@ def test_a_quantise_aware_student_is_finetuned_and_exported(
     assert _agreement(aware, teacher) > 0.8
 
 
+@pytest.mark.parametrize(("heads", "apart"), [("image", 1.2), ("dict", 1.03)])
+def test_the_rate_is_found_once_by_how_far_the_student_is(
+    heads: str, apart: float, tmp_path: Path
+) -> None:
+    def rate() -> float:
+        with np.load(tmp_path / "state.npz") as state:
+            return float(state["rate"])
+
+    teacher, student = _small(HEADS[heads]), _small(HEADS[heads])
+    for weight in student.trainable_weights:
+        weight.assign(weight * apart)
+    options: Any = {"teacher": teacher, "folder": tmp_path}
+    first = tfdwd.finetune(student, SMALL, epochs=1, **options)
+    loss = first.before["val_loss"] / len(teacher.outputs)
+    assert rate() == pytest.approx(np.clip(0.003 * loss, 1e-4, 3e-3)) and 1e-4 < rate() < 3e-3
+    found = rate()
+    tfdwd.finetune(student, SMALL, epochs=2, resume=True, **options)
+    assert rate() == found
+    tfdwd.finetune(student, (SMALL, LABELS), epochs=1, learning_rate=0.01, **options)
+    assert rate() == 0.01
+
+
+def test_a_quantise_aware_student_that_gets_no_better_is_rounded(
+    teacher: keras.Model, student: keras.Model, tmp_path: Path
+) -> None:
+    aware = tfdwd.quantize_aware(student)
+    kernels = [np.array(weight) for weight in aware.trainable_weights]
+    unrounded = _outputs(aware, IMAGES)[0]
+    history = tfdwd.finetune(aware, IMAGES, epochs=1, teacher=teacher, learning_rate=0.0)
+    assert history.before["val_loss"] >= history.after["val_loss"]
+    for before, after in zip(kernels, aware.trainable_weights, strict=True):
+        np.testing.assert_array_equal(before, np.array(after))
+    assert 0 < np.abs(_outputs(aware, IMAGES)[0] - unrounded).max() < 0.1
+    tfdwd.export(aware, tmp_path / "a.tflite", quantize="int8")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -1,10 +1,7 @@
 """Several processes as one, on this machine's loopback, and several devices of one process."""
 
 import json
-import os
-import socket
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,27 +45,6 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def _start(count: int, arguments: Sequence[str]) -> list[subprocess.Popen[str]]:
-    """Starts the same script as so many workers."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    hosts = [f"127.0.0.1:{own.getsockname()[1]}" for own in sockets]
-    for own in sockets:
-        own.close()
-    started = []
-    for index in range(count):
-        config = {"cluster": {"worker": hosts}, "task": {"type": "worker", "index": index}}
-        started.append(
-            subprocess.Popen(
-                [sys.executable, *arguments],
-                env={**os.environ, "TF_CONFIG": json.dumps(config), "CUDA_VISIBLE_DEVICES": ""},
-                stderr=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-        )
-    return started
-
-
 def _alone(arguments: Sequence[str]) -> None:
     """Runs the same script in this process: one worker."""
     name = arguments[1].rpartition(".")[2]
@@ -104,14 +80,14 @@ def test_two_workers_train_as_one_with_the_whole_batch_and_go_on_when_one_was_ki
 ) -> None:
     _alone(_train(folder, "alone", "--epochs=10", "--batch_size=32"))
     options = ["--epochs=10", "--batch_size=16", "--strategy=multiworker"]
-    first, second = _finish(_start(2, _train(folder, "both", *options)))
+    first, second = _finish(commands.start_workers(2, _train(folder, "both", *options)))
     assert len(first.splitlines()) == 12 and not second  # one prints and writes
     alone = _weights(folder, "alone")
     assert _apart(alone, _weights(folder, "both")) < TOLERANCE
     assert _apart(alone, _weights(folder, "model")) > 100 * TOLERANCE
 
     options += [f"--folder={folder}/run", "--resume"]
-    first, second = _start(2, _train(folder, "resumed", *options))
+    first, second = commands.start_workers(2, _train(folder, "resumed", *options))
     end = time.monotonic() + SECONDS
     while not (folder / "run/state.npz").exists() and time.monotonic() < end:
         time.sleep(0.01)
@@ -125,7 +101,7 @@ def test_two_workers_train_as_one_with_the_whole_batch_and_go_on_when_one_was_ki
     assert not (folder / "resumed.keras").exists()
     with np.load(folder / "run/state.npz") as state:
         assert 1 <= int(state["epoch"]) < 10
-    _finish(_start(2, _train(folder, "resumed", *options)))
+    _finish(commands.start_workers(2, _train(folder, "resumed", *options)))
     # The same operations in the same order, but for sums whose order the network decides.
     assert _apart(_weights(folder, "both"), _weights(folder, "resumed")) < TOLERANCE
 
@@ -139,7 +115,7 @@ def test_calibration_shares_out_over_workers(folder: Path) -> None:
         ]  # fmt: skip
 
     _alone(decompose("alone"))
-    _finish(_start(2, decompose("both", "--strategy=multiworker")))
+    _finish(commands.start_workers(2, decompose("both", "--strategy=multiworker")))
     # What the order of float32 sums alone does to the weights: the same images turned around.
     with np.load(folder / "data.npz") as content:
         np.savez(folder / "turned.npz", x=content["x"][::-1])
@@ -148,7 +124,9 @@ def test_calibration_shares_out_over_workers(folder: Path) -> None:
     rounding = _apart(alone, _weights(folder, "turned"))
     assert 0 < rounding < 1e-4
     assert _apart(alone, _weights(folder, "both")) < 10 * rounding
-    first, second = _start(2, decompose("joint", "--strategy=multiworker", "--method=joint"))
+    first, second = commands.start_workers(
+        2, decompose("joint", "--strategy=multiworker", "--method=joint")
+    )
     assert "joint" in _finish([first, second])[0]
 
 
@@ -180,7 +158,7 @@ def test_two_workers_plan_as_one(folder: Path) -> None:
         "plan = tfdwd.plan(model, images, macs=0.5, latency_table=table, minutes=10)\n"
         "print(plan.to_json())\n"
     )
-    first, second = _finish(_start(2, [str(script)]))
+    first, second = _finish(commands.start_workers(2, [str(script)]))
     assert first == second
     both = tfdwd.Plan.from_json(first)
     with np.load(folder / "data.npz") as content:
@@ -216,7 +194,7 @@ def test_workers_wait_for_each_other(tmp_path: Path) -> None:
         "workers.wait()\n"
         "print(written.exists())\n"
     )
-    assert _finish(_start(2, [str(script)])) == ["True\n", "True\n"]
+    assert _finish(commands.start_workers(2, [str(script)])) == ["True\n", "True\n"]
 
 
 def test_two_devices_of_one_process_train_as_one(folder: Path) -> None:
@@ -241,7 +219,7 @@ def test_two_devices_of_one_process_train_as_one(folder: Path) -> None:
         f"    model.save('{folder}/' + name + '.keras')\n"
         "    print(history.history['loss'] + history.history['val_top1'])\n"
     )
-    [printed] = _finish(_start(1, [str(script)]))
+    [printed] = _finish(commands.start_workers(1, [str(script)]))
     alone, mirrored = (json.loads(line) for line in printed.splitlines())
     np.testing.assert_allclose(mirrored, alone, rtol=1e-5)
     assert _apart(_weights(folder, "alone"), _weights(folder, "mirrored")) < TOLERANCE

@@ -118,8 +118,8 @@ def tradeoff(
     Args:
       points: how many plans.
       minutes: for each plan, as for `plan`.
-      model, data, quantize, threads, include, exclude, cache, latency_table, input_shape, images,
-        seed: as for `plan`.
+      model, data, quantize, threads, include, exclude: as for `plan`.
+      cache, latency_table, input_shape, images, seed: as for `plan`.
 
     Returns:
       The plans. It prints as a table, `tfdwd.reporting.plot` draws it.

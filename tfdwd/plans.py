@@ -48,7 +48,9 @@ class Layer(Record):
 class LayerPlan(Layer):
     """What is to become of one convolution. To be edited by hand where that is wanted.
 
-    Attributes beside those of a `Layer`, whose stack is separable or a bottleneck:
+    Its other attributes are those of a `Layer`, whose stack is separable or a bottleneck.
+
+    Attributes:
       error: predicted loss in log-likelihood, in nats for each image; 0 if kept.
       ms_before, ms_after: measured alone, in milliseconds, all calls together; None if it was not
         measured, as nothing could take its place.

@@ -3,7 +3,7 @@
 Names and shapes. A convolution reads c channels through q = kh * kw taps and writes n channels;
 its kernel is an array (c, q, n) here, "channel-major" where it is flattened to (c * q, n). With
 x the (c * q,) inputs under one output position, y the (n,) response wanted there, and both
-centred, the error of a kernel E is
+centred, the error of a kernel E is::
 
     E|y - x E|^2 = E|y - x M|^2 + |A^(1/2) (M - E)|^2,     A = E[x x^T],   M = A^-1 E[x^T y]
 

@@ -75,7 +75,7 @@ class Target(Equations):
         check_finite("kernel", self.kernel)
 
     def error(self, kernel: np.ndarray, metric: np.ndarray | None = None) -> float:
-        """|A^(1/2) (M - E)|^2 of a kernel E, (c, q, n), in units of the response's variance.
+        """`|A^(1/2) (M - E)|^2` of a kernel E, (c, q, n), in units of the response's variance.
 
         With a metric, (n, n), the trace of metric (M - E)^T A (M - E).
         """
@@ -128,7 +128,7 @@ def target(inputs: Gram, xy: np.ndarray, kernel: np.ndarray) -> Target:
 
     Where the inputs do not determine the kernel (a channel that never fires, fewer rows than
     unknowns), the answer stays with the kernel given: M minimises the response's error plus
-    the inputs' ridge times |M - kernel|^2.
+    the inputs' ridge times `|M - kernel|^2`.
 
     Args:
       inputs: from `gram`.

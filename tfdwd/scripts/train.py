@@ -86,7 +86,12 @@ _BATCH = flags.DEFINE_integer(
     "batch_size", 64, "images of one step of one worker", 1, flag_values=FLAGS
 )
 _OPTIMIZER = flags.DEFINE_enum("optimizer", "adamw", ["adamw", "sgd"], "", flag_values=FLAGS)
-_RATE = flags.DEFINE_float("learning_rate", 5e-4, "the highest", flag_values=FLAGS)
+_RATE = flags.DEFINE_float(
+    "learning_rate",
+    None,
+    "the highest. By default by how far the student is from its teacher; 5e-4 without one",
+    flag_values=FLAGS,
+)
 _LOSS = flags.DEFINE_multi_string(
     "loss",
     [],
@@ -193,7 +198,11 @@ def _features() -> tuple[list[str] | None, float | None]:
         weight = float(given[0])
     except ValueError:
         return given, None
-    logging.warning("--features=%s: a weight is given by --features_weight now", given[0])
+    logging.warning(
+        "--features=%s, a number, is called --features_weight now; the old name will be removed "
+        "in 0.3.0",
+        given[0],
+    )
     return None, weight
 
 

@@ -44,6 +44,7 @@ class State:
     Attributes:
       epoch: number of epochs that are done.
       epochs: that there are in all.
+      rate: the highest learning rate.
       history: of each of them.
       kinds, deviations: of the outputs, as they were found on the first images of the run.
       variables: of student and optimizer, as `variables_of` orders them.
@@ -52,6 +53,7 @@ class State:
 
     epoch: int
     epochs: int
+    rate: float
     history: Mapping[str, list[float]]
     kinds: Sequence[str]
     deviations: Sequence[float]
@@ -102,6 +104,7 @@ def read(folder: Path) -> State | None:
         state = State(
             int(held["epoch"]),
             int(held["epochs"]),
+            float(held["rate"]),
             {name: [float(value) for value in held[name]] for name in _HISTORY if name in held},
             [str(kind) for kind in held["kinds"]],
             [float(value) for value in held["deviations"]],
@@ -116,6 +119,7 @@ def read(folder: Path) -> State | None:
             and all(0 < deviation < np.inf for deviation in state.deviations)
             and all(array.dtype.kind in "biuf" for array in state.variables)
             and state.epochs >= state.epoch
+            and 0 <= state.rate < np.inf
         ):
             raise ValueError("it holds what no run writes")
     except Exception as error:  # NumPy raises whatever its readers of zip and arrays raise
@@ -157,6 +161,7 @@ def write(folder: Path, state: State) -> None:
         sheet,
         epoch=np.array(state.epoch),
         epochs=np.array(state.epochs),
+        rate=np.array(state.rate),
         count=np.array(len(state.variables)),
         kinds=np.array(state.kinds),
         deviations=np.array(state.deviations),

@@ -1,6 +1,7 @@
 """`finetune`: checks what the user gave, puts the parts of a run together and starts it."""
 
 import contextlib
+import dataclasses
 import importlib.util
 import itertools
 import os
@@ -22,12 +23,15 @@ from tfdwd.training import augmentation, checkpoints, learner, loop, task
 from tfdwd.training import features as layers
 from tfdwd.training.epochs import Batch, Epochs, Reading, open_epochs
 from tfdwd.training.options import Options
-from tfdwd.training.validation import joined, of_data, of_images
+from tfdwd.training.validation import Validation, joined, of_data, of_images
 
 _EPOCHS, _FEWEST, _MOST = 4200, 3, 300  # the first for one image; see `finetune`
+_RATE = 5e-4
+_RATE_OF_LOSS, _LOWEST_RATE, _HIGHEST_RATE = 3e-3, 1e-4, 3e-3  # see `finetune`
 _TRAINING = 0.9  # part of the time given that the steps may take
 _TRIALS = 5  # steps that are timed
 _MOST_HELD = 0.5
+_RANGES = ("output_low:0", "output_high:0", "output_seen:0")  # of `tfdwd.rounding`
 
 
 def finetune(
@@ -45,7 +49,7 @@ def finetune(
     features_weight: float | None = None,
     augment: Any = "auto",
     optimizer: str = "adamw",
-    learning_rate: float = 5e-4,
+    learning_rate: float | None = None,
     warmup: float = 0.05,
     weight_decay: float = 1e-4,
     label_smoothing: float = 0.0,
@@ -116,7 +120,10 @@ def finetune(
         Keras layer, or a function of a batch of images, is applied to any data of one input
         instead.
       optimizer: "adamw", or "sgd" (momentum 0.9, Nesterov).
-      learning_rate: the highest; it rises linearly, then falls to 0 along a cosine.
+      learning_rate: the highest; it rises linearly, then falls to 0 along a cosine. By default,
+        with AdamW, a teacher and no labels, 0.003 for each unit of loss that the student begins
+        with (as in `before`; the mean over the outputs), from 1e-4 to 3e-3: a high rate would undo
+        a good start. Else 5e-4.
       warmup: part of all steps in which it rises.
       weight_decay: of kernels only; biases and batch norms are left out.
       label_smoothing: 0..1, of the labels of the default loss.
@@ -141,7 +148,7 @@ def finetune(
         or not at all.
       tensorboard: folder for TensorBoard: loss, validation and learning rate of each epoch.
       seed: of the order of the images, dropout and the like.
-      labels: the old name of labels_weight.
+      labels: the old name of labels_weight, until 0.3.0.
 
     Returns:
       The history: for each epoch loss, and what was measured, val_loss and val_agreement, val_loss
@@ -172,7 +179,7 @@ def finetune(
         epochs=epochs,
         minutes=minutes,
         optimizer=optimizer,
-        learning_rate=learning_rate,
+        learning_rate=_RATE if learning_rate is None else learning_rate,
         warmup=warmup,
         weight_decay=weight_decay,
         labels_weight=labels_weight,
@@ -213,6 +220,8 @@ def finetune(
     if data.labels is not None:
         learnt.checked(data.labels)
     task.try_losses(learnt, model, looked_at[0])
+    if bridge.kit(model) is not keras:
+        _see_ranges(model, looked_at)
     validate = None
     if part is None:
         validate = of_data(validation, model, learnt, batch_size=batch_size, fixed=fixed)
@@ -221,6 +230,15 @@ def finetune(
         validate = of_images(
             data.held or joined(again), model, teacher, learnt, batch_size=batch_size, fixed=fixed
         )
+    taught_alone = teacher is not None and not learnt.needs_labels
+    if learning_rate is None and state is not None:
+        options = dataclasses.replace(options, learning_rate=state.rate)
+    elif learning_rate is None and optimizer == "adamw" and taught_alone:
+        start = of_images(
+            data.held or joined(looked_at), model, teacher, learnt,
+            batch_size=batch_size, fixed=fixed,
+        )  # fmt: skip
+        options = dataclasses.replace(options, learning_rate=_rate(start, learnt))
     moves = augmentation.Moves()
     if augment == "auto":
         moves = _moves(data, teacher, learnt)
@@ -298,6 +316,15 @@ def _moves(data: Epochs, teacher: Any, learnt: task.Task) -> augmentation.Moves:
     return augmentation.chosen(teacher, data.sample, learnt.kinds, not learnt.needs_labels)
 
 
+def _rate(measure: Validation, learnt: task.Task) -> float:
+    """A learning rate for a student by how far it is from its teacher."""
+    outputs = max(1, int(np.count_nonzero(learnt.objective.weights)))
+    loss = measure(None)["val_loss"] / outputs
+    rate = float(np.clip(_RATE_OF_LOSS * loss, _LOWEST_RATE, _HIGHEST_RATE))
+    logging.info("learning rate %.2g, for a loss of %.3g", rate, loss)
+    return rate
+
+
 def _changed(augment: Any, stream: Iterator[Batch], seed: int, first: int) -> Iterator[Batch]:
     """A stream with the user's own augmentation."""
     apply = augmentation.given(augment, seed)
@@ -353,8 +380,7 @@ def _check_augment(augment: Any, model: Any) -> None:
 
 def _old_name(old: str, new: str) -> None:
     warnings.warn(
-        f"finetune: {old}= of a number is called {new}= now; the old name will be removed in the "
-        "next release",
+        f"finetune: {old}= of a number is called {new}= now; the old name will be removed in 0.3.0",
         DeprecationWarning,
         stacklevel=3,
     )
@@ -424,6 +450,18 @@ def _check_aware(mixed_precision: bool) -> None:
         raise Error("mixed_precision: a quantise-aware model trains in float32; omit it")
     if keras.backend.backend() != "tensorflow":
         raise Error("a quantise-aware model is trained by TensorFlow; set KERAS_BACKEND=tensorflow")
+
+
+def _see_ranges(model: Any, found: Sequence[Batch]) -> None:
+    """Gives a quantise-aware model ranges, without which what it begins with is not rounded."""
+    ranges = [v for v in model.variables if v.name.endswith(_RANGES)]
+    if all(v.numpy() for v in ranges if v.name.endswith(_RANGES[-1])):
+        return
+    others = [v for v in model.variables if not v.name.endswith(_RANGES)]
+    before = checkpoints.values_of(others)  # such as averages of batch norms
+    for inputs, _ in found:
+        model(inputs if len(inputs) > 1 else inputs[0], training=True)
+    checkpoints.put(before, others)
 
 
 def _seed(model: Any, seed: int) -> None:

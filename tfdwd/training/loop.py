@@ -156,6 +156,7 @@ class Run:
         state = checkpoints.State(
             epoch=epoch + 1,
             epochs=self.epochs,
+            rate=self.options.learning_rate,
             history=history,
             kinds=self.task.kinds,
             deviations=self.task.deviations,
