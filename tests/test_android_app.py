@@ -13,6 +13,7 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,11 @@ pytestmark = pytest.mark.android
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "android_demo"
 MAIN = DEMO / "app/src/main"
-APK = DEMO / "build/tfdwd-demo.apk"
+BUILD = DEMO / "build"
 ANDROID = "{http://schemas.android.com/apk/res/android}"
 ABIS = ("arm64-v8a", "armeabi-v7a", "x86_64")
+ASSETS = "android_demo/app/src/main/assets"  # of a copy, below tmp_path
+Put = Callable[..., subprocess.CompletedProcess[str]]
 LIBRARIES = [f"lib/{abi}/libtensorflowlite_jni.so" for abi in ABIS]
 
 
@@ -44,9 +47,10 @@ def tell(*command: str | Path, **options: Any) -> str:
 @pytest.fixture(scope="session")
 def apk() -> Path:
     """The app, built anew, with the models that lie in the assets or else the demo's."""
-    APK.unlink(missing_ok=True)
+    path = BUILD / "tfdwd-demo.apk"
+    path.unlink(missing_ok=True)
     assert "SHA-256" in tell(sys.executable, DEMO / "build_apk")
-    return APK
+    return path
 
 
 @pytest.fixture(scope="session")
@@ -90,6 +94,20 @@ def test_what_the_manifest_says(apk: Path, versions: dict[str, str]) -> None:
     entries = [re.search(r':name\S*="(.+?)"', part)[1] for part in tree.split("E: activity ")[1:]]
     assert entries == [".MainActivity", ".BenchmarkActivity"]
     assert not re.search(r"E: (service|receiver|provider|activity-alias) ", tree)
+
+
+def test_the_release_build_differs_in_debuggable_alone(apk: Path) -> None:
+    path = BUILD / "tfdwd-demo-release.apk"
+    path.unlink(missing_ok=True)
+    assert path.name in tell(sys.executable, DEMO / "build_apk", "--release")
+    debug, release = (tell("aapt2", "dump", "badging", built) for built in (apk, path))
+    assert debug.replace("application-debuggable\n", "", 1) == release != debug
+    certificates = [tell("apksigner", "verify", "--print-certs", built) for built in (apk, path)]
+    assert certificates[0] == certificates[1]
+    with zipfile.ZipFile(apk) as one, zipfile.ZipFile(path) as other:
+        assert one.namelist() == other.namelist()
+        differing = [name for name in one.namelist() if one.read(name) != other.read(name)]
+    assert differing == ["AndroidManifest.xml"]
 
 
 def test_the_code(apk: Path, dex: str, versions: dict[str, str]) -> None:
@@ -198,6 +216,9 @@ def test_the_gradle_files_build_the_same(versions: dict[str, str]) -> None:
     assert 'noCompress += "tflite"\n' in module
     assert re.findall(r'"(\S+?)"', module.partition("listOf(")[2].partition(")")[0]) == list(ABIS)
     assert 'rootProject.file("debug.keystore")' in module
+    # Gradle's own: only the build type "debug" is debuggable. Both are signed with that key.
+    assert "isDebuggable" not in module
+    assert 'getByName("release").signingConfig = signingConfigs.getByName("debug")\n' in module
     assert 'include(":app")' in (DEMO / "settings.gradle.kts").read_text()
     # No androidx, and the API that both runtimes have: the 1.x of LiteRT is TensorFlow Lite's.
     assert re.findall(r"(?:implementation|api)\((\S+)\)", module) == ["libs.litert"]
@@ -310,26 +331,43 @@ def test_a_machine_without_the_tools(tmp_path: Path) -> None:
     assert re.search(r"expected aapt2, .*android_demo/install_tools installs them", said)
 
 
-def test_put_models(tmp_path: Path, classifier: object) -> None:
-    """Any two models; nothing is replaced before all is known to be right."""
+@pytest.fixture
+def put(tmp_path: Path) -> Put:
+    """Runs a copy of put_models, which fills tmp_path / ASSETS."""
     copy = tmp_path / "android_demo"
     copy.mkdir()
     shutil.copyfile(DEMO / "put_models", copy / "put_models")
-    assets = copy / "app/src/main/assets"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment.pop("TF_CPP_MIN_LOG_LEVEL", None)  # as from a shell: LiteRT keeps quiet then
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, copy / "put_models", *arguments],
+            capture_output=True, text=True, env=environment,
+        )  # fmt: skip
+
+    return run
+
+
+def properties(assets: Path) -> dict[str, str]:
+    lines = (assets / "models.properties").read_text().splitlines()
+    return dict(line.split("=") for line in lines[1:])
+
+
+def refused(done: subprocess.CompletedProcess[str], message: str) -> None:
+    """It was, in one line."""
+    assert done.returncode == 1 and message in done.stderr, done.stderr
+    assert len(done.stderr.strip().split("\n")) == 1
+
+
+def test_put_models(tmp_path: Path, classifier: object, put: Put) -> None:
+    """Any two models; nothing is replaced before all is known to be right."""
+    assets = tmp_path / ASSETS
     model = tmp_path / "model.tflite"
     tfdwd.export(classifier, model)
     small = tmp_path / "int8.tflite"
     data = np.random.default_rng(0).random((32, 8, 8, 3), np.float32)
     tfdwd.export(classifier, small, quantize="int8", data=data)
-
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    environment.pop("TF_CPP_MIN_LOG_LEVEL", None)  # as from a shell: LiteRT keeps quiet then
-
-    def put(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, copy / "put_models", *arguments],
-            capture_output=True, text=True, env=environment,
-        )  # fmt: skip
 
     labels = tmp_path / "labels.txt"
     labels.write_text("".join(f"klasse {i}ä\n" for i in range(7)) + "\n")
@@ -339,25 +377,79 @@ def test_put_models(tmp_path: Path, classifier: object) -> None:
     assert (assets / "original.tflite").read_bytes() == model.read_bytes()
     assert (assets / "decomposed.tflite").read_bytes() == small.read_bytes()
     assert (assets / "labels.txt").read_text("utf-8") == labels.read_text("utf-8").rstrip() + "\n"
-    lines = (assets / "models.properties").read_text().split("\n")
-    assert lines[1:] == ["resize=9", "scale=0.00392157", "offset=-1.0", ""]
+    assert properties(assets) == {
+        "task": "classes", "resize": "9", "scale": "0.00392157", "offset": "-1.0",
+        "output_scale": "1.0", "output_offset": "0.0",
+    }  # fmt: skip
 
     before = {path: path.read_bytes() for path in assets.rglob("*") if path.is_file()}
     labels.write_text("only one\n")
     (tmp_path / "empty").mkdir()
     for arguments, message in (
-        ([both[0]], "expected --original=FILE and --decomposed=FILE"),
-        (["--resize=5"], "expected --original=FILE and --decomposed=FILE"),
+        ([both[0]], "or --original=FILE and --decomposed=FILE"),
+        (["--resize=5"], "or --original=FILE and --decomposed=FILE"),
+        ([*both, f"--folder={tmp_path}"], "expected --folder=FOLDER, or --original=FILE"),
+        ([f"--folder={tmp_path}"], "original.tflite"),
         ([both[0], "--decomposed=none.tflite"], "no such file: none.tflite"),
         ([both[0], f"--decomposed={labels}"], "labels.txt is no .tflite model"),
         ([*both, f"--labels={labels}"], "expected 7 lines, one for each class, got 1"),
         ([*both, f"--samples={tmp_path / 'empty'}"], "empty: expected pictures"),
+        ([*both, "--task=mask"], "expected an output (1, height, width, classes), got (1, 7)"),
+        ([*both, "--output_scale=255"], "--output_offset: only for pictures"),
     ):
-        done = put(*arguments)
-        assert done.returncode == 1 and message in done.stderr, done.stderr
-        assert len(done.stderr.strip().split("\n")) == 1
+        refused(put(*arguments), message)
     assert {path: path.read_bytes() for path in assets.rglob("*") if path.is_file()} == before
     assert [path.name for path in assets.parent.iterdir()] == ["assets"]
+
+
+def test_put_models_of_masks_and_pictures(tmp_path: Path, put: Put) -> None:
+    """What the shape leaves open is asked for."""
+    import keras
+
+    data = np.random.default_rng(0).random((32, 8, 8, 3), np.float32)
+
+    def folder(name: str, channels: int) -> str:
+        """As `tfdwd.compress` leaves it."""
+        (tmp_path / name).mkdir()
+        layers = [keras.Input((8, 8, 3)), keras.layers.Conv2D(channels, 3)]
+        model = keras.Sequential(layers)
+        tfdwd.export(model, tmp_path / name / "original.tflite")
+        tfdwd.export(model, tmp_path / name / "student.tflite", quantize="int8", data=data)
+        return f"--folder={tmp_path / name}"
+
+    one, three, five = folder("one", 1), folder("three", 3), folder("five", 5)
+    labels = tmp_path / "labels.txt"
+    labels.write_text("a\nb\nc\n")
+    assets = tmp_path / ASSETS
+    for arguments, task, scale in (
+        ([five], "mask", "1.0"),
+        ([three, f"--labels={labels}"], "mask", "1.0"),
+        ([one, "--task=mask"], "mask", "1.0"),
+        ([three, "--task=picture", "--output_scale=255"], "picture", "255.0"),
+    ):
+        done = put(*arguments)
+        assert done.returncode == 0, done.stderr
+        held = properties(assets)
+        assert (held["task"], held["output_scale"]) == (task, scale)
+        assert (assets / "labels.txt").is_file() == (f"--labels={labels}" in arguments)
+        source = Path(arguments[0].partition("=")[2])
+        for name, copied in (("original", "original"), ("student", "decomposed")):
+            copy = assets / f"{copied}.tflite"
+            assert copy.read_bytes() == (source / f"{name}.tflite").read_bytes()
+    for arguments, message in (
+        ([one], "expected --task=mask or --task=picture: an output (1, 6, 6, 1) may be either"),
+        ([three], "an output (1, 6, 6, 3) may be either"),
+        ([three, "--task=picture", f"--labels={labels}"], "--labels: a picture has no classes"),
+        ([five, "--task=picture"], "(1, height, width, 1 or 3), got (1, 6, 6, 5)"),
+        ([five, "--task=classes"], "expected an output (1, classes), got (1, 6, 6, 5)"),
+        ([five, f"--labels={labels}"], "expected 5 lines, one for each class, got 3"),
+        (
+            [f"--original={tmp_path}/one/original.tflite",
+             f"--decomposed={tmp_path}/five/student.tflite"],
+            "expected two models of the same output",
+        ),
+    ):  # fmt: skip
+        refused(put(*arguments), message)
 
 
 def test_put_models_knows_the_runtime_that_is_packed() -> None:

@@ -24,6 +24,8 @@ android {
         keyAlias = "androiddebugkey"
         keyPassword = "android"
     }
+    // As build_apk --release: that key, too. Gradle makes only the debug build debuggable.
+    buildTypes.getByName("release").signingConfig = signingConfigs.getByName("debug")
 
     compileOptions {
         sourceCompatibility = JavaVersion.VERSION_1_8

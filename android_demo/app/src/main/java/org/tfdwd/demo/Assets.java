@@ -14,12 +14,13 @@ import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
 import java.util.Properties;
-import org.tfdwd.demo.core.Classifier;
 import org.tfdwd.demo.core.DemoException;
 import org.tfdwd.demo.core.Labels;
+import org.tfdwd.demo.core.Model;
 import org.tfdwd.demo.core.Preprocessing;
+import org.tfdwd.demo.core.Task;
 
-/** What put_models left in the app: two models, how to prepare pictures, labels and samples. */
+/** What put_models left in the app: two models, what they are for, labels and samples. */
 final class Assets {
     /** The models' names; the files are called so, with ".tflite". */
     static final List<String> MODELS = Arrays.asList("original", "decomposed");
@@ -39,30 +40,31 @@ final class Assets {
      * @return the two of {@link #MODELS}, to be closed by the caller.
      * @throws DemoException one is missing or cannot be run.
      */
-    List<Classifier> open(int threads) {
-        Preprocessing preprocessing = preprocessing();
-        Labels labels = labels();
-        List<Classifier> opened = new ArrayList<Classifier>();
+    List<Model> open(int threads) {
+        Properties properties = properties();
+        Preprocessing preprocessing = Preprocessing.from(properties);
+        Task task = Task.from(properties, labels());
+        List<Model> opened = new ArrayList<Model>();
         try {
             for (String name : MODELS) {
-                opened.add(open(name, threads, preprocessing, labels));
+                opened.add(open(name, threads, preprocessing, task));
             }
             return opened;
         } catch (RuntimeException error) {
-            for (Classifier classifier : opened) {
-                classifier.close();
+            for (Model model : opened) {
+                model.close();
             }
             throw error;
         }
     }
 
-    private Classifier open(String name, int threads, Preprocessing preprocessing, Labels labels) {
+    private Model open(String name, int threads, Preprocessing preprocessing, Task task) {
         String file = name + ".tflite";
         try {
             MappedByteBuffer content = map(file);
             InterpreterRunner runner = new InterpreterRunner(content, threads);
             try {
-                return new Classifier(name, content.capacity(), runner, preprocessing, labels);
+                return new Model(name, content.capacity(), runner, preprocessing, task);
             } catch (DemoException error) {
                 runner.close();
                 throw error;
@@ -83,14 +85,14 @@ final class Assets {
         }
     }
 
-    private Preprocessing preprocessing() {
+    private Properties properties() {
         Properties properties = new Properties();
         try (InputStream stream = assets.open("models.properties")) {
             properties.load(stream);
         } catch (IOException error) {
             throw new DemoException("the app does not hold models.properties" + WAY_OUT, error);
         }
-        return Preprocessing.from(properties);
+        return properties;
     }
 
     private Labels labels() {

@@ -16,10 +16,10 @@ import org.tensorflow.lite.TensorFlowLite;
 import org.tfdwd.demo.core.Benchmark;
 import org.tfdwd.demo.core.BenchmarkReport;
 import org.tfdwd.demo.core.Bounds;
-import org.tfdwd.demo.core.Classifier;
 import org.tfdwd.demo.core.Clock;
 import org.tfdwd.demo.core.DemoException;
 import org.tfdwd.demo.core.Listener;
+import org.tfdwd.demo.core.Model;
 import org.tfdwd.demo.core.Phase;
 import org.tfdwd.demo.core.Picture;
 import org.tfdwd.demo.core.Samples;
@@ -155,7 +155,7 @@ final class BenchmarkRun extends Work {
             String device = Build.MANUFACTURER + " " + Build.MODEL;
             String runtime = "TensorFlow Lite " + TensorFlowLite.runtimeVersion() + ", Android "
                     + Build.VERSION.RELEASE;
-            List<Classifier> models = assets.open(given);
+            List<Model> models = assets.open(given);
             try {
                 Samples samples = benchmark.run(models, randomPicture(), this);
                 long now = System.currentTimeMillis();
@@ -163,7 +163,7 @@ final class BenchmarkRun extends Work {
                     found.put(phase, samples.report(phase, device, given, true, runtime, now));
                 }
             } finally {
-                for (Classifier model : models) {
+                for (Model model : models) {
                     model.close();
                 }
             }

@@ -7,9 +7,9 @@ import java.util.ArrayList;
 import java.util.Collections;
 import java.util.List;
 import org.tfdwd.demo.core.Agreement;
-import org.tfdwd.demo.core.Classifier;
 import org.tfdwd.demo.core.Clock;
 import org.tfdwd.demo.core.Listener;
+import org.tfdwd.demo.core.Model;
 import org.tfdwd.demo.core.Picture;
 import org.tfdwd.demo.core.Result;
 
@@ -25,7 +25,7 @@ final class Comparison extends Work {
     private int nextSample;
 
     /** Open from the first step on; used off the main thread alone. */
-    private List<Classifier> models = Collections.emptyList();
+    private List<Model> models = Collections.emptyList();
 
     /** What is shown; null before the first. */
     Bitmap picture;
@@ -33,7 +33,10 @@ final class Comparison extends Work {
     /** What the models say of it, one for each; empty where they could not. */
     List<Result> results = Collections.emptyList();
 
-    /** On how many of the samples both say the same; null where that is not known. */
+    /** What they draw, one for each; null where they draw nothing. */
+    List<Bitmap> drawn = Collections.emptyList();
+
+    /** How far both say the same of the samples; null where that is not known. */
     Agreement agreement;
 
     /** What went wrong last; null if nothing did. */
@@ -88,7 +91,7 @@ final class Comparison extends Work {
 
     @Override
     void free() {
-        for (Classifier model : models) {
+        for (Model model : models) {
             model.close();
         }
         models = Collections.emptyList();
@@ -104,8 +107,8 @@ final class Comparison extends Work {
             models = assets.open(1);
             // The first run of a model is slower than all others and would be shown as its time.
             Picture grey = new Picture(new int[64 * 64], 64, 64);
-            for (Classifier model : models) {
-                model.scores(grey);
+            for (Model model : models) {
+                model.run(grey, Clock.SYSTEM);
             }
         }
 
@@ -128,6 +131,7 @@ final class Comparison extends Work {
     private final class Showing extends Step {
         private final Source source;
         private final List<Result> found = new ArrayList<Result>();
+        private final List<Bitmap> bitmaps = new ArrayList<Bitmap>();
         private Bitmap read;
 
         Showing(Source source) {
@@ -138,8 +142,10 @@ final class Comparison extends Work {
         void work() {
             read = source.read();
             Picture pixels = Pictures.of(read);
-            for (Classifier model : models) {
-                found.add(model.classify(pixels, Clock.SYSTEM));
+            for (Model model : models) {
+                Result result = model.run(pixels, Clock.SYSTEM);
+                found.add(result);
+                bitmaps.add(Pictures.bitmap(result.finding.drawn));
             }
         }
 
@@ -147,6 +153,7 @@ final class Comparison extends Work {
         void done() {
             picture = read;
             results = found;
+            drawn = bitmaps;
             if (!found.isEmpty()) { // Else there are no models, and the message says why.
                 message = null;
             }

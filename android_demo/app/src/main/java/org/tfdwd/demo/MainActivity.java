@@ -6,6 +6,9 @@ import android.content.Intent;
 import android.graphics.Bitmap;
 import android.os.Bundle;
 import android.provider.MediaStore;
+import android.text.SpannableStringBuilder;
+import android.text.Spanned;
+import android.text.style.ForegroundColorSpan;
 import android.view.View;
 import android.widget.ImageView;
 import android.widget.TextView;
@@ -53,8 +56,8 @@ public final class MainActivity extends Activity implements Work.Screen, View.On
     public void onClick(View button) {
         int id = button.getId();
         if (id == R.id.camera) {
-            // Without a file to write to, the camera app gives back a small picture: enough for a
-            // classifier, and it takes no permission.
+            // Without a file to write to, the camera app gives back a small picture: enough for
+            // small networks, and it takes no permission.
             ask(new Intent(MediaStore.ACTION_IMAGE_CAPTURE), CAMERA, R.string.no_camera);
         } else if (id == R.id.gallery) {
             Intent choose = new Intent(Intent.ACTION_GET_CONTENT);
@@ -100,27 +103,38 @@ public final class MainActivity extends Activity implements Work.Screen, View.On
         findViewById(R.id.working).setVisibility(
                 comparison.busy() ? View.VISIBLE : View.INVISIBLE);
         show(R.id.message, comparison.message);
-        boolean known = !comparison.results.isEmpty();
-        show(R.id.original, known ? text(0) : getString(R.string.nothing_yet));
-        show(R.id.decomposed, known ? text(1) : getString(R.string.nothing_yet));
+        show(0, R.id.original, R.id.original_drawn);
+        show(1, R.id.decomposed, R.id.decomposed_drawn);
         show(R.id.agreement, comparison.agreement == null ? null
-                : getString(R.string.agreement, comparison.agreement.same,
-                        comparison.agreement.pictures));
+                : getString(R.string.agreement, comparison.agreement));
     }
 
-    /** One model's times and answers. */
-    private String text(int model) {
-        Result result = comparison.results.get(model);
-        StringBuilder text = new StringBuilder(getString(R.string.times,
+    private void show(int model, int view, int drawing) {
+        boolean known = !comparison.results.isEmpty();
+        show(view, known ? text(comparison.results.get(model)) : getString(R.string.nothing_yet));
+        Bitmap drawn = known ? comparison.drawn.get(model) : null;
+        ImageView shown = (ImageView) findViewById(drawing);
+        shown.setImageBitmap(drawn);
+        shown.setVisibility(drawn == null ? View.GONE : View.VISIBLE);
+    }
+
+    /** One model's times and answers, with the colours in which they are drawn. */
+    private CharSequence text(Result result) {
+        SpannableStringBuilder text = new SpannableStringBuilder(getString(R.string.times,
                 result.ms(Phase.PREPROCESSING), result.ms(Phase.INFERENCE),
                 result.ms(Phase.POSTPROCESSING)));
-        for (Answer answer : result.answers) {
-            text.append(String.format(Locale.ROOT, "\n%6.3f  %s", answer.score, answer.label));
+        for (Answer answer : result.finding.answers) {
+            text.append(String.format(Locale.ROOT, "\n%6.3f  ", answer.score));
+            if (answer.colour != 0) {
+                text.append("\u25a0 ", new ForegroundColorSpan(answer.colour),
+                        Spanned.SPAN_EXCLUSIVE_EXCLUSIVE);
+            }
+            text.append(answer.label);
         }
-        return text.toString();
+        return text;
     }
 
-    private void show(int view, String text) {
+    private void show(int view, CharSequence text) {
         TextView shown = (TextView) findViewById(view);
         shown.setText(text);
         shown.setVisibility(text == null ? View.GONE : View.VISIBLE);

@@ -12,9 +12,9 @@ import java.io.InputStream;
 import org.tfdwd.demo.core.DemoException;
 import org.tfdwd.demo.core.Picture;
 
-/** From the phone's pictures to those of the core. */
+/** From the phone's pictures to those of the core, and back. */
 final class Pictures {
-    /** A photo is read at no more than about twice this, and no less: enough for any classifier. */
+    /** A photo is read at no more than about twice this, and no less. */
     private static final int LONGER_SIDE_PIXELS = 1024;
 
     private Pictures() {}
@@ -48,6 +48,12 @@ final class Pictures {
         int[] argb = new int[width * height];
         bitmap.getPixels(argb, 0, width, 0, 0, width, height);
         return new Picture(argb, width, height);
+    }
+
+    /** The way back; null of null. */
+    static Bitmap bitmap(Picture picture) {
+        return picture == null ? null : Bitmap.createBitmap(picture.argb, picture.width(),
+                picture.height(), Bitmap.Config.ARGB_8888);
     }
 
     private static Bitmap decode(ContentResolver resolver, Uri uri, BitmapFactory.Options options) {

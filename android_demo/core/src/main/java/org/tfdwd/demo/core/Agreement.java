@@ -1,62 +1,54 @@
 package org.tfdwd.demo.core;
 
+import java.util.Arrays;
 import java.util.List;
 import java.util.concurrent.CancellationException;
 
-/** How often two models say the same. */
+/** How far two models say the same. */
 public final class Agreement {
-    /** Number of pictures. */
-    public final int pictures;
-    /** Pictures on which both have the same best class. */
-    public final int same;
-    /** Largest difference between their scores of a class. */
-    public final float largestDifference;
+    private final Task task;
+    private final double sum;
+    private final int photos;
 
-    private Agreement(int pictures, int same, float largestDifference) {
-        this.pictures = pictures;
-        this.same = same;
-        this.largestDifference = largestDifference;
+    private Agreement(Task task, double sum, int photos) {
+        this.task = task;
+        this.sum = sum;
+        this.photos = photos;
     }
 
     /**
-     * Runs both models on all pictures.
+     * Runs both models on all photos.
      *
-     * @param listener hears of each picture.
-     * @throws DemoException no picture, models of different numbers of classes, or as {@link
-     *     Classifier#classify}.
+     * @param listener hears of each photo.
+     * @throws DemoException no photo, models of different outputs, or as {@link Model#run}.
      * @throws CancellationException the listener said so.
      */
-    public static Agreement of(Classifier first, Classifier second, List<Picture> pictures,
+    public static Agreement of(Model first, Model second, List<Picture> photos,
             Listener listener) {
-        if (pictures.isEmpty()) {
+        if (photos.isEmpty()) {
             throw new DemoException("expected at least one picture to compare the models on, got "
                     + "none");
         }
-        int same = 0;
-        float largest = 0;
-        for (int done = 0; done < pictures.size(); done++) {
+        if (!Arrays.equals(first.output().shape(), second.output().shape())) {
+            throw new DemoException("expected two models of the same output, got " + first.name()
+                    + " with " + first.output() + " and " + second.name() + " with "
+                    + second.output());
+        }
+        double sum = 0;
+        for (int done = 0; done < photos.size(); done++) {
             if (listener.isCancelled()) {
                 throw new CancellationException();
             }
-            float[] one = first.scores(pictures.get(done));
-            float[] other = second.scores(pictures.get(done));
-            if (one.length != other.length) {
-                throw new DemoException("expected two models of the same classes, got "
-                        + first.name() + " with " + one.length + " and " + second.name()
-                        + " with " + other.length);
-            }
-            for (int i = 0; i < one.length; i++) {
-                largest = Math.max(largest, Math.abs(one[i] - other[i]));
-            }
-            if (best(one) == best(other)) {
-                same++;
-            }
-            listener.onProgress(done + 1, pictures.size());
+            sum += first.task.agreement(first.values(photos.get(done)),
+                    second.values(photos.get(done)), first.output());
+            listener.onProgress(done + 1, photos.size());
         }
-        return new Agreement(pictures.size(), same, largest);
+        return new Agreement(first.task, sum, photos.size());
     }
 
-    private static int best(float[] scores) {
-        return Answer.best(scores, 1, Labels.NONE).get(0).index;
+    /** A sentence for the screen. */
+    @Override
+    public String toString() {
+        return task.inWords(sum, photos);
     }
 }

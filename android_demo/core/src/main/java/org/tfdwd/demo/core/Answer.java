@@ -10,11 +10,14 @@ public final class Answer {
     public final int index;
     public final String label;
     public final float score;
+    /** In which it is drawn, 0xAARRGGBB; 0 where it is not. */
+    public final int colour;
 
-    Answer(int index, String label, float score) {
+    Answer(int index, String label, float score, int colour) {
         this.index = index;
         this.label = label;
         this.score = score;
+        this.colour = colour;
     }
 
     /**
@@ -28,11 +31,9 @@ public final class Answer {
         int[] best = new int[Math.min(count, scores.length)];
         int found = 0;
         for (int index = 0; index < scores.length; index++) {
-            if (Float.isNaN(scores[index])) {
-                throw new DemoException("the model gave NaN for class " + index);
-            }
+            float score = Task.number(scores[index], index);
             int place = found;
-            while (place > 0 && scores[index] > scores[best[place - 1]]) {
+            while (place > 0 && score > scores[best[place - 1]]) {
                 if (place < best.length) {
                     best[place] = best[place - 1];
                 }
@@ -45,7 +46,7 @@ public final class Answer {
         }
         List<Answer> answers = new ArrayList<Answer>(best.length);
         for (int index : best) {
-            answers.add(new Answer(index, labels.of(index), scores[index]));
+            answers.add(new Answer(index, labels.of(index), scores[index], 0));
         }
         return Collections.unmodifiableList(answers);
     }

@@ -45,10 +45,10 @@ public final class Benchmark {
      * @param models at least one, of different names; the first is the one that the others are
      *     compared with.
      * @param listener hears of each of the rounds * models samples.
-     * @throws DemoException no model, two of the same name, or as {@link Classifier#classify}.
+     * @throws DemoException no model, two of the same name, or as {@link Model#run}.
      * @throws CancellationException the listener said so.
      */
-    public Samples run(List<Classifier> models, Picture picture, Listener listener) {
+    public Samples run(List<Model> models, Picture picture, Listener listener) {
         checkNames(models);
         int[][] runs = new int[models.size()][PHASES.length];
         for (int model = 0; model < runs.length; model++) {
@@ -74,9 +74,9 @@ public final class Benchmark {
         return new Samples(models, seconds);
     }
 
-    private static void checkNames(List<Classifier> models) {
+    private static void checkNames(List<Model> models) {
         Set<String> names = new HashSet<String>();
-        for (Classifier model : models) {
+        for (Model model : models) {
             if (!names.add(model.name())) {
                 throw new DemoException("expected models of different names, got two called "
                         + model.name());
@@ -93,7 +93,7 @@ public final class Benchmark {
         }
     }
 
-    private double secondsPerRun(Classifier model, Phase phase, Picture picture, int runs) {
+    private double secondsPerRun(Model model, Phase phase, Picture picture, int runs) {
         long start = clock.nanos();
         for (int run = 0; run < runs; run++) {
             switch (phase) {
@@ -104,14 +104,14 @@ public final class Benchmark {
                     model.infer();
                     break;
                 default:
-                    model.answers();
+                    model.find(picture);
             }
         }
         return (clock.nanos() - start) / 1e9 / runs;
     }
 
     /** Doubles the runs until they last long enough. */
-    private int runsPerSample(Classifier model, Phase phase, Picture picture) {
+    private int runsPerSample(Model model, Phase phase, Picture picture) {
         int runs = 1;
         while (secondsPerRun(model, phase, picture, runs) * runs < SAMPLE_SECONDS) {
             runs *= 2;

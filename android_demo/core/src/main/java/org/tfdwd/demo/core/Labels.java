@@ -47,8 +47,21 @@ public final class Labels {
     }
 
     /** How many there are; 0 for {@link #NONE}. */
-    public int count() {
+    int count() {
         return names.size();
+    }
+
+    /**
+     * Looks whether they fit.
+     *
+     * @param model of those classes, for the message.
+     * @throws DemoException another number of labels.
+     */
+    void check(String model, int classes) {
+        if (this != NONE && names.size() != classes) {
+            throw new DemoException(model + ": expected a label for each of its " + classes
+                    + " classes, got " + names.size());
+        }
     }
 
     /** The label of a class from 0, or "class 12" where there are none. */

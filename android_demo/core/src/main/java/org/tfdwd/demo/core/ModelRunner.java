@@ -12,7 +12,7 @@ public interface ModelRunner extends Closeable {
     /** The input: a picture, (1, height, width, channels). */
     TensorSpec input();
 
-    /** The output: (1, classes). */
+    /** The output, of which a {@link Task} knows what it stands for. */
     TensorSpec output();
 
     /**

@@ -6,6 +6,6 @@ public enum Phase {
     PREPROCESSING,
     /** {@link ModelRunner#run}, with its copying of input and output. */
     INFERENCE,
-    /** From the bytes of the model's output to the best classes. */
+    /** From the bytes of the model's output to the best classes, and to what is drawn. */
     POSTPROCESSING
 }

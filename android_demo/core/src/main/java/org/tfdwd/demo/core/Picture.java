@@ -2,7 +2,8 @@ package org.tfdwd.demo.core;
 
 /** A picture of opaque pixels. */
 public final class Picture {
-    final int[] argb;
+    /** As given; not to be changed. */
+    public final int[] argb;
     private final int width;
     private final int height;
 

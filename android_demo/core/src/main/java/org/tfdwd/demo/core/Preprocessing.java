@@ -19,13 +19,11 @@ public final class Preprocessing {
      * @param resize pixels of the shorter side before the crop; 0 for those of the crop.
      * @param scale as that of Keras' Rescaling layer. 1 where the model reads 0..255.
      * @param offset as that of Keras' Rescaling layer. 0 where the model reads 0..255.
-     * @throws DemoException a negative size, or numbers that are not finite.
+     * @throws DemoException a negative size.
      */
     public Preprocessing(int resize, float scale, float offset) {
-        if (resize < 0 || Float.isNaN(scale * offset) || Float.isInfinite(scale)
-                || Float.isInfinite(offset)) {
-            throw new DemoException("expected resize of 0 pixels or more and finite scale and "
-                    + "offset, got " + resize + ", " + scale + " and " + offset);
+        if (resize < 0) {
+            throw new DemoException("expected resize of 0 pixels or more, got " + resize);
         }
         this.resize = resize;
         this.scale = scale;
@@ -38,18 +36,31 @@ public final class Preprocessing {
      * @throws DemoException no number, or as the constructor.
      */
     public static Preprocessing from(Properties properties) {
-        String name = "resize";
+        String resize = properties.getProperty("resize", "0").trim();
         try {
-            int resize = Integer.parseInt(properties.getProperty(name, "0").trim());
-            name = "scale";
-            float scale = Float.parseFloat(properties.getProperty(name, "1"));
-            name = "offset";
-            float offset = Float.parseFloat(properties.getProperty(name, "0"));
-            return new Preprocessing(resize, scale, offset);
+            return new Preprocessing(Integer.parseInt(resize), real(properties, "scale", "1"),
+                    real(properties, "offset", "0"));
         } catch (NumberFormatException error) {
-            throw new DemoException(name + ": expected a number, got '"
-                    + properties.getProperty(name) + "'", error);
+            throw new DemoException("resize: expected a whole number, got '" + resize + "'", error);
         }
+    }
+
+    /**
+     * A property.
+     *
+     * @throws DemoException it is no finite number.
+     */
+    static float real(Properties properties, String name, String otherwise) {
+        String text = properties.getProperty(name, otherwise);
+        try {
+            float number = Float.parseFloat(text);
+            if (!Float.isNaN(number) && !Float.isInfinite(number)) {
+                return number;
+            }
+        } catch (NumberFormatException error) {
+            // Said below, as of numbers that are not finite.
+        }
+        throw new DemoException(name + ": expected a finite number, got '" + text + "'");
     }
 
     /**
@@ -92,27 +103,20 @@ public final class Preprocessing {
         return shape[3];
     }
 
-    /** (height, width, 3) of the crop, 0..255, not rounded yet. */
-    float[] resized(Picture picture, TensorSpec input) {
-        int height = input.shape()[1];
-        int width = input.shape()[2];
-        int shorter = Math.min(picture.height(), picture.width());
-        int wanted = resize == 0 ? Math.max(height, width) : resize;
-        int fullHeight = scaled(picture.height(), wanted, shorter);
-        int fullWidth = scaled(picture.width(), wanted, shorter);
-        if (fullHeight < height || fullWidth < width) {
-            throw new DemoException("expected resize of at least " + Math.max(height, width)
-                    + ", the model's input, got " + resize);
-        }
-        Resampling rows =
-                new Resampling(picture.height(), fullHeight, (fullHeight - height) / 2, height);
-        Resampling columns =
-                new Resampling(picture.width(), fullWidth, (fullWidth - width) / 2, width);
-        return acrossColumns(acrossRows(picture, rows), picture.width(), columns);
+    /**
+     * The part of a photo that a model sees.
+     *
+     * @throws DemoException as {@link #apply}.
+     */
+    Crop crop(Picture photo, TensorSpec input) {
+        return new Crop(photo, resize, input.shape()[1], input.shape()[2]);
     }
 
-    private static int scaled(int length, int wanted, int shorter) {
-        return (int) Math.rint((float) length * wanted / shorter);
+    /** (height, width, 3) of the crop, 0..255, not rounded yet. */
+    float[] resized(Picture picture, TensorSpec input) {
+        Crop crop = crop(picture, input);
+        return acrossColumns(acrossRows(picture, crop.resampledRows()), picture.width(),
+                crop.resampledColumns());
     }
 
     /** (new rows, old columns, 3). */
@@ -154,7 +158,7 @@ public final class Preprocessing {
         return sums;
     }
 
-    private static int toByte(float value) {
+    static int toByte(float value) {
         return (int) Math.max(0, Math.min(255, value + 0.5f));
     }
 }

@@ -1,17 +1,14 @@
 package org.tfdwd.demo.core;
 
-import java.util.List;
-
-/** What one model says of one picture, and how long that took. */
+/** What one model says of one photo, and how long that took. */
 public final class Result {
-    /** The best classes, best first; not to be changed. */
-    public final List<Answer> answers;
+    public final Finding finding;
 
     private final long[] nanos;
 
     /** @param nanos of each {@link Phase}, in order. */
-    Result(List<Answer> answers, long... nanos) {
-        this.answers = answers;
+    Result(Finding finding, long... nanos) {
+        this.finding = finding;
         this.nanos = nanos;
     }
 

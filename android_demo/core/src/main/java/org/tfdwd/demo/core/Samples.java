@@ -14,8 +14,8 @@ public final class Samples {
     private final double[][][] seconds;
 
     /** @param seconds of one run, by phase, model and round. */
-    Samples(List<Classifier> models, double[][][] seconds) {
-        for (Classifier model : models) {
+    Samples(List<Model> models, double[][][] seconds) {
+        for (Model model : models) {
             names.add(model.name());
             bytes.add(model.bytes());
         }

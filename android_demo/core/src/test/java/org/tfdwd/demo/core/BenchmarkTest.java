@@ -22,8 +22,8 @@ public class BenchmarkTest {
     private final Fakes.FakeClock clock = new Fakes.FakeClock(20 * MS);
     private final List<String> log = new ArrayList<String>();
 
-    private Classifier model(String name, long nanos) {
-        return Fakes.classifier(name, new Fakes.Runner(name, log, clock, nanos, 1, 2));
+    private Model model(String name, long nanos) {
+        return Fakes.classifier(name, new Fakes.Runner(name, log, clock, nanos));
     }
 
     private static BenchmarkReport report(Samples samples, Phase phase) {
@@ -32,7 +32,7 @@ public class BenchmarkTest {
 
     @Test
     public void interleavesBackAndForthAfterTheWarmUp() {
-        List<Classifier> models = Arrays.asList(model("a", MS), model("b", MS), model("c", MS));
+        List<Model> models = Arrays.asList(model("a", MS), model("b", MS), model("c", MS));
         Fakes.Patience listener = new Fakes.Patience(1000);
         new Benchmark(clock, 3, 2).run(models, PICTURE, listener);
         // Two to warm up and one to see how long it takes; then the rounds.
@@ -70,7 +70,7 @@ public class BenchmarkTest {
                 return own.now + System.nanoTime();
             }
         };
-        Classifier quick = Fakes.classifier("q", new Fakes.Runner("q", log, own, 3 * MS, 1, 2));
+        Model quick = Fakes.classifier("q", new Fakes.Runner("q", log, own, 3 * MS));
         Samples samples =
                 new Benchmark(both, 5, 1).run(Arrays.asList(quick), PICTURE, new Fakes.Patience(9));
         // 1 to warm up, 1 + 2 + 4 + 8 until they take 20 ms, then 8 for each of the samples; less
@@ -109,7 +109,7 @@ public class BenchmarkTest {
         PreprocessingTest.refused("at least one model", new ThrowingRunnable() {
             @Override
             public void run() {
-                new Benchmark(clock, 1, 1).run(Collections.<Classifier>emptyList(), PICTURE,
+                new Benchmark(clock, 1, 1).run(Collections.<Model>emptyList(), PICTURE,
                         new Fakes.Patience(9));
             }
         });

@@ -20,25 +20,37 @@ final class Fakes {
         return new Picture(pixels, width, height);
     }
 
-    /** Gives fixed scores, and makes a fake clock go on. */
+    /** Gives fixed values, and makes a fake clock go on. */
     static final class Runner implements ModelRunner {
         final List<String> log;
         final String name;
         final FakeClock clock;
         final long nanos;
-        final float[] scores;
+        final TensorSpec output;
+        final float[] values;
         boolean closed;
 
-        Runner(String name, List<String> log, FakeClock clock, long nanos, float... scores) {
+        Runner(String name, List<String> log, FakeClock clock, long nanos, TensorSpec output,
+                float... values) {
             this.name = name;
             this.log = log;
             this.clock = clock;
             this.nanos = nanos;
-            this.scores = scores;
+            this.output = output;
+            this.values = values;
+        }
+
+        /** Of two classes. */
+        Runner(String name, List<String> log, FakeClock clock, long nanos) {
+            this(name, log, clock, nanos, floats(1, 2), 1, 2);
+        }
+
+        Runner(TensorSpec output, float... values) {
+            this("", new ArrayList<String>(), new FakeClock(0), 0, output, values);
         }
 
         Runner(float... scores) {
-            this("", new ArrayList<String>(), new FakeClock(0), 0, scores);
+            this(floats(1, scores.length), scores);
         }
 
         @Override
@@ -48,14 +60,14 @@ final class Fakes {
 
         @Override
         public TensorSpec output() {
-            return floats(1, scores.length);
+            return output;
         }
 
         @Override
-        public void run(ByteBuffer input, ByteBuffer output) {
+        public void run(ByteBuffer from, ByteBuffer to) {
             log.add(name);
             clock.now += nanos;
-            output.asFloatBuffer().put(scores);
+            to.asFloatBuffer().put(values);
         }
 
         @Override
@@ -64,8 +76,12 @@ final class Fakes {
         }
     }
 
-    static Classifier classifier(String name, ModelRunner runner) {
-        return new Classifier(name, 1000, runner, new Preprocessing(0, 1, 0), Labels.NONE);
+    static Model classifier(String name, ModelRunner runner) {
+        return model(name, runner, new Classes(Labels.NONE));
+    }
+
+    static Model model(String name, ModelRunner runner, Task task) {
+        return new Model(name, 1000, runner, new Preprocessing(0, 1, 0), task);
     }
 
     /** Goes on by a fixed time with each look at it. */

@@ -1,5 +1,6 @@
 package org.tfdwd.demo.core;
 
+import static org.junit.Assert.assertEquals;
 import static org.junit.Assert.assertNotNull;
 
 import java.io.ByteArrayOutputStream;
@@ -92,5 +93,37 @@ final class Golden {
                     | rgb[3 * i + 2] & 0xff;
         }
         return new Picture(argb, width, height);
+    }
+
+    /** Of "width height bytes". */
+    Picture picture(String key) {
+        String[] parts = get(key).split(" ");
+        return picture(unhex(parts[2]), Integer.parseInt(parts[0]), Integer.parseInt(parts[1]));
+    }
+
+    /** Fails unless it holds the same picture, each byte within a tolerance, and is opaque. */
+    void assertDrawn(String key, Picture drawn, int tolerance) {
+        Picture expected = picture(key);
+        assertEquals(key, expected.width(), drawn.width());
+        assertEquals(key, expected.height(), drawn.height());
+        for (int i = 0; i < drawn.argb.length; i++) {
+            assertEquals(key, 0xff, drawn.argb[i] >>> 24);
+            for (int shift = 0; shift < 24; shift += 8) {
+                assertEquals(key + ", pixel " + i, expected.argb[i] >> shift & 0xff,
+                        drawn.argb[i] >> shift & 0xff, tolerance);
+            }
+        }
+    }
+
+    /** Of "TYPE 1x2x3 scale zeroPoint". */
+    TensorSpec tensor(String key) {
+        String[] parts = get(key).split(" ");
+        String[] lengths = parts[1].split("x");
+        int[] shape = new int[lengths.length];
+        for (int i = 0; i < shape.length; i++) {
+            shape[i] = Integer.parseInt(lengths[i]);
+        }
+        return new TensorSpec(shape, ElementType.valueOf(parts[0]), Float.parseFloat(parts[2]),
+                Integer.parseInt(parts[3]));
     }
 }

@@ -80,11 +80,11 @@ public class PreprocessingTest {
     @Test
     public void propertiesAreNumbers() {
         for (final String[] wrong : new String[][] {
-            {"resize", "large", "resize: expected a number, got 'large'"},
-            {"scale", "", "scale: expected a number"},
-            {"offset", "0,5", "offset: expected a number"},
+            {"resize", "large", "resize: expected a whole number, got 'large'"},
+            {"scale", "", "scale: expected a finite number, got ''"},
+            {"offset", "0,5", "offset: expected a finite number"},
             {"offset", "NaN", "finite"},
-            {"scale", "Infinity", "finite"},
+            {"scale", "Infinity", "scale: expected a finite number, got 'Infinity'"},
             {"resize", "-1", "0 pixels or more"},
         }) {
             final Properties properties = new Properties();

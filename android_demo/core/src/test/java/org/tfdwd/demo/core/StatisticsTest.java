@@ -45,11 +45,11 @@ public class StatisticsTest {
         }
     }
 
-    private static List<Classifier> models(int count) {
-        List<Classifier> models = new ArrayList<Classifier>();
+    private static List<Model> models(int count) {
+        List<Model> models = new ArrayList<Model>();
         for (int model = 0; model < count; model++) {
-            models.add(new Classifier("model " + model, 1000 + model, new Fakes.Runner(1, 2),
-                    new Preprocessing(0, 1, 0), Labels.NONE));
+            models.add(new Model("model " + model, 1000 + model, new Fakes.Runner(1, 2),
+                    new Preprocessing(0, 1, 0), new Classes(Labels.NONE)));
         }
         return models;
     }
