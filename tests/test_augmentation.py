@@ -64,17 +64,34 @@ def test_only_moves_that_change_no_answer_are_used(
     source = np.random.default_rng(1)
     # Smooth ones, as photographs are: a shift changes little of what is there.
     images = np.repeat(np.repeat(source.normal(size=(64, 4, 4, 3)), 4, 1), 4, 2) + 0.2
-    found = augmentation.chosen(_model(output), [images.astype(np.float32)], kinds, taught)
+    model = _model(output)
+    found = augmentation.chosen(
+        model, [images.astype(np.float32)], kinds, model if taught else None
+    )
     assert found == expected
+
+
+@pytest.mark.parametrize(("bias", "mixes"), [(0.0, False), (3.0, True)])
+def test_nothing_is_mixed_for_a_student_that_is_far_on_mixed_images_alone(
+    bias: float, mixes: bool
+) -> None:
+    def flat(image: Any) -> Any:  # more than 0 of mixed images, whose variance is less
+        return keras.ops.relu(0.9 - keras.ops.var(image, axis=(1, 2, 3), keepdims=True)[:, 0, 0])
+
+    images = IMAGES / IMAGES.std((1, 2, 3), keepdims=True)
+    student = _model(lambda x: _whether(_mean(x) + bias + flat(x)))
+    teacher = _model(lambda x: _whether(_mean(x)))
+    found = augmentation.chosen(teacher, [images], ["probabilities"], student)
+    assert found.mixes == mixes
 
 
 def test_nothing_is_moved_that_is_no_image() -> None:
     vector = keras.Input((5,))
     model = keras.Model(vector, layers.Softmax()(vector))
-    assert augmentation.chosen(model, [np.ones((9, 5))], ["probabilities"], True) == Moves()
+    assert augmentation.chosen(model, [np.ones((9, 5))], ["probabilities"], model) == Moves()
     two = keras.Model([vector, keras.Input((16, 16, 3))], layers.Softmax()(vector))
     given = [np.ones((40, 5)), IMAGES]
-    assert augmentation.chosen(two, given, ["probabilities"], True) == Moves()
+    assert augmentation.chosen(two, given, ["probabilities"], two) == Moves()
 
 
 def test_images_are_mirrored_and_shifted_with_reflected_edges() -> None:

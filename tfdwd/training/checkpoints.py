@@ -17,6 +17,7 @@ import numpy as np
 
 from tfdwd import bridge, files, outputs
 from tfdwd.errors import Error, one_line
+from tfdwd.training.augmentation import Moves
 
 _STATE = "state.npz"
 _HISTORY = ("loss", "val_loss", "val_agreement", "val_top1")
@@ -45,6 +46,7 @@ class State:
       epoch: number of epochs that are done.
       epochs: that there are in all.
       rate: the highest learning rate.
+      moves: that images are changed by.
       history: of each of them.
       kinds, deviations: of the outputs, as they were found on the first images of the run.
       variables: of student and optimizer, as `variables_of` orders them.
@@ -54,6 +56,7 @@ class State:
     epoch: int
     epochs: int
     rate: float
+    moves: Moves
     history: Mapping[str, list[float]]
     kinds: Sequence[str]
     deviations: Sequence[float]
@@ -105,6 +108,7 @@ def read(folder: Path) -> State | None:
             int(held["epoch"]),
             int(held["epochs"]),
             float(held["rate"]),
+            _moves(held["moves"]),
             {name: [float(value) for value in held[name]] for name in _HISTORY if name in held},
             [str(kind) for kind in held["kinds"]],
             [float(value) for value in held["deviations"]],
@@ -147,6 +151,11 @@ def _best(held: Mapping[str, np.ndarray]) -> Best | None:
     return Best(before, values, weights)
 
 
+def _moves(held: np.ndarray) -> Moves:
+    mirrors, down, right, mixes = map(int, held)
+    return Moves(bool(mirrors), (down, right), bool(mixes))
+
+
 def write(folder: Path, state: State) -> None:
     """Writes the state, whole or not at all."""
     arrays: dict[str, Any] = {f"w{number}": value for number, value in enumerate(state.variables)}
@@ -162,6 +171,7 @@ def write(folder: Path, state: State) -> None:
         epoch=np.array(state.epoch),
         epochs=np.array(state.epochs),
         rate=np.array(state.rate),
+        moves=np.array([state.moves.mirrors, *state.moves.shifts, state.moves.mixes]),
         count=np.array(len(state.variables)),
         kinds=np.array(state.kinds),
         deviations=np.array(state.deviations),

@@ -116,7 +116,8 @@ def finetune(
       augment: how images are changed before they are trained on. "auto" is for arrays of images
         with a teacher: mirrored and shifted by up to an eighth of a side if the teacher's answers
         stand it (see `tfdwd.training.augmentation`), and mixed in pairs, but for the last quarter
-        of the epochs, if it is a classifier and no labels are used. None leaves them as they are. A
+        of the epochs, if it is a classifier, no labels are used, and the student is about as far
+        from the teacher on mixed images as on others. None leaves them as they are. A
         Keras layer, or a function of a batch of images, is applied to any data of one input
         instead.
       optimizer: "adamw", or "sgd" (momentum 0.9, Nesterov).
@@ -240,8 +241,10 @@ def finetune(
         )  # fmt: skip
         options = dataclasses.replace(options, learning_rate=_rate(start, learnt))
     moves = augmentation.Moves()
-    if augment == "auto":
-        moves = _moves(data, teacher, learnt)
+    if augment == "auto" and state is not None:
+        moves = state.moves
+    elif augment == "auto":
+        moves = _moves(data, model, teacher, learnt)
     elif augment is not None:
         stream = _changed(augment, stream, seed, first * data.steps)
     runs = layers.runner(model, learnt.paths)
@@ -279,6 +282,7 @@ def finetune(
             options=options,
             epochs=epochs,
             steps=data.steps,
+            moves=moves,
             validate=validate,
             folder=kept,
             log=loop.log_of(tensorboard, rate, data.steps),
@@ -307,13 +311,14 @@ class History(keras.callbacks.History):
         self.after = {} if best is None else dict(best.values)
 
 
-def _moves(data: Epochs, teacher: Any, learnt: task.Task) -> augmentation.Moves:
+def _moves(data: Epochs, model: Any, teacher: Any, learnt: task.Task) -> augmentation.Moves:
     """What the images of arrays stand, by the answers of the teacher."""
     if teacher is None or data.sample is None:
         return augmentation.Moves()
     if learnt.needs_labels and not learnt.is_classifier:
         return augmentation.Moves()  # the labels would have to move, too
-    return augmentation.chosen(teacher, data.sample, learnt.kinds, not learnt.needs_labels)
+    taught = None if learnt.needs_labels else model
+    return augmentation.chosen(teacher, data.sample, learnt.kinds, taught)
 
 
 def _rate(measure: Validation, learnt: task.Task) -> float:

@@ -14,6 +14,7 @@ from absl import logging
 from tfdwd import reporting, workers
 from tfdwd.errors import Error
 from tfdwd.training import checkpoints
+from tfdwd.training.augmentation import Moves
 from tfdwd.training.learner import averaged, step_of
 from tfdwd.training.options import Options
 from tfdwd.training.task import Task
@@ -32,6 +33,7 @@ class Run:
       options: the user's.
       epochs: in all.
       steps: of an epoch.
+      moves: that images are changed by.
       validate: measures the student, or None.
       folder: for checkpoints, or None.
       log: takes an epoch and {name: value}.
@@ -43,6 +45,7 @@ class Run:
     options: Options
     epochs: int
     steps: int
+    moves: Moves
     validate: Validation | None
     folder: Path | None
     log: Log
@@ -157,6 +160,7 @@ class Run:
             epoch=epoch + 1,
             epochs=self.epochs,
             rate=self.options.learning_rate,
+            moves=self.moves,
             history=history,
             kinds=self.task.kinds,
             deviations=self.task.deviations,
