@@ -63,7 +63,7 @@ def test_open_sizes_need_input_shape():
     for shape in ((10, 12, 3), [(10, 12, 3)], {"x": (10, 12, 3)}):
         assert costs.count(model, shape).macs == 8 * 10 * 27 * 5
     assert costs.count(model, input_shape=(5, 5, 3)).macs == 3 * 3 * 27 * 5
-    with pytest.warns(DeprecationWarning, match="input_shapes is now input_shape"):
+    with pytest.warns(DeprecationWarning, match="is called input_shape= now.* removed in 0.3.0"):
         assert costs.count(model, input_shapes=[(5, 5, 3)]).macs == 3 * 3 * 27 * 5
     with pytest.raises(Error, match=r"layer 'conv2d.*' cannot run where the inputs are .*2, 2, 3"):
         costs.count(model, (2, 2, 3))

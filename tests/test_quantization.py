@@ -1,6 +1,7 @@
 """Quantisation-aware models against LiteRT, which is what they are to predict."""
 
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -360,6 +361,19 @@ def test_saved_weights_are_loaded(tmp_path: Path) -> None:
 
 def test_other_models_are_not_aware() -> None:
     assert not quantization.is_aware(tf_keras.Sequential([tf_keras.layers.Dense(1)]))
+
+
+def test_without_the_extra_the_way_out_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorflow_model_optimization", None)
+    monkeypatch.delitem(sys.modules, "tfdwd.rounding", raising=False)
+    monkeypatch.delattr(tfdwd, "rounding", raising=False)
+    with pytest.raises(tfdwd.Error, match=r"pip install 'tfdwd\[qat\]'"):
+        tfdwd.quantize_aware(_stack(1))
+    model = tf_keras.Sequential([tf_keras.Input((4,)), tf_keras.layers.Dense(2)])
+    with pytest.raises(tfdwd.Error, match="expected a Keras 3 model"):  # as with the extra
+        tfdwd.export(model, tmp_path / "a.tflite")
 
 
 def test_a_backbone_held_to_inference_is_trained_for_int8(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ if TYPE_CHECKING:  # for type checkers and editors, which cannot follow `_NAMES`
     from tfdwd.rebuild import flatten as flatten
     from tfdwd.training import finetune as finetune
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # What is public: modules, and the names that others of their modules give.
 _MODULES = ("costs", "data", "factorize", "models", "report", "workers")

@@ -205,7 +205,7 @@ def _is_aware(model: Any, quantize: str) -> bool:
 
     if not bridge.is_tf_keras(model):
         return False
-    from tfdwd import quantization  # and tensorflow-model-optimization, which takes seconds
+    from tfdwd import quantization  # and tf_keras, which takes seconds
 
     if not quantization.is_aware(model):
         return False

@@ -75,7 +75,7 @@ def count(
       model: Functional or Sequential, nested or not.
       input_shape: at which sizes to count, where the model leaves them open: one shape without the
         batch axis, such as (224, 224, 3), or one for each input, as a list or as a dict by name.
-      input_shapes: the old name, for one release; use ``input_shape``.
+      input_shapes: the old name of input_shape, until 0.3.0.
 
     Returns:
       The costs. MACs are those of convolutions (regular, grouped, depthwise, separable,
@@ -94,7 +94,12 @@ def count(
     from tfdwd import graph  # imports keras: not at the top, so that a board can import this file
 
     if input_shapes is not None:
-        warnings.warn("input_shapes is now input_shape", DeprecationWarning, stacklevel=2)
+        warnings.warn(
+            "count: input_shapes= is called input_shape= now; the old name will be removed in "
+            "0.3.0",
+            DeprecationWarning,
+            stacklevel=2,
+        )
         input_shape = input_shapes if input_shape is None else input_shape
     traced = graph.trace(model)
     if input_shape is not None:

@@ -1,16 +1,16 @@
-"""Quantisation-aware training: the only file that knows tensorflow-model-optimization."""
+"""Quantisation-aware models: which steps of a network LiteRT rounds, and where."""
 
 import collections
 import dataclasses
 import functools
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
-import tensorflow_model_optimization as tfmot
 import tf_keras
 from absl import logging
 
@@ -18,9 +18,7 @@ from tfdwd import bridge, graph, probe, rebuild, to_keras2
 from tfdwd.differences import difference, equal
 from tfdwd.errors import Error, one_line
 
-_EMA = 0.99  # how much of a range is kept at each training step
 _ROUNDING = 1e-3  # of a whole model: what float32 may add up to
-_LEVELS = 127  # of a weight on either side of zero: LiteRT's int8 weights leave out -128
 
 # Attribute and axes of the kernel along which LiteRT has one scale for each channel.
 _KERNELS = {
@@ -48,100 +46,7 @@ _FIXED_RANGE = {"sigmoid", "softmax", "tanh"}  # the converter knows the ranges 
 _FUNCTIONS = {"HardSilu": "hard_silu", "LeakyRelu": "leaky_relu"}  # of operations
 _ACTIVATIONS = {"hard_silu", "leaky_relu", "relu", "relu6", "silu"}
 
-
-class ChannelWeights(tfmot.quantization.keras.quantizers.Quantizer):
-    """Rounds a kernel to 8 bits with one symmetric scale for each channel, as LiteRT does.
-
-    tensorflow-model-optimization's own takes one scale for all channels of a depthwise kernel
-    (issue 808 there). The gradient passes the rounding unchanged.
-
-    Attributes:
-      axes: of the kernel that count channels.
-    """
-
-    def __init__(self, axes: Sequence[int]) -> None:
-        self.axes = tuple(axes)
-
-    def build(self, tensor_shape: Any, name: str, layer: Any) -> dict[str, Any]:
-        return {}
-
-    def __call__(self, inputs: Any, training: bool, weights: Any, **kwargs: Any) -> Any:
-        others = [axis for axis in range(len(inputs.shape)) if axis not in self.axes]
-        kernel = tf.convert_to_tensor(inputs)
-        limit = tf.reduce_max(tf.abs(kernel), others, keepdims=True)
-        scale = tf.maximum(limit, 1e-30) / _LEVELS
-        rounded = tf.round(kernel / scale) * scale
-        return kernel + tf.stop_gradient(rounded - kernel) if training else rounded
-
-    def get_config(self) -> dict[str, Any]:
-        return {"axes": self.axes}
-
-
-class SeenRange(tfmot.quantization.keras.quantizers.Quantizer):
-    """Rounds activations to 8 bits over the range seen in training.
-
-    The range is that of the first batch, then an exponential moving average; before any training
-    activations pass unrounded. (tensorflow-model-optimization's own begins at -6..6 and takes
-    thousands of steps to leave it.)
-    """
-
-    def build(self, tensor_shape: Any, name: str, layer: Any) -> dict[str, Any]:
-        def state(end: str) -> Any:
-            return layer.add_weight(f"{name}_{end}", (), initializer="zeros", trainable=False)
-
-        return {end: state(end) for end in ("low", "high", "seen")}
-
-    def __call__(self, inputs: Any, training: bool, weights: Any, **kwargs: Any) -> Any:
-        low, high, seen = weights["low"], weights["high"], weights["seen"]
-        if not training:
-            return tf.cond(seen > 0, lambda: _rounded(inputs, low, high), lambda: inputs)
-        keep = _EMA * seen
-        low = low.assign(keep * low + (1 - keep) * tf.minimum(tf.reduce_min(inputs), 0))
-        high = high.assign(keep * high + (1 - keep) * tf.maximum(tf.reduce_max(inputs), 0))
-        with tf.control_dependencies([low, high]):
-            seen.assign(1.0)
-        return _rounded(inputs, low, high)
-
-    def get_config(self) -> dict[str, Any]:
-        return {}
-
-
-def _rounded(x: Any, low: Any, high: Any) -> Any:
-    return tf.quantization.fake_quant_with_min_max_vars(x, low, tf.maximum(high, low + 1e-6))
-
-
-class LikeLiteRT(tfmot.quantization.keras.QuantizeConfig):
-    """What of one layer is rounded: its kernel if it has one, its output if it is to be.
-
-    Attributes:
-      kind: the layer's class.
-      output: whether LiteRT holds the layer's output as a tensor of its own range.
-    """
-
-    def __init__(self, kind: str, output: bool) -> None:
-        self.kind, self.output = kind, output
-
-    def get_weights_and_quantizers(self, layer: Any) -> list[tuple[Any, Any]]:
-        if self.kind not in _KERNELS:
-            return []
-        attribute, axes = _KERNELS[self.kind]
-        return [(getattr(layer, attribute), ChannelWeights(axes))]
-
-    def get_activations_and_quantizers(self, layer: Any) -> list[tuple[Any, Any]]:
-        return []
-
-    def set_quantize_weights(self, layer: Any, quantize_weights: Sequence[Any]) -> None:
-        for weights in quantize_weights:
-            setattr(layer, _KERNELS[self.kind][0], weights)
-
-    def set_quantize_activations(self, layer: Any, quantize_activations: Sequence[Any]) -> None:
-        pass
-
-    def get_output_quantizers(self, layer: Any) -> list[Any]:
-        return [SeenRange()] if self.output else []
-
-    def get_config(self) -> dict[str, Any]:
-        return {"kind": self.kind, "output": self.output}
+_Wrap = Callable[[Any, tuple[str, tuple[int, ...]] | None, bool], Any]  # `rounding.wrap`
 
 
 def quantize_aware(model: keras.Model) -> tf_keras.Model:
@@ -166,7 +71,8 @@ def quantize_aware(model: keras.Model) -> tf_keras.Model:
 
     Raises:
       tfdwd.Error: a layer that cannot be copied, that Keras has quantised or that computes
-        something else in tf_keras; the message names it.
+        something else in tf_keras; the message names it. Or tensorflow-model-optimization is not
+        installed: it comes with ``pip install 'tfdwd[qat]'``.
 
     Example:
       >>> student = quantize_aware(keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]))
@@ -176,6 +82,8 @@ def quantize_aware(model: keras.Model) -> tf_keras.Model:
     Source: Jacob et al., "Quantization and Training of Neural Networks for Efficient
     Integer-Arithmetic-Only Inference", arXiv 1712.05877, section 3.
     """
+    from tfdwd import rounding  # and tensorflow-model-optimization, an extra that takes seconds
+
     flat = rebuild.flatten(bridge.to_keras3(model))
     for layer in flat._flatten_layers():
         if layer.dtype_policy.quantization_mode is not None:
@@ -202,7 +110,7 @@ def quantize_aware(model: keras.Model) -> tf_keras.Model:
     inputs = [values[number] for number in traced.inputs]
     for number, tensor in list(values.items()):
         if tensor.dtype.is_floating:
-            values[number] = _range(traced.specs[number].name)(tensor)
+            values[number] = _range(traced.specs[number].name, rounding.wrap)(tensor)
     left: list[str] = []
     wrapped: dict[int, Any] = {}  # a shared layer stays shared
     for step in steps:
@@ -211,7 +119,7 @@ def quantize_aware(model: keras.Model) -> tf_keras.Model:
             known = step.reads[0] in convolved
         if id(step.layer) not in wrapped:
             held = known and _held(step, reader_of.get(step.writes[0]))
-            wrapped[id(step.layer)] = _rounding(step, held)
+            wrapped[id(step.layer)] = _rounding(step, held, rounding.wrap)
             if not known:
                 left.append(step.layer.name)
         layer, range_of = wrapped[id(step.layer)]
@@ -238,8 +146,10 @@ def quantize_aware(model: keras.Model) -> tf_keras.Model:
 
 def is_aware(model: Any) -> bool:
     """Whether a model comes from `quantize_aware`."""
-    return any(
-        isinstance(getattr(layer, "quantize_config", None), LikeLiteRT) for layer in model.layers
+    rounding = sys.modules.get("tfdwd.rounding")  # if it was never loaded, it made no model
+    return rounding is not None and any(
+        isinstance(getattr(layer, "quantize_config", None), rounding.LikeLiteRT)
+        for layer in model.layers
     )
 
 
@@ -411,26 +321,18 @@ def _held(step: _Step, reader: _Step | None) -> bool:
     return reader.kind != "Concatenate" and not (step.kind in _FOLDING and _rectifies(reader))
 
 
-def _rounding(step: _Step, held: bool) -> tuple[Any, Any]:
+def _rounding(step: _Step, held: bool, wrap: _Wrap) -> tuple[Any, Any]:
     """The step's layer with what rounds its output: within its wrapper, or a layer behind it.
 
     A wrapper learns its range only in training. A layer that the graph holds to inference, such as
     the batch norms of ``backbone(x, training=False)``, thus stays outside of it.
     """
     if held and step.training is not None and step.layer._call_spec.expects_training_arg:
-        return step.layer, _range(step.layer.name)
-    return _wrapped(step.layer, step.kind, held), lambda value: value
+        return step.layer, _range(step.layer.name, wrap)
+    return wrap(step.layer, _KERNELS.get(step.kind), held), lambda value: value
 
 
-def _range(name: str) -> Any:
+def _range(name: str, wrap: _Wrap) -> Any:
     """A layer that only rounds."""
     layer = tf_keras.layers.Activation("linear", name=_scope(f"{name}_range"))
-    return _wrapped(layer, "Activation", True)
-
-
-def _wrapped(layer: Any, kind: str, held: bool) -> Any:
-    """The layer in tfmot's wrapper, where there is anything to round."""
-    if kind not in _KERNELS and not held:
-        return layer
-    wrapper = tfmot.quantization.keras.QuantizeWrapperV2
-    return wrapper(layer, LikeLiteRT(kind, held), name=layer.name)
+    return wrap(layer, None, True)

@@ -13,7 +13,11 @@ Data: Xiao et al. 2017, "Fashion-MNIST", arXiv 1708.07747 (MIT licence), as Debi
 """
 
 import gzip
+import io
+import json
 import pathlib
+import zipfile
+from typing import Any
 
 import keras
 import numpy as np
@@ -37,6 +41,32 @@ def read_idx(path: pathlib.Path) -> np.ndarray:
     raw = gzip.decompress(path.read_bytes())
     shape = np.frombuffer(raw, ">u4", count=raw[3], offset=4)
     return np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3]).reshape(shape)
+
+
+# Fields of Keras 3.15 that Keras 3.12, the last one for Python 3.10, does not know.
+NEWER = {
+    "quantization_config": None, "input_axes": None, "output_axes": None, "renorm": False,
+    "renorm_clipping": None, "renorm_momentum": 0.99,
+}  # fmt: skip
+
+
+def for_older_keras(content: bytes) -> bytes:
+    """A .keras file without the newer fields, where they have the values that they default to."""
+
+    def without(value: Any) -> Any:
+        if isinstance(value, dict):
+            held = {key: without(own) for key, own in value.items()}
+            return {k: v for k, v in held.items() if k not in NEWER or v != NEWER[k]}
+        return [without(own) for own in value] if isinstance(value, list) else value
+
+    written = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(written, "w") as new:
+        for entry in old.infolist():
+            data = old.read(entry)
+            if entry.filename == "config.json":
+                data = json.dumps(without(json.loads(data))).encode()
+            new.writestr(entry, data)
+    return written.getvalue()
 
 
 def augment(image: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -91,6 +121,7 @@ def main(argv: list[str]) -> None:
     path = HERE / "fashion_shufflenet.keras"
     model.save(path)
     keras.models.load_model(path, compile=False).save(path)
+    path.write_bytes(for_older_keras(path.read_bytes()))
     np.savez_compressed(
         HERE / "fashion_mnist.npz",
         x_train=x_train[:2048], y_train=y_train[:2048], x_test=x_test[:4000], y_test=y_test[:4000],

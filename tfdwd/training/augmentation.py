@@ -67,6 +67,15 @@ class Moves:
         return lambda epoch: self if epoch < _MIXED * epochs else plain
 
 
+def with_moved(inputs: Sequence[np.ndarray], moves: Moves, seed: int) -> list[np.ndarray]:
+    """Images, and the same ones moved once, not mixed; inputs that are not moved as they are."""
+    plain = dataclasses.replace(moves, mixes=False)
+    if plain == Moves():
+        return list(inputs)
+    [images] = inputs
+    return [np.concatenate([images, plain(images, np.random.default_rng(seed))])]
+
+
 def moved(
     images: np.ndarray, mirrored: np.ndarray, down: np.ndarray, right: np.ndarray
 ) -> np.ndarray:

@@ -27,7 +27,7 @@ from tfdwd.training.validation import Validation, joined, of_data, of_images
 
 _EPOCHS, _FEWEST, _MOST = 4200, 3, 300  # the first for one image; see `finetune`
 _RATE = 5e-4
-_RATE_OF_LOSS, _LOWEST_RATE, _HIGHEST_RATE = 3e-3, 1e-4, 3e-3  # see `finetune`
+_RATE_OF_LOSS, _LOWEST_RATE, _HIGHEST_RATE = 4e-3, 1e-4, 3e-3  # see `finetune`
 _TRAINING = 0.9  # part of the time given that the steps may take
 _TRIALS = 5  # steps that are timed
 _MOST_HELD = 0.5
@@ -122,7 +122,7 @@ def finetune(
         instead.
       optimizer: "adamw", or "sgd" (momentum 0.9, Nesterov).
       learning_rate: the highest; it rises linearly, then falls to 0 along a cosine. By default,
-        with AdamW, a teacher and no labels, 0.003 for each unit of loss that the student begins
+        with AdamW, a teacher and no labels, 0.004 for each unit of loss that the student begins
         with (as in `before`; the mean over the outputs), from 1e-4 to 3e-3: a high rate would undo
         a good start. Else 5e-4.
       warmup: part of all steps in which it rises.
@@ -137,10 +137,11 @@ def finetune(
       validation: what is measured after each epoch. A number is the part of arrays that is held
         back; of other data that can be read again, and of fewer than ten images, the first batches
         are measured, which are trained on, too. With a teacher and no labels loss and agreement are
-        those of `tfdwd.likeness`, else the loss is that of training. With 0 or None, and of a
-        generator, nothing is held back or measured, and the last weights stay. Or data that can be
-        read once an epoch: of a classifier with labels the top-1, as `tfdwd.evaluate` finds it,
-        else the loss.
+        those of `tfdwd.likeness`, of images held back also moved as those that are trained on,
+        since the student may have been fitted on them as they are; else the loss is that of
+        training. With 0 or None, and of a generator, nothing is held back or measured, and the
+        last weights stay. Or data that can be read once an epoch: of a classifier with labels the
+        top-1, as `tfdwd.evaluate` finds it, else the loss.
       folder: for checkpoints: last.keras and, unless nothing is measured, best.keras (of a
         quantise-aware model the weights, last.weights.h5). Must exist; the first worker writes, all
         read.
@@ -223,23 +224,6 @@ def finetune(
     task.try_losses(learnt, model, looked_at[0])
     if bridge.kit(model) is not keras:
         _see_ranges(model, looked_at)
-    validate = None
-    if part is None:
-        validate = of_data(validation, model, learnt, batch_size=batch_size, fixed=fixed)
-    elif part and can_be_read_again(dataset):
-        again = looked_at if not first else task.first_batches(open_epochs(dataset, reading, 0))[0]
-        validate = of_images(
-            data.held or joined(again), model, teacher, learnt, batch_size=batch_size, fixed=fixed
-        )
-    taught_alone = teacher is not None and not learnt.needs_labels
-    if learning_rate is None and state is not None:
-        options = dataclasses.replace(options, learning_rate=state.rate)
-    elif learning_rate is None and optimizer == "adamw" and taught_alone:
-        start = of_images(
-            data.held or joined(looked_at), model, teacher, learnt,
-            batch_size=batch_size, fixed=fixed,
-        )  # fmt: skip
-        options = dataclasses.replace(options, learning_rate=_rate(start, learnt))
     moves = augmentation.Moves()
     if augment == "auto" and state is not None:
         moves = state.moves
@@ -247,6 +231,24 @@ def finetune(
         moves = _moves(data, model, teacher, learnt)
     elif augment is not None:
         stream = _changed(augment, stream, seed, first * data.steps)
+    taught_alone = teacher is not None and not learnt.needs_labels
+    held = data.held
+    if held is not None and taught_alone:
+        held = augmentation.with_moved(held[0], moves, seed), None
+    elif held is None and first and can_be_read_again(dataset):
+        held = joined(task.first_batches(open_epochs(dataset, reading, 0))[0])
+    measure = of_images(
+        held or joined(looked_at), model, teacher, learnt, batch_size=batch_size, fixed=fixed
+    )
+    validate = None
+    if part is None:
+        validate = of_data(validation, model, learnt, batch_size=batch_size, fixed=fixed)
+    elif part and can_be_read_again(dataset):
+        validate = measure
+    if learning_rate is None and state is not None:
+        options = dataclasses.replace(options, learning_rate=state.rate)
+    elif learning_rate is None and optimizer == "adamw" and taught_alone:
+        options = dataclasses.replace(options, learning_rate=_rate(measure, learnt))
     runs = layers.runner(model, learnt.paths)
     with contextlib.ExitStack() as stack:
         half = stack.enter_context(learner.half_precision(model)) if mixed_precision else ""
