@@ -67,7 +67,7 @@ WAYS = {
     "no augmentation": lambda images: {"augment": None},
     "no mixup": lambda images: {"augment": _moves(images, mirrors=True)},
     "mixed to the end": lambda images: {"augment": _moves(images, mirrors=True, mixes=True)},
-    "rate 0.0003": lambda images: {"learning_rate": 3e-4},
+    "rate 0.0005": lambda images: {"learning_rate": 5e-4},
     "rate 0.001": lambda images: {"learning_rate": 1e-3},
     "rate 0.003": lambda images: {"learning_rate": 3e-3},
     "batches of 32": lambda images: {"batch_size": 32},
