@@ -149,6 +149,20 @@ def test_a_picture_is_the_image() -> None:
     np.testing.assert_array_equal((found[..., :3] * 255).round(), image)
 
 
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-1.0, 1.0), (0.0, 255.0)])
+def test_pictures_that_leave_the_range_a_little_are_cut_off(low: float, high: float) -> None:
+    from matplotlib import image as files
+
+    for beyond in 0.0, 0.1:
+        width = high - low
+        values = np.array([low - beyond * width, low + 0.5 * width, high + beyond * width])
+        picture = values.reshape(1, 3, 1).astype(np.float32)
+        shown = tfdwd.report.examples_of(picture[None], [np.zeros((1, 2))], [np.zeros((1, 2))])
+        [content] = re.findall(r"base64,([^\"]+)", shown)
+        found = files.imread(io.BytesIO(base64.b64decode(content)), format="png")
+        np.testing.assert_allclose(found[0, :, 0], [0, 0.5, 1], atol=0.003)
+
+
 # ---------------------------------------------------------------------- in a browser
 
 

@@ -4,6 +4,7 @@ Imports nothing heavy, so that `benchmarking` runs on a board without TensorFlow
 """
 
 import html
+import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -171,8 +172,13 @@ def layer_cells(layer: Any) -> tuple[str, str, str, str]:
     return layer.name, stack, f"{layer.macs_before:,}", f"{layer.macs_after:,}"
 
 
+def _in_notebook() -> bool:
+    shell = sys.modules.get("IPython")
+    return shell is not None and hasattr(shell.get_ipython(), "kernel")
+
+
 def progress(work: Iterable[Any] | int, description: str) -> tqdm:
-    """Makes a progress bar on standard error, silent where that is no terminal.
+    """Makes a progress bar on standard error, silent where that is no terminal or notebook.
 
     Args:
       work: what to go through, or the number of steps of a bar that is moved with ``update``.
@@ -191,5 +197,5 @@ def progress(work: Iterable[Any] | int, description: str) -> tqdm:
         total=work if counted else None,
         desc=description,
         leave=False,
-        disable=None,
+        disable=False if _in_notebook() else None,
     )

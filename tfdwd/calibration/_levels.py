@@ -121,10 +121,10 @@ def levels(
         bar = spools.enter_context(progress(len(frontier) * schedule.stages, "calibrating"))
         for stage in range(schedule.stages):
             following, sites = schedule.live_after(stage), schedule.measured[stage]
-            run = _compile(schedule, stage, expansions, specs, live, following, settings)
             after = Spool(spools)
             operations = [*(call.operation for call in graph.calls), *expansions.values()]
             with names_for_tensorflow(operations):
+                run = _compile(schedule, stage, expansions, specs, live, following, settings)
                 for index, tensors in enumerate(frontier):
                     positions = []
                     for site in sites:
@@ -329,11 +329,10 @@ def _compile(
         return rows, [original[n] for n in following[0]] + [student[n] for n in following[1]]
 
     signature = [tf.TensorSpec(specs[n].shape, specs[n].dtype) for n in (*live[0], *live[1])]
-    return tf.function(
-        run,
-        input_signature=[signature, [tf.TensorSpec((None,), tf.int32) for _ in sites]],
-        autograph=False,
-    )
+    positions = [tf.TensorSpec((None,), tf.int32) for _ in sites]
+    compiled = tf.function(run, [signature, positions], autograph=False)
+    # Made concrete: else TensorFlow warns of functions of one name that are traced again and again.
+    return compiled.get_concrete_function()
 
 
 def _array(tensor: tf.Tensor) -> np.ndarray:

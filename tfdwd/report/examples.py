@@ -64,16 +64,24 @@ def _coloured(classes: np.ndarray, count: int) -> np.ndarray:
 
 
 def _picture(image: np.ndarray, about: str) -> str:
-    """An image of 1, 3 or 4 channels, 0..1 or 0..255, as an element; of others what it is."""
+    """An image of 1, 3 or 4 channels as an element; of others what it is.
+
+    Of -1..1, 0..1 or 0..255, with a margin of half: what a network leaves by less is cut off, so
+    that two networks' pictures compare. Of any other range from its lowest to its highest value.
+    """
     from matplotlib import image as files
 
     if image.ndim != 3 or image.shape[-1] not in (1, 3, 4):
         return f"<p>{text(about)}: {' x '.join(map(str, image.shape))}</p>"
     values = image.astype(np.float64)
     if image.dtype != np.uint8:
-        low, high = min(0.0, values.min()), values.max()
-        high = 255.0 if low >= 0 and 1.5 < high <= 255 else max(high, 1.0 if low >= 0 else high)
-        values = 255 * (values - low) / ((high - low) or 1.0)
+        low, high = values.min(), values.max()
+        for bottom, top in ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0)):
+            margin = (top - bottom) / 2
+            if bottom - margin < low and high < top + margin:
+                low, high = bottom, top
+                break
+        values = 255 * ((values - low) / ((high - low) or 1.0)).clip(0, 1)
     shown = np.repeat(values, 3, -1) if image.shape[-1] == 1 else values
     sheet = io.BytesIO()
     files.imsave(sheet, shown.round().astype(np.uint8), format="png")
