@@ -222,6 +222,8 @@ def finetune(
     if data.labels is not None:
         learnt.checked(data.labels)
     task.try_losses(learnt, model, looked_at[0])
+    if workers.count() > 1:
+        model.set_weights(workers.of_first(model.get_weights()))
     if bridge.kit(model) is not keras:
         _see_ranges(model, looked_at)
     moves = augmentation.Moves()
@@ -276,8 +278,6 @@ def finetune(
         trained, rate = learner_of(epochs * data.steps)
         if state is not None and kept is not None:
             checkpoints.restore(trained, state, kept)
-        if workers.count() > 1:
-            model.set_weights(workers.of_first(model.get_weights()))
         run = loop.Run(
             learner=trained,
             task=learnt,
