@@ -1,8 +1,8 @@
 """How Sphinx builds the documentation: `make docs`.
 
 Sphinx, because it imports the package, so that the reference has what Python itself sees, and since
-it is alive: mkdocs-material only gets mends any more. The pages are Markdown (MyST), so that they
-read as well on GitHub.
+it is alive: mkdocs-material is in maintenance mode since November 2025. The pages are Markdown
+(MyST), so that they read as well on GitHub.
 """
 
 import re

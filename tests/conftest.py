@@ -5,6 +5,7 @@ Keras is imported where it is used: the process that hands tests out to others n
 
 from __future__ import annotations
 
+import ast
 import gc
 import os
 import subprocess
@@ -47,6 +48,19 @@ def long_samples(brief_samples: None, monkeypatch: pytest.MonkeyPatch) -> None:
     from tfdwd import benchmarking
 
     monkeypatch.setattr(benchmarking, "_SAMPLE_SECONDS", 0.005)
+
+
+@pytest.fixture(scope="session")
+def said() -> list[str]:
+    """All strings of the package, such as its errors; of f-strings the parts that are fixed."""
+    return [
+        "".join(str(part.value) for part in node.values if isinstance(part, ast.Constant))
+        if isinstance(node, ast.JoinedStr)
+        else str(node.value)
+        for path in (_ROOT / "tfdwd").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant | ast.JoinedStr)
+    ]
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import keras
@@ -18,6 +18,7 @@ from tfdwd import bridge, graph, probe, rebuild, to_keras2
 from tfdwd.differences import difference, equal
 from tfdwd.errors import Error, one_line
 
+_RANGES = ("output_low:0", "output_high:0", "output_seen:0")  # of `rounding.SeenRange`
 _ROUNDING = 1e-3  # of a whole model: what float32 may add up to
 
 # Attribute and axes of the kernel along which LiteRT has one scale for each channel.
@@ -159,12 +160,33 @@ def check_trained(model: tf_keras.Model) -> None:
     Raises:
       tfdwd.Error: no range has been seen.
     """
-    for variable in model.non_trainable_variables:
-        if variable.name.endswith("output_seen:0") and not variable.numpy():
-            raise Error(
-                f"model {model.name!r}: expected one that was trained, so that the ranges of its "
-                "activations are known; call model.fit(images, labels) first"
-            )
+    if _has_unseen(model):
+        raise Error(
+            f"model {model.name!r}: expected one that was trained, so that the ranges of its "
+            "activations are known; call model.fit(images, labels) first"
+        )
+
+
+def see_ranges(model: tf_keras.Model, batches: Iterable[Sequence[np.ndarray]]) -> None:
+    """Gives a model of `quantize_aware` ranges, if it has none; nothing else of it changes.
+
+    Args:
+      model: the model.
+      batches: one array (images, ...) for each input.
+    """
+    if not _has_unseen(model):
+        return
+    others = [variable for variable in model.variables if not variable.name.endswith(_RANGES)]
+    before = [variable.numpy() for variable in others]  # such as averages of batch norms
+    for inputs in batches:
+        model([*inputs] if len(inputs) > 1 else inputs[0], training=True)
+    for variable, value in zip(others, before, strict=True):
+        variable.assign(value)
+
+
+def _has_unseen(model: tf_keras.Model) -> bool:
+    seen = [variable for variable in model.variables if variable.name.endswith(_RANGES[-1])]
+    return not all(variable.numpy() for variable in seen)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

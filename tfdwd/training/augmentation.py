@@ -68,7 +68,14 @@ class Moves:
 
 
 def with_moved(inputs: Sequence[np.ndarray], moves: Moves, seed: int) -> list[np.ndarray]:
-    """Images, and the same ones moved once, not mixed; inputs that are not moved as they are."""
+    """Images, and behind them the same ones moved once, not mixed.
+
+    Args:
+      inputs: one array (images, ...) for each input; of one, (images, h, w, channels), if the moves
+        move anything, else they stay as they are.
+      moves: of the images.
+      seed: of what is drawn for each.
+    """
     plain = dataclasses.replace(moves, mixes=False)
     if plain == Moves():
         return list(inputs)

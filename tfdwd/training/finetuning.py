@@ -31,7 +31,6 @@ _RATE_OF_LOSS, _LOWEST_RATE, _HIGHEST_RATE = 4e-3, 1e-4, 3e-3  # see `finetune`
 _TRAINING = 0.9  # part of the time given that the steps may take
 _TRIALS = 5  # steps that are timed
 _MOST_HELD = 0.5
-_RANGES = ("output_low:0", "output_high:0", "output_seen:0")  # of `tfdwd.rounding`
 
 
 def finetune(
@@ -225,7 +224,10 @@ def finetune(
     if workers.count() > 1:
         model.set_weights(workers.of_first(model.get_weights()))
     if bridge.kit(model) is not keras:
-        _see_ranges(model, looked_at)
+        from tfdwd import quantization  # tf_keras, and TensorFlow, which JAX does without
+
+        # Without ranges what it begins with would be measured unrounded.
+        quantization.see_ranges(model, (inputs for inputs, _ in looked_at))
     moves = augmentation.Moves()
     if augment == "auto" and state is not None:
         moves = state.moves
@@ -457,18 +459,6 @@ def _check_aware(mixed_precision: bool) -> None:
         raise Error("mixed_precision: a quantise-aware model trains in float32; omit it")
     if keras.backend.backend() != "tensorflow":
         raise Error("a quantise-aware model is trained by TensorFlow; set KERAS_BACKEND=tensorflow")
-
-
-def _see_ranges(model: Any, found: Sequence[Batch]) -> None:
-    """Gives a quantise-aware model ranges, without which what it begins with is not rounded."""
-    ranges = [v for v in model.variables if v.name.endswith(_RANGES)]
-    if all(v.numpy() for v in ranges if v.name.endswith(_RANGES[-1])):
-        return
-    others = [v for v in model.variables if not v.name.endswith(_RANGES)]
-    before = checkpoints.values_of(others)  # such as averages of batch norms
-    for inputs, _ in found:
-        model(inputs if len(inputs) > 1 else inputs[0], training=True)
-    checkpoints.put(before, others)
 
 
 def _seed(model: Any, seed: int) -> None:
