@@ -16,7 +16,7 @@ DEMO := benchmarks/demo/fashion
 # The carried network made faster, the whole way; ends with demo-output/report.html.
 demo: $(INSTALLED)
 	$(BIN)/tfdwd-compress --model=$(DEMO)_shufflenet.keras --folder=demo-output \
-		--images=$(DEMO)_mnist.npz --images_key=x_train --latency=0.5 --minutes=1 \
+		--images=$(DEMO)_mnist.npz --images_key=x_train --latency=0.5 --minutes=1.5 \
 		--test=$(DEMO)_mnist.npz --test_key=x_test \
 		--test_labels=$(DEMO)_mnist.npz --test_labels_key=y_test
 
