@@ -1,3 +1,4 @@
+import inspect
 import json
 import os
 import re
@@ -306,6 +307,47 @@ def test_examples_in_the_help_have_flags_that_exist(name):
         for word in words:
             if word.startswith("--"):
                 assert word[2:].partition("=")[0] in known, word
+
+
+# What a command says otherwise than the function that it calls: by other flags, or not at all.
+OTHERWISE = {
+    "compress": {"model", "data", "folder"},
+    "decompose": {
+        "model",
+        "data",
+        "across_layers",
+        "recalibrate",
+        "on_unsupported",
+        "return_report",
+    },
+    "plan": {"model", "data"},
+    "tradeoff": {"model", "data"},
+    "export": {"model", "path", "data"},
+    "evaluate": {"model", "data", "metric"},
+    "benchmark": {"models", "rounds", "warmup", "startup"},
+    "train": {
+        "model",
+        "dataset",
+        "loss",
+        "outputs",
+        "loss_weights",
+        "steps_per_epoch",
+        "validation",
+    },
+}
+
+
+@pytest.mark.parametrize("name", OTHERWISE)
+def test_flags_have_the_names_and_defaults_of_the_function(name):
+    function = tfdwd.finetune if name == "train" else getattr(tfdwd, name)
+    own, flags_ = OTHERWISE[name], SCRIPTS[name].FLAGS
+    parameters = inspect.signature(function).parameters
+    assert own <= {*parameters}
+    for parameter in parameters.values():
+        if parameter.name not in own:
+            assert parameter.name in flags_, parameter
+            given, default = flags_[parameter.name].default, parameter.default
+            assert given == default or (given, default) == (str(default), default), parameter
 
 
 def test_helpfull_shows_the_rest(capsys):
