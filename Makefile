@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 # Programs in Python whose names do not say so.
 SCRIPTS := android_demo/build_apk android_demo/draw_screens android_demo/put_models
 
-# Coverage takes a third of the time again, so only `make coverage`, and CI, have it.
+# Coverage takes a third of the time again, so only `make coverage` counts lines.
 TESTS := -m "not slow and not nightly and not android" -n 2 --dist worksteal
 
 .PHONY: demo compare docs test coverage test-slow test-nightly test-android demo-models lint
