@@ -288,7 +288,7 @@ def test_a_student_is_made_until_it_takes_what_it_may(gain):
     assert 0.9 * 0.6 < plan.ms_after <= 0.612
     alone = sum(x.ms_before - x.ms_after for x in plan.layers if x.replaced)
     assert 1 - plan.ms_after == pytest.approx(gain * alone, rel=0.2)
-    assert made_up.students < 60
+    assert made_up.students <= 4  # nobody has time for more
     with pytest.raises(Error, match=r"latency=0.01: .* the least is [0-9.]+ ms, 0\.\d+ of the"):
         planned(model, made_up=made_up, latency=0.01)
     assert planned(model, made_up=made_up, max_error=0.5).ms_after < 1

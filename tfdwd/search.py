@@ -24,7 +24,7 @@ _POWERS = 0.7, 1.4
 _BARRED = 1e3  # times a layer's largest loss
 _UNIFORM = 6  # uniform students that are timed, at most
 _WORSE = 2.0  # times the best one's predicted loss: from there on a uniform student is not tried
-_SPARE = 1.15  # times the budget: what its layers say may be wrong by so much
+_SPARE = 1.05  # times the budget: what is expected of a student's time is at most so wrong
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,30 +183,35 @@ class Search:
         for _, way in sorted(found):
             if self._is_over():
                 break
-            if self.budget.kind != "latency" or self.problem.ms(way) <= _TOLERANCE * self._limit:
+            if self.budget.kind != "latency" or self._ms(way) <= _TOLERANCE * self._limit:
                 return way
         return None
 
     def _uniform(self) -> Iterator[tuple[str, Taken]]:
         """Uniform students within the budget, those of the least predicted loss first."""
-        choices, kind = self.problem.choices, self.budget.kind
-        timed, weights = kind == "latency", self._added()
-        spare = _SPARE if timed else 1.0
+        choices, timed = self.problem.choices, self.budget.kind == "latency"
         worst = _WORSE * self.predicted(self.tried[0][1])
         found: dict[Taken, str] = {self.tried[0][1]: ""}
         for how, rank, taken in choice.uniform(choices, list(map(_limits, self.problem.selected))):
-            size = self.problem.totals[kind] + _sum(weights, taken)
-            if size <= spare * self._limit and self.predicted(taken) <= worst:
+            if self.predicted(taken) <= worst:
                 found.setdefault(taken, f"uniform {how} {rank}")
-        likely = sorted(list(found.items())[1:], key=lambda one: self.predicted(one[0]))
-        for taken, name in likely[:_UNIFORM]:
-            if not timed or self.problem.ms(taken) <= _TOLERANCE * self._limit:
+        left = sorted(list(found.items())[1:], key=lambda one: self.predicted(one[0]))
+        for _ in range(_UNIFORM):
+            # What was timed meanwhile says better which of those that are left may be within it.
+            spare = _SPARE if timed else 1.0
+            left = [one for one in left if self._expected(one[0]) <= spare * self._limit]
+            if not left or self._is_over():
+                break
+            taken, name = left.pop(0)
+            if not timed or self._ms(taken) <= _TOLERANCE * self._limit:
                 yield name, taken
 
     def _others(self) -> Iterator[tuple[str, Taken]]:
         """What the program finds if losses add up otherwise: if large ones count less, or more."""
         losses = choice.added(self.problem.choices, "max_error")
         for power in _POWERS:
+            if self._is_over():
+                break
             taken = self._near(self._program([own**power for own in losses]))
             if taken is not None and not self._is_tried(taken):
                 yield f"integer program, losses to the power of {power}", taken
@@ -239,9 +244,7 @@ class Search:
             if taken is None or taken in seen:
                 break
             seen.add(taken)
-            expected = self._before + _sum(self._added(), taken)
-            ms = self.problem.ms(taken)
-            logging.info("for %.4f ms: expected %.4f, got %.4f ms", self._limit, expected, ms)
+            ms = self._ms(taken)
             if ms <= self._limit * _TOLERANCE:
                 within.append((ms, taken))
                 if ms >= _NEAR * self._limit:
@@ -249,6 +252,17 @@ class Search:
             if not any(taken):
                 break
         return max(within)[1] if within else None
+
+    def _expected(self, taken: Taken) -> float:
+        """What a choice is expected to take of the budget's kind."""
+        return self.problem.totals.get(self.budget.kind, 0.0) + _sum(self._added(), taken)
+
+    def _ms(self, taken: Taken) -> float:
+        """The time of a student, of which the log says how far it is from what was expected."""
+        expected = self._expected(taken)
+        ms = self.problem.ms(taken)
+        logging.info("for %.4f ms: expected %.4f, got %.4f ms", self._limit, expected, ms)
+        return ms
 
     def _unmet(self) -> str:
         kind, whole = self.budget.kind, self.problem.totals.get(self.budget.kind, 0.0)
