@@ -109,14 +109,15 @@ def test_the_first_steps_on_imagenet(
     command = [
         "imagenet", f"--records={records}", f"--folder={tmp_path}/runs", "--classes=5",
         "--width=0.5", "--pixels=64", "--batch_size=8", "--epochs=2", "--tuned=1",
-        "--students=auto",
+        "--students=auto,auto_taught",
     ]  # fmt: skip
     (tmp_path / "runs").mkdir()
     assert common.status(module.main, module.FLAGS, module.__doc__, command) == 0
     with open(tmp_path / "runs/imagenet.csv", newline="") as file:
         headers, *rows = csv.reader(file)
-    assert [row[0] for row in rows] == ["separable", "regular", "auto"]
+    assert [row[0] for row in rows] == ["separable", "regular", "auto", "auto_taught"]
     assert len(headers) == len(rows[0])
+    assert rows[2][1:4] == rows[3][1:4] and rows[2][4] != ""  # the same students, before
     cost = {row[0]: float(row[1]) for row in rows}
     assert 0.95 * cost["separable"] < cost["auto"] <= cost["separable"] < cost["regular"] / 2
     assert (tmp_path / "runs/auto/last.keras").exists()

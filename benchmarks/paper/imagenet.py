@@ -6,19 +6,21 @@
 Trains ShuffleNet V2 with separable convolutions for EPOCHS epochs, its twin with regular ones for
 EPOCHS - TUNED, decomposes the twin at rank 1 (sequential, the paper's; joint; joint with
 stack="auto"; channel) on 1,024 training images and fine-tunes each for TUNED epochs on the labels.
-Top-1 on the 50,000 validation images, before and after. The recipe is that of Ma et al. (arXiv
-1807.11164, section 4): batches of 1,024, SGD with momentum 0.9, weight decay 4e-5, label smoothing
-0.1, a learning rate from 0.5; 300,000 steps there, which are 240 epochs, here 240 in all. What
-`tfdwd.finetune` does otherwise: the rate rises for a twentieth of the steps and falls along a
-cosine instead of a line, and the momentum is Nesterov's. For other batches it is in proportion.
+Top-1 on the 50,000 validation images, before and after. "joint_taught" and "auto_taught" learn from
+the twin instead, without labels, by the defaults of `tfdwd.finetune`. The recipe of all others is
+that of Ma et al. (arXiv 1807.11164, section 4): batches of 1,024, SGD with momentum 0.9, weight
+decay 4e-5, label smoothing 0.1, a learning rate from 0.5; 300,000 steps there, which are 240
+epochs, here 240 in all. What `tfdwd.finetune` does otherwise: the rate rises for a twentieth of the
+steps and falls along a cosine instead of a line, and the momentum is Nesterov's. For other batches
+it is in proportion.
 
 **It was never run on ImageNet.** What is tested are its first steps, on a few generated images in
-ImageNet's layout. Expected, from the paper: decomposed and fine-tuned about 2 points above the
-separable network at 1x. Cost, an estimate: 600 epochs in all, 7.7e8 images. At the 250 a second and
-core of benchmarks/input_pipeline.csv they take 850 core-hours to read; the networks, three times
-the forward MACs, 1.3e18 floating-point operations: about a day on 64 cores and eight GPUs. Every
-network is kept in --folder, and training goes on from there when the command is called again.
-Writes imagenet.csv into --folder.
+ImageNet's layout. The abstract of arXiv 1910.09455 says: about 2 points above ShuffleNet V2; it
+does not say by which schedule. Cost, an estimate: 680 epochs in all, 8.7e8 images. At the 250 a
+second and core of benchmarks/input_pipeline.csv they take 970 core-hours to read; the networks,
+three times the forward MACs, 1.5e18 floating-point operations: about a day on 64 cores and eight
+GPUs. Every network is kept in --folder, and training goes on from there when the command is called
+again. Writes imagenet.csv into --folder.
 """
 
 import csv
@@ -44,6 +46,8 @@ STUDENTS = {
     "joint": {"method": "joint"},
     "auto": {"method": "joint", "stack": "auto"},
     "channel": {"method": "channel"},
+    "joint_taught": {"method": "joint"},
+    "auto_taught": {"method": "joint", "stack": "auto"},
 }
 CALIBRATION = 1024
 # Published as a part of the gradient, which the momentum of 0.9 adds up to ten times as much; Keras
@@ -71,9 +75,13 @@ _STRATEGY = common.define_strategy(FLAGS, ["none", "mirrored", "multiworker"])
 
 
 def trained(
-    name: str, make: Callable[[], keras.Model], epochs: int, rate: float, source: data.Source
+    name: str, make: Callable[[], keras.Model], epochs: int, source: data.Source, **options: Any
 ) -> tuple[keras.Model, keras.Model]:
-    """A network before and after training; goes on where an earlier call was interrupted."""
+    """A network before and after training; goes on where an earlier call was interrupted.
+
+    Args:
+      options: of `tfdwd.finetune`.
+    """
     folder = pathlib.Path(_FOLDER.value) / name
     if not (folder / "before.keras").exists():
         model = make()
@@ -91,15 +99,20 @@ def trained(
             worker=workers.index(), workers=workers.count(),
         ),
         epochs=epochs,
-        optimizer="sgd",
-        learning_rate=rate * _BATCH.value / 1024,
-        weight_decay=WEIGHT_DECAY,
-        label_smoothing=0.1,
         validation=None,
         folder=folder,
         resume=True,
+        **options,
     )  # fmt: skip
     return before, model
+
+
+def published(rate: float) -> dict[str, Any]:
+    """The recipe of Ma et al., as options of `tfdwd.finetune`."""
+    return {
+        "optimizer": "sgd", "learning_rate": rate * _BATCH.value / 1024,
+        "weight_decay": WEIGHT_DECAY, "label_smoothing": 0.1,
+    }  # fmt: skip
 
 
 def images(source: data.Source) -> np.ndarray:
@@ -120,19 +133,17 @@ def networks(source: data.Source) -> Iterator[tuple[str, int, keras.Model | None
             _WIDTH.value, conv=conv, input_shape=shape, classes=_CLASSES.value
         )
 
-    yield (
-        "separable",
-        whole,
-        None,
-        trained("separable", partial(build, "separable"), whole, 0.5, source)[1],
-    )
-    _, regular = trained("regular", partial(build, "regular"), whole - tuned, 0.5, source)
-    yield "regular", whole - tuned, None, regular
+    separable = trained("separable", partial(build, "separable"), whole, source, **published(0.5))
+    yield "separable", whole, None, separable[1]
+    own = whole - tuned
+    _, regular = trained("regular", partial(build, "regular"), own, source, **published(0.5))
+    yield "regular", own, None, regular
     calibration = images(source)
     for name in _STUDENTS.value:
         make: Any = partial(tfdwd.decompose, regular, calibration, rank=1, **STUDENTS[name])
         # A tenth of the rate: the network is close to its end already.
-        yield name, whole, *trained(name, make, tuned, 0.05, source)
+        options = {"teacher": regular} if name.endswith("_taught") else published(0.05)
+        yield name, whole, *trained(name, make, tuned, source, **options)
 
 
 def main() -> None:
