@@ -121,7 +121,7 @@ def _reason(model: Any, error: Exception) -> str:
     layers = model._flatten_layers(include_self=False)
     first = [x.name for x in layers if getattr(x, "data_format", "") == "channels_first"]
     if first:
-        return f"layer {first[0]!r} is channels_first, which TensorFlow does not run on a CPU"
+        return f"layer {first[0]!r} is channels_first, which TensorFlow does not run on this CPU"
     return one_line(error)
 
 

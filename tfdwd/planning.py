@@ -71,7 +71,7 @@ def plan(
         `tfdwd.times.Times`); then nothing is timed here.
       input_shape: the size that is expected of the data, as for `tfdwd.export`; only checked.
       images: how many of the first images of ``data`` to use, as for `tfdwd.decompose`.
-      minutes: after this time no other student is decomposed and compared; one always is.
+      minutes: after this time no other student is timed, decomposed and compared; one always is.
       seed: of the sampled positions.
 
     Returns:

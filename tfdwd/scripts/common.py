@@ -512,7 +512,7 @@ def define_planning(own_flags: flags.FlagValues, minutes: float) -> Callable[[],
     )
     shape = define_input_shape(own_flags)
     most_minutes = flags.DEFINE_float(
-        "minutes", minutes, "after this time no other student is decomposed and compared",
+        "minutes", minutes, "after this time no other student is timed, decomposed and compared",
         lower_bound=0.0, flag_values=own_flags,
     )  # fmt: skip
     seed = flags.DEFINE_integer("seed", 0, "of the sampled positions", flag_values=own_flags)
