@@ -173,13 +173,14 @@ def _make_printable(record: LogRecord) -> bool:
 
 def _help(own_flags: flags.FlagValues, doc: str | None) -> str:
     lines = [(doc or "").strip(), "", "Flags:"]
+    column = max(map(len, own_flags)) + len("  --  ")
     for name in own_flags:
         flag = own_flags[name]
         about = flag.help
         if flag.default is not None:
             about += f" (default: {flag.default})"
-        lines.append(f"  --{name}")
-        lines.append(flags.text_wrap(about, length=96, indent="      "))
+        text = flags.text_wrap(about, length=100, indent=" " * column)
+        lines.append(f"  --{name}".ljust(column) + text[column:])
     lines += [
         "",
         "Exit status: 0 if all went well; 1 if not, with one line on standard error; 130 if",
