@@ -1,6 +1,6 @@
 """What a step of `tfdwd.finetune` costs beside a plain Keras step and the teacher's answers.
 
-    python benchmarks/step.py                       (fifteen minutes on two cores)
+    python benchmarks/step.py                       (3 to 15 minutes on two cores)
 
 The ResNet-8 of MLPerf Tiny teaches its students with stack="auto", ranks 1 and 2, on batches of 64
 of its training images. "plain" is `teacher.predict_on_batch`, then `student.train_on_batch` of the
