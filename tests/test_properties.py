@@ -236,7 +236,7 @@ def draw_and_try(number: int, count: int, folder: Path, journal: Any) -> None:
 
 
 def test_random_networks(tmp_path: Path) -> None:
-    trials.check(trials.in_children("test_properties:draw_and_try", range(2), 25, tmp_path, 120))
+    trials.check(trials.in_children("test_properties:draw_and_try", range(2), 50, tmp_path, 120))
 
 
 @pytest.mark.nightly
