@@ -1,11 +1,12 @@
 """Beside a planned student what one would try instead: same time, same images, same recipe.
 
-    python benchmarks/rivals.py                     (three networks, both precisions: eight hours)
-    python benchmarks/rivals.py resnet8 float32
+    python benchmarks/rivals.py                     (three networks at two times: four hours)
+    python benchmarks/rivals.py resnet8
     python benchmarks/rivals.py --draw              (rivals.png anew from rivals.csv)
 
 For the ResNet-8 of MLPerf Tiny, the demo's network and the VGG-like one of plan_networks.py, at the
-times of their separable students of rank 1 and 2, with 1,024 unlabelled images (the demo: 512):
+times of their separable students of rank 1 and 2, in float32 and in int8, with 1,024 unlabelled
+images (the demo: 512); not where that student takes more than nine tenths of the original's time:
 
 - planned: `tfdwd.plan` for that time, then `decompose`;
 - planned, random weights: the shape of that student;
@@ -16,7 +17,8 @@ times of their separable students of rank 1 and 2, with 1,024 unlabelled images 
 - svd, the paper: the separable student by truncated SVD, and by the paper's full method.
 
 A narrow network has as many channels as fit into the time. All are fine-tuned by
-`tfdwd.finetune(student, images, teacher=original)`, in float32 also where the file is int8. Top-1
+`tfdwd.finetune(student, images, teacher=original)`, in float32 also where the file is int8; what
+does not depend on the time is the same student in both. Top-1
 is that of the .tflite files on the test images, once, and times are taken as in plan.py. Writes
 rivals.csv and rivals.png beside this file; rows that are there are not made again. Needs
 TFDWD_DATA.
@@ -50,6 +52,8 @@ HEADERS = [
 RANKS = (1, 2)
 STEPS = 6  # halvings of the part of the channels
 PASSED = 1.01  # of the time that a narrow network may take
+WORTH_IT = 0.9  # of the original's time: who would want a student that takes more
+TIMELESS = ("channel", "svd", "the paper")  # whose students are the same in every precision
 
 
 def _time(model, student, images, precision: str) -> float:
@@ -125,26 +129,37 @@ def ways(
     return found
 
 
-def compared(name: str, precision: str, rank: int, done: set[str]) -> Iterator[list[str]]:
-    """Rows of the ways that are not done yet."""
+def compared(name: str, rank: int, done: set[tuple[str, str]]) -> Iterator[list[str]]:
+    """Rows of the precisions and ways that are not done yet."""
     model, images, test = plan.NETWORKS[name]()
-    quantize = {"float32": "none", "int8": "int8"}[precision]
     uniform = tfdwd.decompose(model, images, rank=rank)
-    wanted = plan.measured(model, uniform, images, quantize, test).time
-    for way, make in ways(name, model, images, quantize, rank, wanted).items():
-        if way in done:
+    timeless: dict[str, tuple[keras.Model, float, float]] = {}
+    for quantize, precision in plan.PRECISIONS.items():
+        wanted = plan.measured(model, uniform, images, quantize, test).time
+        if wanted > WORTH_IT:
+            print(f"{name} {precision}: separable {rank} takes {wanted:.3f}, left out", flush=True)
             continue
-        student = make()
-        before = tfdwd.evaluate(student, test, batch_size=256).top1
-        began = time.perf_counter()
-        tfdwd.finetune(student, images, teacher=model)
-        minutes = (time.perf_counter() - began) / 60
-        own = plan.measured(model, student, images, quantize, test)
-        yield [
-            name, precision, f"separable {rank}", way,
-            f"{tfdwd.costs.count(student).macs / 1e6:.2f}", f"{own.time:.3f}", f"{own.low:.3f}",
-            f"{own.high:.3f}", f"{before:.4f}", f"{own.top1:.4f}", f"{minutes:.1f}",
-        ]  # fmt: skip
+        for way, make in ways(name, model, images, quantize, rank, wanted).items():
+            if (precision, way) in done:
+                continue
+            student, before, minutes = timeless.get(way) or tuned(make(), model, images, test)
+            if way in TIMELESS:
+                timeless[way] = student, before, minutes
+            own = plan.measured(model, student, images, quantize, test)
+            yield [
+                name, precision, f"separable {rank}", way,
+                f"{tfdwd.costs.count(student).macs / 1e6:.2f}", f"{own.time:.3f}",
+                f"{own.low:.3f}", f"{own.high:.3f}", f"{before:.4f}", f"{own.top1:.4f}",
+                f"{minutes:.1f}",
+            ]  # fmt: skip
+
+
+def tuned(student: keras.Model, teacher: keras.Model, images, test):
+    """The student, its top-1 before that, and how many minutes it took."""
+    before = tfdwd.evaluate(student, test, batch_size=256).top1
+    began = time.perf_counter()
+    tfdwd.finetune(student, images, teacher=teacher)
+    return student, before, (time.perf_counter() - began) / 60
 
 
 def draw() -> None:
@@ -166,11 +181,11 @@ def draw() -> None:
     figure.savefig(HERE / "rivals.png", dpi=100)
 
 
-def main(names: list[str], precisions: list[str]) -> None:
+def main(names: list[str]) -> None:
     rows = common.read_rows(TABLE)
-    for precision, name, rank in itertools.product(precisions, names, RANKS):
-        done = {row[3] for row in rows if row[:3] == [name, precision, f"separable {rank}"]}
-        for row in compared(name, precision, rank, done):
+    for rank, name in itertools.product(RANKS, names):
+        done = {(row[1], row[3]) for row in rows if (row[0], row[2]) == (name, f"separable {rank}")}
+        for row in compared(name, rank, done):
             print(*row, sep=", ", flush=True)
             rows.append(row)
             common.write_rows(TABLE, HEADERS, rows)
@@ -179,11 +194,7 @@ def main(names: list[str], precisions: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    given = sys.argv[1:]
-    if given == ["--draw"]:
+    if sys.argv[1:] == ["--draw"]:
         draw()
     else:
-        main(
-            [name for name in given if name in NAMES] or list(NAMES),
-            [one for one in given if one in ("float32", "int8")] or ["float32", "int8"],
-        )
+        main(sys.argv[1:] or list(NAMES))
