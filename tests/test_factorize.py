@@ -1,5 +1,6 @@
 """The solvers against brute force over explicit rows."""
 
+import dataclasses
 import functools
 import itertools
 import subprocess
@@ -509,6 +510,30 @@ def test_equalized_stacks_are_the_same_in_float_and_lose_less_in_int8(kind):
     assert all(np.mean(z, axis=0).min() > -1e-9 for z in inner_tensors(equal, x)[0])
 
 
+@pytest.mark.parametrize("kind", ["separable", "bottleneck", "channel"])
+def test_factors_are_made_of_equal_size_without_a_bit_of_difference(kind):
+    source = np.random.default_rng(0)
+    stack = {
+        "separable": lambda: factorize.Separable(
+            source.normal(size=(8, 9, 2)), 300 * source.normal(size=(8, 2, 12))
+        ),
+        "bottleneck": lambda: factorize.Bottleneck(
+            source.normal(size=(8, 10)) / 70, source.normal(size=(9, 10)),
+            50 * source.normal(size=(10, 12)),
+        ),
+        "channel": lambda: factorize.Channel(
+            source.normal(size=(8, 9, 6)) / 1000, source.normal(size=(6, 12))
+        ),
+    }[kind]()  # fmt: skip
+    equal = factorize.of_equal_size(stack)
+    x = source.normal(size=(50, 72)).astype(np.float32)
+    np.testing.assert_array_equal(equal.apply(x), stack.apply(x))
+    sizes = [np.sqrt(np.mean(np.square(factor))) for factor in dataclasses.astuple(equal)]
+    assert max(sizes) < 3 * min(sizes)
+    nothing = type(stack)(*(0 * factor for factor in dataclasses.astuple(stack)))
+    assert finite(factorize.of_equal_size(nothing))
+
+
 def test_a_channel_that_never_fires_does_not_stop_the_scales():
     stack = factorize.svd(np.random.default_rng(0).normal(size=(3, 9, 4)), 1)
     xx = np.kron(np.diag([1.0, 0, 0]), np.eye(9))
@@ -595,6 +620,8 @@ def test_every_stack_is_finite_and_no_worse_than_a_constant(problem, part, weigh
         assert finite(equal)
         size = np.abs(stack.kernel()).max()
         np.testing.assert_allclose(equal.kernel(), stack.kernel(), atol=1e-9 * size)
+        evened = factorize.of_equal_size(stack)
+        np.testing.assert_allclose(evened.kernel(), stack.kernel(), rtol=1e-9, atol=0)
 
 
 @EDGES

@@ -13,6 +13,7 @@ from tfdwd import (
     calibration,
     checks,
     costs,
+    factorize,
     fitting,
     graph,
     rebuild,
@@ -263,7 +264,7 @@ def decomposed(
 
 
 def _expanded(conv: keras.layers.Conv2D, fitted: fitting.Fitted) -> rebuild.Expansion:
-    return rebuild.expand(conv, fitted.stack, fitted.bias)
+    return rebuild.expand(conv, factorize.of_equal_size(fitted.stack), fitted.bias)
 
 
 def _keeping_first(

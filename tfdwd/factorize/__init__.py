@@ -20,7 +20,7 @@ import numpy as np
 
 from tfdwd.factorize._bottleneck import bottleneck, bottleneck_steps, bottlenecks, refit_bottleneck
 from tfdwd.factorize._channel import channel
-from tfdwd.factorize._scaling import equalized
+from tfdwd.factorize._scaling import equalized, of_equal_size
 from tfdwd.factorize._separable import (
     gsvd,
     joint,
@@ -53,6 +53,7 @@ __all__ = [
     "joint",
     "joint_steps",
     "joints",
+    "of_equal_size",
     "refit",
     "sequential",
     "svd",
