@@ -19,6 +19,7 @@ import os
 import pathlib
 import sys
 import time
+import unittest.mock
 from collections.abc import Callable
 from typing import Any
 
@@ -32,7 +33,7 @@ import plan_networks
 from plan_networks import cifar10
 
 import tfdwd
-from tfdwd import reporting
+from tfdwd import factorize, reporting
 from tfdwd.training.augmentation import Moves
 
 TABLE = pathlib.Path(__file__).resolve().parent / "recipe.csv"
@@ -148,6 +149,13 @@ def _cut_down(case: Case) -> keras.Model:
     return _tuned(case, tfdwd.flatten(student), epochs=case.epochs(0.5))
 
 
+def _of_unequal_size(case: Case) -> keras.Model:
+    """With the factors of each stack as large as the solvers left them."""
+    with unittest.mock.patch.object(factorize, "of_equal_size", lambda stack: stack):
+        student = tfdwd.decompose(case.model, case.images[0], rank=case.rank, stack="auto")
+    return _tuned(case, tfdwd.flatten(student))
+
+
 # By what each is called: what gives the trained student.
 WAYS: dict[str, Callable[[Case], keras.Model]] = {
     "defaults": _with(),
@@ -172,6 +180,7 @@ WAYS: dict[str, Callable[[Case], keras.Model]] = {
     "nothing held back": _with(validation=None),
     "branches, folded": _branched,
     "one rank more, cut down": _cut_down,
+    "factors of unequal size": _of_unequal_size,
 }
 
 
