@@ -920,6 +920,31 @@ def test_what_the_data_raises_is_a_clear_error(bad: int) -> None:
         tfdwd.finetune(_network(), lambda epoch: stream(epoch == bad), **options)
 
 
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory by /proc, as on Linux")
+@pytest.mark.parametrize("streamed", [False, True])
+def test_memory_stays_flat_over_epochs(streamed: bool) -> None:
+    images = np.random.default_rng(0).normal(size=(64, 64, 64, 4)).astype(np.float32)
+    image = keras.Input((64, 64, 4))
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3, strides=8)(image))
+    student = keras.Model(image, layers.Dense(4, activation="softmax")(x))
+    teacher, pages = keras.models.clone_model(student), list[int]()
+
+    def noted(given: Any) -> Any:
+        pages.append(int(Path("/proc/self/statm").read_text().split()[1]))
+        return given
+
+    def epoch_of(epoch: int) -> tf.data.Dataset:
+        found = tf.data.Dataset.from_tensor_slices(images)
+        return noted(found.shuffle(len(images), seed=epoch).batch(32))
+
+    if streamed:
+        tfdwd.finetune(student, epoch_of, teacher=teacher, epochs=60)
+    else:
+        tfdwd.finetune(student, images, teacher=teacher, epochs=60, augment=noted)
+    kept = (pages[-1] - pages[len(pages) // 2]) * os.sysconf("SC_PAGE_SIZE")
+    assert kept < 5 * images.nbytes  # of 30 epochs
+
+
 # ---------------------------------------------------------------------- what is kept
 
 
