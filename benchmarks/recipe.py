@@ -34,6 +34,7 @@ from plan_networks import cifar10
 
 import tfdwd
 from tfdwd import factorize, reporting
+from tfdwd.training import losses
 from tfdwd.training.augmentation import Moves
 
 TABLE = pathlib.Path(__file__).resolve().parent / "recipe.csv"
@@ -156,12 +157,24 @@ def _of_unequal_size(case: Case) -> keras.Model:
     return _tuned(case, tfdwd.flatten(student))
 
 
+def _at(temperature: float) -> Callable[[Case], keras.Model]:
+    """With the teacher's answers softened less or more."""
+
+    def made(case: Case) -> keras.Model:
+        with unittest.mock.patch.object(losses, "_TEMPERATURE", temperature):
+            return _with()(case)
+
+    return made
+
+
 # By what each is called: what gives the trained student.
 WAYS: dict[str, Callable[[Case], keras.Model]] = {
     "defaults": _with(),
     "no augmentation": _with(augment=None),
     "no mixup": _moved(),
     "mixed to the end": _moved(mixes=True),
+    "not softened": _at(1.0),
+    "temperature of 4": _at(4.0),
     "rate 0.0005": _with(learning_rate=5e-4),
     "rate 0.001": _with(learning_rate=1e-3),
     "rate 0.003": _with(learning_rate=3e-3),
