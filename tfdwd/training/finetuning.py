@@ -67,9 +67,10 @@ def finetune(
     """Trains a network of any task further, in place.
 
     With a teacher no labels are needed: outputs that are probabilities, of images or of each pixel,
-    get the cross-entropy against the teacher's, those of images at a temperature of 2 (Hinton et al.,
-    arXiv 1503.02531); all others the squared error in units of the teacher's variance. Without one, outputs are compared with labels: probabilities by the
-    cross-entropy, others by the `loss` that is given. The losses of several outputs add up.
+    get the cross-entropy against the teacher's, those of images at a temperature of 2 (Hinton et
+    al., arXiv 1503.02531); all others the squared error in units of the teacher's variance. Without
+    one, outputs are compared with labels: probabilities by the cross-entropy, others by the `loss`
+    that is given. The losses of several outputs add up.
 
     A tenth of images that are given as arrays is held back, and measured before the first step and
     after each epoch. At the end the model has the weights that were best there, those it began with
