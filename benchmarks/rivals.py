@@ -168,6 +168,7 @@ def draw() -> None:
 
     rows = common.read_rows(TABLE)
     shown = list(dict.fromkeys((row[0], row[1]) for row in rows))
+    colours = {way: f"C{n}" for n, way in enumerate(dict.fromkeys(row[3] for row in rows))}
     figure, axes = plt.subplots(
         1, len(shown), figsize=(4 * len(shown), 4), layout="constrained", squeeze=False
     )
@@ -175,8 +176,9 @@ def draw() -> None:
         own = [row for row in rows if (row[0], row[1]) == key]
         for way in dict.fromkeys(row[3] for row in own):
             points = sorted((float(row[5]), float(row[9])) for row in own if row[3] == way)
-            axis.plot(*zip(*points, strict=True), "o-", label=way)
+            axis.plot(*zip(*points, strict=True), "o-", color=colours[way], label=way)
         axis.set(title=", ".join(key), xlabel="part of the original's time", ylabel="top-1")
+        axis.set_xlim(0, 1)
     axes[0][0].legend(fontsize="small")
     figure.savefig(HERE / "rivals.png", dpi=100)
 
