@@ -299,7 +299,9 @@ def test_the_rate_is_found_once_by_how_far_the_student_is(
     options: Any = {"teacher": teacher, "folder": tmp_path}
     first = tfdwd.finetune(student, SMALL, epochs=1, **options)
     loss = first.before["val_loss"] / len(teacher.outputs)
-    assert rate() == pytest.approx(np.clip(0.004 * loss, 1e-4, 3e-3)) and 1e-4 < rate() < 3e-3
+    # Probabilities are softened in the loss that is told; here that makes a difference of 3e-4.
+    assert rate() == pytest.approx(np.clip(0.004 * loss, 1e-4, 3e-3), rel=1e-3)
+    assert 1e-4 < rate() < 3e-3
     found = rate()
     tfdwd.finetune(student, SMALL, epochs=2, resume=True, **options)
     assert rate() == found
@@ -1179,7 +1181,8 @@ def test_a_tenth_of_the_images_is_not_trained_on(teacher: keras.Model) -> None:
     assert len(rows) == 87 and len(IMAGES) == 96
     held = np.array([image for image in IMAGES if image.tobytes() not in rows])
     wanted, student = np.asarray(teacher(held)), _network(3)
-    divergence = (wanted * np.log(wanted / np.asarray(student(held)))).sum(-1).mean()
+    soft, own = (_softened(answers) for answers in (wanted, np.asarray(student(held))))
+    divergence = (soft * np.log(soft / own)).sum(-1).mean()
     assert found.before["val_loss"] == pytest.approx(divergence, rel=1e-3)
     same = np.mean(wanted.argmax(1) == np.argmax(student(held), 1))
     assert found.before["val_agreement"] == pytest.approx(same)
@@ -1204,7 +1207,13 @@ def test_what_is_measured_of_other_data(teacher: keras.Model, data: str) -> None
 
 
 def test_the_best_weights_are_kept_over_a_resumption(teacher: keras.Model, tmp_path: Path) -> None:
-    options: Any = {"teacher": teacher, "epochs": 4, "batch_size": 8, "learning_rate": 0.3}
+    options: Any = {
+        "teacher": teacher,
+        "epochs": 4,
+        "batch_size": 8,
+        "learning_rate": 0.1,
+        "seed": 2,
+    }
     whole, part, third = _network(3), _network(3), _network(3)
     found = tfdwd.finetune(whole, IMAGES, **options)
     assert found.history["val_loss"].index(min(found.history["val_loss"])) < 3  # not the last one

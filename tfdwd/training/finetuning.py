@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import importlib.util
 import itertools
 import os
@@ -123,8 +124,8 @@ def finetune(
       optimizer: "adamw", or "sgd" (momentum 0.9, Nesterov).
       learning_rate: the highest; it rises linearly, then falls to 0 along a cosine. By default,
         with AdamW, a teacher and no labels, 0.004 for each unit of loss that the student begins
-        with (as in `before`; the mean over the outputs), from 1e-4 to 3e-3: a high rate would undo
-        a good start. Else 5e-4.
+        with (as `tfdwd.likeness` has it; the mean over the outputs), from 1e-4 to 3e-3: a high rate
+        would undo a good start. Else 5e-4.
       warmup: part of all steps in which it rises.
       weight_decay: of kernels only; biases and batch norms are left out.
       label_smoothing: 0..1, of the labels of the default loss.
@@ -137,11 +138,11 @@ def finetune(
       validation: what is measured after each epoch. A number is the part of arrays that is held
         back; of other data that can be read again, and of fewer than ten images, the first batches
         are measured, which are trained on, too. With a teacher and no labels loss and agreement are
-        those of `tfdwd.likeness`, of images held back also moved as those that are trained on,
-        since the student may have been fitted on them as they are; else the loss is that of
-        training. With 0 or None, and of a generator, nothing is held back or measured, and the
-        last weights stay. Or data that can be read once an epoch: of a classifier with labels the
-        top-1, as `tfdwd.evaluate` finds it, else the loss.
+        those of `tfdwd.likeness`, for answers at that temperature, of images held back also moved
+        as those that are trained on, since the student may have been fitted on them as they are;
+        else the loss is that of training. With 0 or None, and of a generator, nothing is held back
+        or measured, and the last weights stay. Or data that can be read once an epoch: of a
+        classifier with labels the top-1, as `tfdwd.evaluate` finds it, else the loss.
       folder: for checkpoints: last.keras and, unless nothing is measured, best.keras (of a
         quantise-aware model the weights, last.weights.h5). Must exist; the first worker writes, all
         read.
@@ -242,9 +243,11 @@ def finetune(
         held = augmentation.with_moved(held[0], moves, seed), None
     elif held is None and first and can_be_read_again(dataset):
         held = joined(task.first_batches(open_epochs(dataset, reading, 0))[0])
-    measure = of_images(
-        held or joined(looked_at), model, teacher, learnt, batch_size=batch_size, fixed=fixed
-    )
+    measured = functools.partial(
+        of_images, held or joined(looked_at), model, teacher, learnt,
+        batch_size=batch_size, fixed=fixed,
+    )  # fmt: skip
+    measure = measured()
     validate = None
     if part is None:
         validate = of_data(validation, model, learnt, batch_size=batch_size, fixed=fixed)
@@ -253,7 +256,7 @@ def finetune(
     if learning_rate is None and state is not None:
         options = dataclasses.replace(options, learning_rate=state.rate)
     elif learning_rate is None and optimizer == "adamw" and taught_alone:
-        options = dataclasses.replace(options, learning_rate=_rate(measure, learnt))
+        options = dataclasses.replace(options, learning_rate=_rate(measured(soft=False), learnt))
     runs = layers.runner(model, learnt.paths)
     with contextlib.ExitStack() as stack:
         half = stack.enter_context(learner.half_precision(model)) if mixed_precision else ""

@@ -12,7 +12,7 @@ from tfdwd.errors import Error, one_line
 from tfdwd.shapes import fits
 
 _SMALL = 1e-7  # under which a probability is cut off before its logarithm
-_TEMPERATURE = 2.0  # see `TeacherEntropy`
+_TEMPERATURE = 2.0  # see `softened`
 _CONSTANT = 1e-12  # part of the power under which a variance is rounding
 
 
@@ -41,25 +41,41 @@ class LabelLoss(Loss, Protocol):
 
 @dataclass(frozen=True)
 class TeacherEntropy:
-    """Cross-entropy against a teacher's probabilities, or those that its logits stand for.
+    """Cross-entropy against a teacher's answers, both as `softened` makes them.
 
-    Answers for whole images are softened: both logits are divided by a temperature. Images that a
-    teacher was trained on have answers so sure of one class that they say little of the others.
-    Multiplied by its square, so that gradients stay as large as those of other losses. Those for
-    each pixel are not, where it brought nothing.
-
-    Source: Hinton et al. 2015, "Distilling the knowledge in a neural network", arXiv 1503.02531,
-    section 2; benchmarks/recipe.py measures what it brings.
+    Multiplied by the square of the temperature, so that gradients stay as large as those of other
+    losses (Hinton et al., section 2).
     """
 
     logits: bool = False
 
     def __call__(self, wanted: Any, found: Any) -> Any:
-        if not self.logits:  # logarithms are logits
-            wanted, found = map(_logarithms, (wanted, found))
-        temperature = _TEMPERATURE if len(found.shape) == 2 else 1.0
-        softened = keras.ops.softmax(wanted / temperature)
-        return temperature**2 * _cross_entropy(softened, found / temperature, logits=True)
+        temperature = _temperature(found)
+        scores = (found if self.logits else _logarithms(found)) / temperature
+        return temperature**2 * _cross_entropy(softened(wanted, self.logits), scores, logits=True)
+
+
+def softened(answers: Any, logits: bool) -> Any:
+    """Probabilities of a classifier with its logits divided by a temperature of 2.
+
+    Images that a teacher was trained on have answers so sure of one class that they say little of
+    the others. Answers for each pixel stay as they are: there it brought nothing.
+
+    Args:
+      answers: probabilities or logits (images, classes), or of maps (images, ..., classes).
+      logits: which of the two.
+
+    Source: Hinton et al. 2015, "Distilling the knowledge in a neural network", arXiv 1503.02531,
+    section 2; benchmarks/recipe.py measures what it brings.
+    """
+    temperature = _temperature(answers)
+    if not logits and temperature == 1:
+        return answers
+    return keras.ops.softmax((answers if logits else _logarithms(answers)) / temperature)
+
+
+def _temperature(answers: Any) -> float:
+    return _TEMPERATURE if len(answers.shape) == 2 else 1.0
 
 
 @dataclass(frozen=True)

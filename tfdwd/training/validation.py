@@ -11,6 +11,7 @@ from tfdwd.batches import batches, can_be_read_again, is_labelled
 from tfdwd.errors import Error
 from tfdwd.execution import predictor
 from tfdwd.shapes import in_batches
+from tfdwd.training import losses
 from tfdwd.training.epochs import Batch, all_labels, take
 from tfdwd.training.task import Task
 
@@ -57,7 +58,14 @@ def of_data(data: Any, model: Any, task: Task, *, batch_size: int, fixed: int | 
 
 
 def of_images(
-    found: Batch, model: Any, teacher: Any, task: Task, *, batch_size: int, fixed: int | None
+    found: Batch,
+    model: Any,
+    teacher: Any,
+    task: Task,
+    *,
+    batch_size: int,
+    fixed: int | None,
+    soft: bool = True,
 ) -> Validation:
     """Measures on images that were held back, or on some of those that are trained on.
 
@@ -67,6 +75,7 @@ def of_images(
       teacher: or None.
       task: what the student learns.
       batch_size, fixed: as for `of_data`.
+      soft: whether answers are compared as they are learnt, see `losses.softened`.
 
     Returns:
       With labels in the task what gives the loss; else the teacher's answers are taken now, and it
@@ -80,7 +89,7 @@ def of_images(
 
     def answers(run: Any) -> list[np.ndarray]:
         return [
-            np.asarray(keras.ops.softmax(array)) if kind == outputs.LOGITS else array
+            _probabilities(array, kind, soft)
             for kind, array in zip(task.kinds, in_batches(run, inputs, size), strict=True)
         ]
 
@@ -94,11 +103,18 @@ def of_images(
             for measure, array, weight in zip(measures, answers(student), weights, strict=True)
         ]
         [sums, count] = workers.add_up([np.array(pairs).T, np.array(1.0)])
-        losses, agreements = sums / count
+        distances, agreements = sums / count
         agreement = float(agreements.sum() / np.count_nonzero(weights))
-        return {"val_loss": float(losses @ weights), "val_agreement": agreement}
+        return {"val_loss": float(distances @ weights), "val_agreement": agreement}
 
     return validate
+
+
+def _probabilities(array: np.ndarray, kind: str, soft: bool) -> np.ndarray:
+    """What stands for probabilities, as such; values as they are."""
+    if kind != outputs.VALUES and soft:
+        return np.asarray(losses.softened(array, kind == outputs.LOGITS))
+    return np.asarray(keras.ops.softmax(array)) if kind == outputs.LOGITS else array
 
 
 def joined(found: Sequence[Batch]) -> Batch:
