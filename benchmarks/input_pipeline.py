@@ -6,7 +6,7 @@
 quality 95: about 100 KiB each, as ImageNet's are on average) in ImageNet's layout, each there four
 times; batches of 64 at 224 px. The clock runs from the first batch, for as long as there is still
 to be read: the buffer that shuffles is filled once in an epoch, which is a hundredth of ImageNet's
-and most of this one's. Both are timed in turns, the median of the rounds' ratios is printed, also
+and most of this one's. All are timed in turns, the median of the rounds' ratios is printed, also
 by CPU time, which a busy machine changes less. Wanted: at least 0.9. Only the crop is decoded,
 which is why it could be above 1. "crop and resize only" is a third pipeline, which decodes random
 crops and resizes them, and does nothing else: more can hardly be had. Needs TFDWD_DATA. Writes

@@ -1,15 +1,17 @@
 import dataclasses
 import importlib
 import logging
+from unittest import mock
 
 import keras
 import numpy as np
 import pytest
+from ai_edge_litert import interpreter
 from cases import convolutions, difference, inputs_of, network, outputs_of, randomised
 from keras import layers
 
 import tfdwd
-from tfdwd import calibration, costs
+from tfdwd import calibration, costs, factorize
 from tfdwd.decomposition import DecompositionReport, LayerReport
 from tfdwd.errors import Error
 
@@ -478,3 +480,32 @@ def test_joint_beats_sequential_on_the_resnet8(agreement):
 @pytest.mark.slow
 def test_sequential_beats_channel_on_the_resnet8(agreement):
     assert agreement["sequential"] > agreement["channel"]
+
+
+@pytest.mark.parametrize("quantize", ["none", "int8"])
+def test_factors_of_equal_size_change_no_bit_of_a_student(quantize, tmp_path):
+    """Of its outputs, in Keras and in LiteRT; its weights they do change."""
+    image = keras.Input((8, 8, 3))
+    x = layers.ReLU()(layers.Conv2D(16, 3, padding="same", name="conv")(image))
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(12, 3, name="second")(x))
+    model = randomised(keras.Model(image, layers.Dense(5, activation="softmax")(x)))
+    images = np.random.default_rng(0).normal(size=(32, 8, 8, 3)).astype(np.float32)
+    given, weights = [], []
+    for sized in (factorize.of_equal_size, lambda stack: stack):
+        with mock.patch.object(factorize, "of_equal_size", sized):
+            student = tfdwd.decompose(model, images, rank=1)
+        path = tmp_path / f"{len(given)}.tflite"
+        tfdwd.export(student, path, quantize=quantize, data=images)
+        run = interpreter.Interpreter(str(path))
+        run.allocate_tensors()
+        source, answer = run.get_input_details()[0], run.get_output_details()[0]
+        answers = []
+        for one in images:
+            run.set_tensor(source["index"], one[None].astype(source["dtype"]))
+            run.invoke()
+            answers.append(run.get_tensor(answer["index"]).copy())
+        given.append((np.asarray(student(images)), np.concatenate(answers)))
+        weights.append(np.concatenate([weight.ravel() for weight in student.get_weights()]))
+    for equal, unequal in zip(*given, strict=True):
+        np.testing.assert_array_equal(equal, unequal)
+    assert not np.array_equal(*weights) and len(np.unique(given[0][1], axis=0)) > 1
