@@ -13,9 +13,6 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfdwd import candidates, decomposition, graph, selection
-from tfdwd.shapes import images_at_once
-
 HERE = pathlib.Path(__file__).resolve().parent
 DATA = pathlib.Path(os.environ.get("TFDWD_DATA", HERE.parent.parent / "shared/data"))
 Examples = tuple[np.ndarray, np.ndarray]  # images (count, height, width, channels) uint8, labels
@@ -59,6 +56,9 @@ def decomposed(
     **options: Any,
 ) -> keras.Model:
     """As `tfdwd.decompose` does it, with the further ``options`` of `decomposition.decomposed`."""
+    from tfdwd import candidates, decomposition, graph, selection  # not where JAX only trains
+    from tfdwd.shapes import images_at_once
+
     traced = graph.trace(model)
     convs = candidates.find_convolutions(traced)
     selected = selection.uniform(convs, rank, stack=stack, method=method, include=include)

@@ -2,6 +2,7 @@
 
     python benchmarks/recipe.py                          (everything, three seeds: a day)
     python benchmarks/recipe.py resnet8 "defaults" "rate 0.001"
+    python benchmarks/recipe.py --students               (only decomposes; 5 minutes)
 
 Students with stack="auto" of the ResNet-8 of MLPerf Tiny, of the demo's network and of the VGG-like
 one of plan_networks.py, fine-tuned against their originals on the 1,024 images (the demo: 512) that
@@ -9,8 +10,9 @@ they were decomposed on, without labels but where the way says so. Each way diff
 defaults by what it is called; see WAYS. Top-1 is that on other training images, 4,061 of the
 ResNet-8, 1,536 of the demo, 4,096 of the last one: no test image is used. Seeds are of the order of
 the images, of which are held back and how they are changed. Writes recipe.csv beside this file, a
-row for each run, which are not run again; seed by seed, so that it may end at any time. Needs
-TFDWD_DATA.
+row for each run, which are not run again; seed by seed, so that it may end at any time. Students
+are kept in build/recipe, and once they are there, training also runs with KERAS_BACKEND=jax, all
+ways but the one that decomposes in between; "backend" says which it was. Needs TFDWD_DATA.
 """
 
 import dataclasses
@@ -20,7 +22,7 @@ import pathlib
 import sys
 import time
 import unittest.mock
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -33,12 +35,13 @@ import plan_networks
 from plan_networks import cifar10
 
 import tfdwd
-from tfdwd import factorize, reporting
+from tfdwd import factorize, files, reporting
 from tfdwd.training import losses
 from tfdwd.training.augmentation import Moves
 
-TABLE = pathlib.Path(__file__).resolve().parent / "recipe.csv"
-HEADERS = ["network", "rank", "way", "seed", "before", "after", "minutes"]
+HERE = pathlib.Path(__file__).resolve().parent
+TABLE, BUILD = HERE / "recipe.csv", HERE.parent / "build" / "recipe"
+HEADERS = ["network", "rank", "way", "seed", "before", "after", "minutes", "backend"]
 OTHERS = 4096
 RANKS, SEEDS = (1, 2), (0, 1, 2)
 ESTIMATES = 300  # batches
@@ -57,6 +60,7 @@ class Case:
       images: what it was decomposed on, (count, height, width, channels), and their labels.
       rank: that it was decomposed with.
       seed: of fine-tuning.
+      unequal: the student with the factors of each stack as large as the solvers left them.
     """
 
     model: keras.Model
@@ -64,6 +68,7 @@ class Case:
     images: Images
     rank: int
     seed: int
+    unequal: keras.Model
 
     def epochs(self, part: float) -> int:
         """A part of those that are the default of `finetune`."""
@@ -103,7 +108,13 @@ def _tuned(case: Case, student: keras.Model, labels: bool = False, **options: An
 
 def _with(**options: Any) -> Callable[[Case], keras.Model]:
     """By other options of `finetune`."""
-    return lambda case: _tuned(case, tfdwd.flatten(case.start), **options)
+    return lambda case: _tuned(case, _copy(case.start), **options)
+
+
+def _copy(student: keras.Model) -> keras.Model:
+    copy = keras.models.clone_model(student)
+    copy.set_weights(student.get_weights())
+    return copy
 
 
 def _moved(**moves: Any) -> Callable[[Case], keras.Model]:
@@ -137,7 +148,7 @@ def _reestimated(case: Case) -> keras.Model:
 
 def _branched(case: Case) -> keras.Model:
     """With branches while it trains."""
-    student = folding.branched(tfdwd.flatten(case.start), case.images[0][:256])
+    student = folding.branched(case.start, case.images[0][:256])
     return folding.folded(_tuned(case, student))
 
 
@@ -148,13 +159,6 @@ def _cut_down(case: Case) -> keras.Model:
     larger = folding.merged(case.model, _tuned(case, larger, epochs=case.epochs(0.5)))
     student = tfdwd.decompose(larger, case.images[0], **(options | {"rank": case.rank}))
     return _tuned(case, tfdwd.flatten(student), epochs=case.epochs(0.5))
-
-
-def _of_unequal_size(case: Case) -> keras.Model:
-    """With the factors of each stack as large as the solvers left them."""
-    with unittest.mock.patch.object(factorize, "of_equal_size", lambda stack: stack):
-        student = tfdwd.decompose(case.model, case.images[0], rank=case.rank, stack="auto")
-    return _tuned(case, tfdwd.flatten(student))
 
 
 def _at(temperature: float) -> Callable[[Case], keras.Model]:
@@ -193,8 +197,38 @@ WAYS: dict[str, Callable[[Case], keras.Model]] = {
     "nothing held back": _with(validation=None),
     "branches, folded": _branched,
     "one rank more, cut down": _cut_down,
-    "factors of unequal size": _of_unequal_size,
+    "factors of unequal size": lambda case: _tuned(case, _copy(case.unequal)),
 }
+
+
+def student_of(name: str, rank: int, equal: bool = True) -> keras.Model:
+    """The decomposed student, from build/, or made now."""
+    path = BUILD / f"{name}_{rank}{'' if equal else '_unequal'}.keras"
+    if not path.exists():
+        model, (images, _), _ = NETWORKS[name]()
+        sized = factorize.of_equal_size if equal else lambda stack: stack
+        with unittest.mock.patch.object(factorize, "of_equal_size", sized):
+            student = tfdwd.decompose(model, images, rank=rank, stack="auto")
+        BUILD.mkdir(parents=True, exist_ok=True)
+        files.save_model(tfdwd.flatten(student), path)
+    return keras.models.load_model(path, compile=False)
+
+
+def runs(name: str, rank: int, seed: int, ways: list[str]) -> Iterator[list[str]]:
+    """A row for each way."""
+    model, few, others = NETWORKS[name]()
+    start, unequal = (student_of(name, rank, equal) for equal in (True, False))
+    case = Case(model, start, few, rank, seed, unequal)
+    before = tfdwd.evaluate(start, others, batch_size=256).top1
+    for way in ways:
+        began = time.perf_counter()
+        student = WAYS[way](case)
+        minutes = (time.perf_counter() - began) / 60
+        after = tfdwd.evaluate(student, others, batch_size=256).top1
+        yield [
+            name, str(rank), way, str(seed), f"{before:.4f}", f"{after:.4f}", f"{minutes:.1f}",
+            keras.backend.backend(),
+        ]  # fmt: skip
 
 
 def main(names: list[str], ways: list[str]) -> None:
@@ -202,27 +236,20 @@ def main(names: list[str], ways: list[str]) -> None:
     done = {tuple(row[:4]) for row in rows}
     for seed, rank, name in itertools.product(SEEDS, RANKS, names):
         left = [way for way in ways if (name, str(rank), way, str(seed)) not in done]
-        if not left:
-            continue
-        model, few, others = NETWORKS[name]()
-        start = tfdwd.decompose(model, few[0], rank=rank, stack="auto")
-        before = tfdwd.evaluate(start, others, batch_size=256).top1
-        for way in left:
-            began = time.perf_counter()
-            student = WAYS[way](Case(model, start, few, rank, seed))
-            minutes = (time.perf_counter() - began) / 60
-            after = tfdwd.evaluate(student, others, batch_size=256).top1
-            rows.append([
-                name, str(rank), way, str(seed), f"{before:.4f}", f"{after:.4f}", f"{minutes:.1f}"
-            ])  # fmt: skip
-            print(*rows[-1], sep=", ", flush=True)
+        for row in runs(name, rank, seed, left) if left else ():
+            print(*row, sep=", ", flush=True)
+            rows.append(row)
             common.write_rows(TABLE, HEADERS, rows)
     print(reporting.table(HEADERS, rows))
 
 
 if __name__ == "__main__":
     given = sys.argv[1:]
-    main(
-        [name for name in given if name in NETWORKS] or list(NETWORKS),
-        [name for name in given if name in WAYS] or list(WAYS),
-    )
+    if given == ["--students"]:
+        for name, rank, equal in itertools.product(NETWORKS, RANKS, (True, False)):
+            print(student_of(name, rank, equal).name, flush=True)
+    else:
+        main(
+            [name for name in given if name in NETWORKS] or list(NETWORKS),
+            [name for name in given if name in WAYS] or list(WAYS),
+        )

@@ -2,6 +2,7 @@
 
     python benchmarks/rivals.py                     (three networks at two times: four hours)
     python benchmarks/rivals.py resnet8
+    python benchmarks/rivals.py --students          (only plans and decomposes: half an hour)
     python benchmarks/rivals.py --draw              (rivals.png anew from rivals.csv)
 
 For the ResNet-8 of MLPerf Tiny, the demo's network and the VGG-like one of plan_networks.py, at the
@@ -20,15 +21,16 @@ A narrow network has as many channels as fit into the time. All are fine-tuned b
 `tfdwd.finetune(student, images, teacher=original)`, in float32 also where the file is int8; what
 does not depend on the time is the same student in both. Top-1 is that of the .tflite files on the
 test images, once, and times are taken as in plan.py. Writes rivals.csv and rivals.png beside this
-file; rows that are there are not made again. Needs TFDWD_DATA.
+file; rows that are there are not made again. Students are kept in build/rivals, and once they are
+there, `tuned` also runs with KERAS_BACKEND=jax. Needs TFDWD_DATA.
 """
 
 import itertools
+import json
 import os
 import pathlib
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -39,20 +41,20 @@ import plan
 from narrowing import narrowed
 
 import tfdwd
-from tfdwd import models, reporting
+from tfdwd import files, models, reporting
 
 HERE = pathlib.Path(__file__).resolve().parent
-TABLE = HERE / "rivals.csv"
+TABLE, BUILD = HERE / "rivals.csv", HERE.parent / "build" / "rivals"
 NAMES = ("resnet8", "demo", "vgg")
 HEADERS = [
     "network", "precision", "time of", "way", "MMACs", "time", "low", "high", "before", "top-1",
-    "minutes",
 ]  # fmt: skip
 RANKS = (1, 2)
 STEPS = 6  # halvings of the part of the channels
 PASSED = 1.01  # of the time that a narrow network may take
 WORTH_IT = 0.9  # of the original's time: who would want a student that takes more
 TIMELESS = ("channel", "svd", "the paper")  # whose students are the same in every precision
+WAYS = ("planned", "planned, random weights", "narrow", "narrow, random weights", *TIMELESS)
 
 
 def _time(model, student, images, precision: str) -> float:
@@ -92,73 +94,109 @@ def ways(
     name: str, model, images, precision: str, rank: int, time_wanted: float
 ) -> dict[str, Callable[[], keras.Model]]:
     """{way: what makes the student}, cheap until it is called."""
-    planned: list[keras.Model] = []
 
-    def ours() -> keras.Model:
+    def planned() -> keras.Model:
         budget = round(time_wanted, 4)
         found = tfdwd.plan(model, images, latency=budget, quantize=precision)
-        planned.append(tfdwd.decompose(model, images, rank=found))
-        return tfdwd.flatten(planned[0])
+        return tfdwd.decompose(model, images, rank=found)
 
     def shape(part: float) -> keras.Model:
         keras.utils.set_random_seed(0)
         return _narrow_shufflenet(part) if name == "demo" else narrowed(model, part)
 
-    width: list[float] = []
-
     def widest() -> float:
-        if not width:
-            width.append(_widest(model, images, precision, shape, time_wanted))
-        return width[0]
+        return _noted(
+            f"{name} {rank} {precision} width",
+            lambda: _widest(model, images, precision, shape, time_wanted),
+        )
 
     def of(method: str) -> Callable[[], keras.Model]:
         return lambda: common.decomposed(model, images, rank=rank, method=method)
 
-    found = {
-        "planned": ours,
-        "planned, random weights": lambda: _random(planned[0] if planned else ours()),
+    return {
+        "planned": planned,
+        "planned, random weights": lambda: _random(student_of(name, rank, precision, "planned")),
         "narrow": lambda: narrowed(model, widest(), images[:256]),
         "narrow, random weights": lambda: shape(widest()),
         "channel": of("channel"),
         "svd": of("svd"),
         "the paper": of("sequential"),
     }
-    if name == "demo":
-        del found["narrow"]
-    return found
 
 
-def compared(name: str, rank: int, done: set[tuple[str, str]]) -> Iterator[list[str]]:
-    """Rows of the precisions and ways that are not done yet."""
-    model, images, test = plan.NETWORKS[name]()
-    uniform = tfdwd.decompose(model, images, rank=rank)
-    timeless: dict[str, tuple[keras.Model, float, float]] = {}
-    for quantize, precision in plan.PRECISIONS.items():
-        wanted = plan.measured(model, uniform, images, quantize, test).time
+def _path(name: str, rank: int, precision: str, way: str) -> pathlib.Path:
+    """Of a student in build/."""
+    own = [] if way in TIMELESS else [precision]
+    return BUILD / ("_".join([name, str(rank), *own, *way.split()]).replace(",", "") + ".keras")
+
+
+def _noted(key: str, find: Callable[[], float]) -> float:
+    """What is found the first time; build/ has it from then on."""
+    path = BUILD / "noted.json"
+    notes = json.loads(path.read_text()) if path.exists() else {}
+    if key not in notes:
+        notes[key] = find()
+        BUILD.mkdir(parents=True, exist_ok=True)
+        files.write_whole(path, json.dumps(notes))
+    return notes[key]
+
+
+def _time_wanted(name: str, rank: int, precision: str) -> float:
+    """Of the separable student, as part of the original's."""
+
+    def found() -> float:
+        model, images, test = plan.NETWORKS[name]()
+        uniform = tfdwd.decompose(model, images, rank=rank)
+        return plan.measured(model, uniform, images, precision, test).time
+
+    return _noted(f"{name} {rank} {precision} time", found)
+
+
+def student_of(name: str, rank: int, precision: str, way: str) -> keras.Model:
+    """From build/, or made now."""
+    path = _path(name, rank, precision, way)
+    if not path.exists():
+        model, images, _ = plan.NETWORKS[name]()
+        wanted = _time_wanted(name, rank, precision)
+        student = ways(name, model, images, precision, rank, wanted)[way]()
+        files.save_model(tfdwd.flatten(student), path)
+    return keras.models.load_model(path, compile=False)
+
+
+def keys(names: list[str]) -> Iterator[tuple[str, int, str, str]]:
+    """Network, rank, precision and way of each student."""
+    for rank, name, precision in itertools.product(RANKS, names, plan.PRECISIONS):
+        wanted = _time_wanted(name, rank, precision)
         if wanted > WORTH_IT:
             print(f"{name} {precision}: separable {rank} takes {wanted:.3f}, left out", flush=True)
             continue
-        for way, make in ways(name, model, images, quantize, rank, wanted).items():
-            if (precision, way) in done:
-                continue
-            student, before, minutes = timeless.get(way) or tuned(make(), model, images, test)
-            if way in TIMELESS:
-                timeless[way] = student, before, minutes
-            own = plan.measured(model, student, images, quantize, test)
-            yield [
-                name, precision, f"separable {rank}", way,
-                f"{tfdwd.costs.count(student).macs / 1e6:.2f}", f"{own.time:.3f}",
-                f"{own.low:.3f}", f"{own.high:.3f}", f"{before:.4f}", f"{own.top1:.4f}",
-                f"{minutes:.1f}",
-            ]  # fmt: skip
+        for way in WAYS:
+            if (name, way) != ("demo", "narrow"):
+                yield name, rank, precision, way
 
 
-def tuned(student: keras.Model, teacher: keras.Model, images, test):
-    """The student, its top-1 before that, and how many minutes it took."""
-    before = tfdwd.evaluate(student, test, batch_size=256).top1
-    began = time.perf_counter()
-    tfdwd.finetune(student, images, teacher=teacher)
-    return student, before, (time.perf_counter() - began) / 60
+def tuned(name: str, rank: int, precision: str, way: str) -> keras.Model:
+    """That student fine-tuned, from build/ or now."""
+    path = _path(name, rank, precision, way)
+    own = path.with_name(f"tuned_{path.name}")
+    if not own.exists():
+        student = student_of(name, rank, precision, way)
+        model, images, _ = plan.NETWORKS[name]()
+        tfdwd.finetune(student, images, teacher=model)
+        files.save_model(student, own)
+    return keras.models.load_model(own, compile=False)
+
+
+def row_of(name: str, rank: int, precision: str, way: str) -> list[str]:
+    model, images, test = plan.NETWORKS[name]()
+    start, student = (make(name, rank, precision, way) for make in (student_of, tuned))
+    own = plan.measured(model, student, images, precision, test)
+    return [
+        name, plan.PRECISIONS[precision], f"separable {rank}", way,
+        f"{tfdwd.costs.count(student).macs / 1e6:.2f}", f"{own.time:.3f}", f"{own.low:.3f}",
+        f"{own.high:.3f}", f"{tfdwd.evaluate(start, test, batch_size=256).top1:.4f}",
+        f"{own.top1:.4f}",
+    ]  # fmt: skip
 
 
 def draw() -> None:
@@ -184,12 +222,13 @@ def draw() -> None:
 
 def main(names: list[str]) -> None:
     rows = common.read_rows(TABLE)
-    for rank, name in itertools.product(RANKS, names):
-        done = {(row[1], row[3]) for row in rows if (row[0], row[2]) == (name, f"separable {rank}")}
-        for row in compared(name, rank, done):
-            print(*row, sep=", ", flush=True)
-            rows.append(row)
-            common.write_rows(TABLE, HEADERS, rows)
+    done = {tuple(row[:4]) for row in rows}
+    for name, rank, precision, way in keys(names):
+        if (name, plan.PRECISIONS[precision], f"separable {rank}", way) in done:
+            continue
+        rows.append(row_of(name, rank, precision, way))
+        print(*rows[-1], sep=", ", flush=True)
+        common.write_rows(TABLE, HEADERS, rows)
     draw()
     print(reporting.table(HEADERS, rows))
 
@@ -197,5 +236,8 @@ def main(names: list[str]) -> None:
 if __name__ == "__main__":
     if sys.argv[1:] == ["--draw"]:
         draw()
+    elif sys.argv[1:] == ["--students"]:
+        for key in keys(list(NAMES)):
+            print(*key, student_of(*key).count_params(), flush=True)
     else:
         main(sys.argv[1:] or list(NAMES))

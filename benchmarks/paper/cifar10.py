@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 import tfdwd
-from tfdwd import data, files
+from tfdwd import files
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 from common import DATA
@@ -53,6 +53,8 @@ def test(size: int) -> tuple[np.ndarray, np.ndarray]:
 
 def load(part: str) -> tuple[np.ndarray, np.ndarray]:
     """All images (count, 32, 32, 3) uint8 and labels of "train" or "validation"."""
+    from tfdwd import data  # which is TensorFlow's
+
     batches = data.evaluation(data.tfrecords(DATA / "cifar10", part), 500, size=32, resize=32)
     images, labels = zip(*batches.as_numpy_iterator(), strict=True)
     return np.concatenate(images), np.concatenate(labels)
