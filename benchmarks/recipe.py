@@ -234,7 +234,7 @@ def runs(name: str, rank: int, seed: int, ways: list[str]) -> Iterator[list[str]
 def main(names: list[str], ways: list[str]) -> None:
     rows = common.read_rows(TABLE)
     done = {tuple(row[:4]) for row in rows}
-    for seed, rank, name in itertools.product(SEEDS, RANKS, names):
+    for rank, seed, name in itertools.product(RANKS, SEEDS, names):
         left = [way for way in ways if (name, str(rank), way, str(seed)) not in done]
         for row in runs(name, rank, seed, left) if left else ():
             print(*row, sep=", ", flush=True)
