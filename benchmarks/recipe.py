@@ -10,7 +10,8 @@ they were decomposed on, without labels but where the way says so. Each way diff
 defaults by what it is called; see WAYS. Top-1 is that on other training images, 4,061 of the
 ResNet-8, 1,536 of the demo, 4,096 of the last one: no test image is used. Seeds are of the order of
 the images, of which are held back and how they are changed. Writes recipe.csv beside this file, a
-row for each run, which are not run again; seed by seed, so that it may end at any time. Students
+row for each run, which are not run again; seed by seed, so that it may end at any time; and from it
+recipe_means.csv, where "points" are those above the defaults, with the same seeds. Students
 are kept in build/recipe, and once they are there, training also runs with KERAS_BACKEND=jax, all
 ways but the one that decomposes in between; "backend" says which it was. Needs TFDWD_DATA.
 """
@@ -19,6 +20,7 @@ import dataclasses
 import itertools
 import os
 import pathlib
+import statistics
 import sys
 import time
 import unittest.mock
@@ -42,6 +44,8 @@ from tfdwd.training.augmentation import Moves
 HERE = pathlib.Path(__file__).resolve().parent
 TABLE, BUILD = HERE / "recipe.csv", HERE.parent / "build" / "recipe"
 HEADERS = ["network", "rank", "way", "seed", "before", "after", "minutes", "backend"]
+MEANS = HERE / "recipe_means.csv"
+MEAN_HEADERS = ["network", "rank", "way", "seeds", "before", "after", "lowest", "highest", "points"]
 OTHERS = 4096
 RANKS, SEEDS = (1, 2), (0, 1, 2)
 ESTIMATES = 300  # batches
@@ -231,6 +235,23 @@ def runs(name: str, rank: int, seed: int, ways: list[str]) -> Iterator[list[str]
         ]  # fmt: skip
 
 
+def means(rows: list[list[str]]) -> Iterator[list[str]]:
+    """Over the seeds, network by network."""
+    after = {tuple(row[:4]): float(row[5]) for row in rows}
+    found = {tuple(row[:3]): float(row[4]) for row in rows}
+    places = [list(NETWORKS), [str(rank) for rank in RANKS], list(WAYS)]
+    for key in sorted(found, key=lambda k: [p.index(x) for p, x in zip(places, k, strict=True)]):
+        name, rank, _ = key
+        own = {k[3]: value for k, value in after.items() if k[:3] == key}
+        rivals = {seed: after.get((name, rank, "defaults", seed)) for seed in own}
+        points = [100 * (own[seed] - rival) for seed, rival in rivals.items() if rival]
+        yield [
+            *key, str(len(own)), f"{found[key]:.4f}", f"{statistics.mean(own.values()):.4f}",
+            f"{min(own.values()):.4f}", f"{max(own.values()):.4f}",
+            f"{statistics.mean(points):+.1f}" if points else "",
+        ]  # fmt: skip
+
+
 def main(names: list[str], ways: list[str]) -> None:
     rows = common.read_rows(TABLE)
     done = {tuple(row[:4]) for row in rows}
@@ -240,7 +261,8 @@ def main(names: list[str], ways: list[str]) -> None:
             print(*row, sep=", ", flush=True)
             rows.append(row)
             common.write_rows(TABLE, HEADERS, rows)
-    print(reporting.table(HEADERS, rows))
+    common.write_rows(MEANS, MEAN_HEADERS, means(rows))
+    print(reporting.table(MEAN_HEADERS, common.read_rows(MEANS)))
 
 
 if __name__ == "__main__":

@@ -204,20 +204,22 @@ def draw() -> None:
     import matplotlib.pyplot as plt
 
     rows = common.read_rows(TABLE)
-    shown = list(dict.fromkeys((row[0], row[1]) for row in rows))
-    colours = {way: f"C{n}" for n, way in enumerate(dict.fromkeys(row[3] for row in rows))}
+    names, precisions = (list(dict.fromkeys(row[n] for row in rows)) for n in (0, 1))
     figure, axes = plt.subplots(
-        1, len(shown), figsize=(4 * len(shown), 4), layout="constrained", squeeze=False
-    )
-    for axis, key in zip(axes[0], shown, strict=True):
-        own = [row for row in rows if (row[0], row[1]) == key]
-        for way in dict.fromkeys(row[3] for row in own):
-            points = sorted((float(row[5]), float(row[9])) for row in own if row[3] == way)
-            axis.plot(*zip(*points, strict=True), "o-", color=colours[way], label=way)
+        len(names), len(precisions), figsize=(10, 3.5 * len(names)), sharex=True, sharey="row",
+        layout="constrained", squeeze=False,
+    )  # fmt: skip
+    for axis, key in zip(axes.flat, itertools.product(names, precisions), strict=True):
+        for way in WAYS:
+            points = sorted(
+                (float(r[5]), float(r[9])) for r in rows if (r[0], r[1]) == key and r[3] == way
+            )
+            axis.plot([x for x, _ in points], [y for _, y in points], "o-", label=way)
         axis.set(title=", ".join(key), xlabel="part of the original's time", ylabel="top-1")
         axis.set_xlim(0, 1)
-    axes[0][0].legend(fontsize="small")
-    figure.savefig(HERE / "rivals.png", dpi=100)
+        axis.label_outer()
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right upper")
+    figure.savefig(HERE / "rivals.png", dpi=80)
 
 
 def main(names: list[str]) -> None:
