@@ -104,6 +104,8 @@ def merged(model: keras.Model, student: keras.Model) -> keras.Model:
         if stem in stacks:
             stacks[stem].append(layer.get_weights()[0])
     for layer in copy.layers:
+        if not layer.weights:  # the input's layer may have another name
+            continue
         weights = student.get_layer(layer.name).get_weights()
         if factors := stacks.get(layer.name):
             weights[0] = _kernel(factors, weights[0][0, 0])
@@ -133,6 +135,6 @@ def _copy(model: keras.Model, replaced, kind: type = layers.DepthwiseConv2D) -> 
 
     copy = keras.models.clone_model(model, clone_function=made)
     for layer in model.layers:
-        if not isinstance(layer, kind):
+        if layer.weights and not isinstance(layer, kind):
             copy.get_layer(layer.name).set_weights(layer.get_weights())
     return copy
