@@ -13,7 +13,8 @@ the images, of which are held back and how they are changed. Writes recipe.csv b
 row for each run, which are not run again; seed by seed, so that it may end at any time; and from it
 recipe_means.csv, where "points" are those above the defaults, with the same seeds. Students
 are kept in build/recipe, and once they are there, training also runs with KERAS_BACKEND=jax, all
-ways but the one that decomposes in between; "backend" says which it was. Needs TFDWD_DATA.
+ways but the one that decomposes in between; "backend" says which it was. Delete build/recipe when
+decomposition has changed. Needs TFDWD_DATA.
 """
 
 import dataclasses
@@ -38,7 +39,7 @@ from plan_networks import cifar10
 
 import tfdwd
 from tfdwd import factorize, files, reporting
-from tfdwd.training import losses
+from tfdwd.training import finetuning, losses
 from tfdwd.training.augmentation import Moves
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -59,24 +60,37 @@ class Case:
     """A student to be fine-tuned.
 
     Attributes:
+      name: of its original, see NETWORKS.
       model: its original.
-      start: the student.
       images: what it was decomposed on, (count, height, width, channels), and their labels.
       rank: that it was decomposed with.
       seed: of fine-tuning.
-      unequal: the student with the factors of each stack as large as the solvers left them.
     """
 
+    name: str
     model: keras.Model
-    start: keras.Model
     images: Images
     rank: int
     seed: int
-    unequal: keras.Model
+
+    def student(self, equal: bool = True) -> keras.Model:
+        """The decomposed student, from build/, or made now.
+
+        Args:
+          equal: its factors are of about the same size; else as large as the solvers left them.
+        """
+        path = BUILD / f"{self.name}_{self.rank}{'' if equal else '_unequal'}.keras"
+        if not path.exists():
+            sized = factorize.of_equal_size if equal else lambda stack: stack
+            with unittest.mock.patch.object(factorize, "of_equal_size", sized):
+                student = tfdwd.decompose(self.model, self.images[0], rank=self.rank, stack="auto")
+            BUILD.mkdir(parents=True, exist_ok=True)
+            files.save_model(tfdwd.flatten(student), path)
+        return keras.models.load_model(path, compile=False)
 
     def epochs(self, part: float) -> int:
         """A part of those that are the default of `finetune`."""
-        return round(part * 4200 / (0.9 * len(self.images[0])) ** 0.5)
+        return round(part * finetuning._EPOCHS / (0.9 * len(self.images[0])) ** 0.5)
 
 
 def resnet8() -> tuple[keras.Model, Images, Images]:
@@ -112,13 +126,7 @@ def _tuned(case: Case, student: keras.Model, labels: bool = False, **options: An
 
 def _with(**options: Any) -> Callable[[Case], keras.Model]:
     """By other options of `finetune`."""
-    return lambda case: _tuned(case, _copy(case.start), **options)
-
-
-def _copy(student: keras.Model) -> keras.Model:
-    copy = keras.models.clone_model(student)
-    copy.set_weights(student.get_weights())
-    return copy
+    return lambda case: _tuned(case, case.student(), **options)
 
 
 def _moved(**moves: Any) -> Callable[[Case], keras.Model]:
@@ -152,7 +160,7 @@ def _reestimated(case: Case) -> keras.Model:
 
 def _branched(case: Case) -> keras.Model:
     """With branches while it trains."""
-    student = folding.branched(case.start, case.images[0][:256])
+    student = folding.branched(case.student(), case.images[0][:256])
     return folding.folded(_tuned(case, student))
 
 
@@ -201,29 +209,15 @@ WAYS: dict[str, Callable[[Case], keras.Model]] = {
     "nothing held back": _with(validation=None),
     "branches, folded": _branched,
     "one rank more, cut down": _cut_down,
-    "factors of unequal size": lambda case: _tuned(case, _copy(case.unequal)),
+    "factors of unequal size": lambda case: _tuned(case, case.student(equal=False)),
 }
-
-
-def student_of(name: str, rank: int, equal: bool = True) -> keras.Model:
-    """The decomposed student, from build/, or made now."""
-    path = BUILD / f"{name}_{rank}{'' if equal else '_unequal'}.keras"
-    if not path.exists():
-        model, (images, _), _ = NETWORKS[name]()
-        sized = factorize.of_equal_size if equal else lambda stack: stack
-        with unittest.mock.patch.object(factorize, "of_equal_size", sized):
-            student = tfdwd.decompose(model, images, rank=rank, stack="auto")
-        BUILD.mkdir(parents=True, exist_ok=True)
-        files.save_model(tfdwd.flatten(student), path)
-    return keras.models.load_model(path, compile=False)
 
 
 def runs(name: str, rank: int, seed: int, ways: list[str]) -> Iterator[list[str]]:
     """A row for each way."""
     model, few, others = NETWORKS[name]()
-    start, unequal = (student_of(name, rank, equal) for equal in (True, False))
-    case = Case(model, start, few, rank, seed, unequal)
-    before = tfdwd.evaluate(start, others, batch_size=256).top1
+    case = Case(name, model, few, rank, seed)
+    before = tfdwd.evaluate(case.student(), others, batch_size=256).top1
     for way in ways:
         began = time.perf_counter()
         student = WAYS[way](case)
@@ -261,15 +255,17 @@ def main(names: list[str], ways: list[str]) -> None:
             print(*row, sep=", ", flush=True)
             rows.append(row)
             common.write_rows(TABLE, HEADERS, rows)
-    common.write_rows(MEANS, MEAN_HEADERS, means(rows))
+            common.write_rows(MEANS, MEAN_HEADERS, means(rows))
     print(reporting.table(MEAN_HEADERS, common.read_rows(MEANS)))
 
 
 if __name__ == "__main__":
     given = sys.argv[1:]
     if given == ["--students"]:
-        for name, rank, equal in itertools.product(NETWORKS, RANKS, (True, False)):
-            print(student_of(name, rank, equal).name, flush=True)
+        for name, rank in itertools.product(NETWORKS, RANKS):
+            model, few, _ = NETWORKS[name]()
+            case = Case(name, model, few, rank, seed=0)
+            print(name, rank, *(case.student(equal).count_params() for equal in (True, False)))
     else:
         main(
             [name for name in given if name in NETWORKS] or list(NETWORKS),

@@ -22,7 +22,8 @@ A narrow network has as many channels as fit into the time. All are fine-tuned b
 does not depend on the time is the same student in both. Top-1 is that of the .tflite files on the
 test images, once, and times are taken as in plan.py. Writes rivals.csv and rivals.png beside this
 file; rows that are there are not made again. Students are kept in build/rivals, and once they are
-there, `tuned` also runs with KERAS_BACKEND=jax. Needs TFDWD_DATA.
+there, `tuned` also runs with KERAS_BACKEND=jax. Delete build/rivals when tfdwd has changed. Needs
+TFDWD_DATA.
 """
 
 import itertools

@@ -1,7 +1,7 @@
-"""Students that train as larger networks compute the same when they are folded."""
+"""benchmarks/folding.py: students that train as larger networks compute the same when folded."""
 
-import sys
-from pathlib import Path
+import importlib
+from types import ModuleType
 
 import keras
 import numpy as np
@@ -9,10 +9,14 @@ import pytest
 
 import tfdwd
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
-import folding
-
 IMAGES = np.random.default_rng(0).normal(size=(32, 12, 12, 3)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def folding(pytestconfig: pytest.Config) -> ModuleType:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(pytestconfig.rootpath / "benchmarks")
+        return importlib.import_module("folding")
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +43,9 @@ def _equal(one: keras.Model, other: keras.Model) -> None:
 
 
 @pytest.mark.parametrize("stack", ["separable", "auto"])
-def test_branches_begin_as_nothing_and_are_folded(model: keras.Model, stack: str) -> None:
+def test_branches_begin_as_nothing_and_are_folded(
+    folding: ModuleType, model: keras.Model, stack: str
+) -> None:
     student = tfdwd.flatten(tfdwd.decompose(model, IMAGES, rank=2, stack=stack))
     branched = folding.branched(student, IMAGES)
     _equal(branched, student)
@@ -55,7 +61,7 @@ def test_branches_begin_as_nothing_and_are_folded(model: keras.Model, stack: str
 
 @pytest.mark.parametrize("stack", ["separable", "auto"])
 def test_a_merged_student_is_the_original_with_what_the_student_learnt(
-    model: keras.Model, stack: str
+    folding: ModuleType, model: keras.Model, stack: str
 ) -> None:
     student = tfdwd.flatten(tfdwd.decompose(model, IMAGES, rank=2, stack=stack))
     _changed(student)
