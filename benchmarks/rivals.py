@@ -22,8 +22,8 @@ A narrow network has as many channels as fit into the time. All are fine-tuned b
 does not depend on the time is the same student in both. Top-1 is that of the .tflite files on the
 test images, once, and times are taken as in plan.py. Writes rivals.csv and rivals.png beside this
 file; rows that are there are not made again. Students are kept in build/rivals, and once they are
-there, `tuned` also runs with KERAS_BACKEND=jax. Delete build/rivals when tfdwd has changed. Needs
-TFDWD_DATA.
+there, `Rival.tuned` also runs with KERAS_BACKEND=jax. Delete build/rivals when tfdwd has changed.
+Needs TFDWD_DATA.
 """
 
 import itertools
@@ -33,6 +33,7 @@ import pathlib
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -54,7 +55,8 @@ RANKS = (1, 2)
 STEPS = 6  # halvings of the part of the channels
 PASSED = 1.01  # of the time that a narrow network may take
 WORTH_IT = 0.9  # of the original's time: who would want a student that takes more
-TIMELESS = ("channel", "svd", "the paper")  # whose students are the same in every precision
+# What gives the same student in every precision, and the method of it.
+TIMELESS = {"channel": "channel", "svd": "svd", "the paper": "sequential"}
 WAYS = ("planned", "planned, random weights", "narrow", "narrow, random weights", *TIMELESS)
 
 
@@ -91,44 +93,80 @@ def _random(student: keras.Model) -> keras.Model:
     return type(student).from_config(student.get_config())
 
 
-def ways(
-    name: str, model, images, precision: str, rank: int, time_wanted: float
-) -> dict[str, Callable[[], keras.Model]]:
-    """{way: what makes the student}, cheap until it is called."""
+class Rival(NamedTuple):
+    """A student of one network at one time, made in one way; what it takes is kept in build/.
 
-    def planned() -> keras.Model:
-        budget = round(time_wanted, 4)
-        found = tfdwd.plan(model, images, latency=budget, quantize=precision)
-        return tfdwd.decompose(model, images, rank=found)
+    Attributes:
+      name: of its original.
+      rank: of the separable student whose time it may take.
+      precision: of its file.
+      way: that it was made in, one of WAYS.
+    """
 
-    def shape(part: float) -> keras.Model:
-        keras.utils.set_random_seed(0)
-        return _narrow_shufflenet(part) if name == "demo" else narrowed(model, part)
+    name: str
+    rank: int
+    precision: str
+    way: str
 
-    def widest() -> float:
-        return _noted(
-            f"{name} {rank} {precision} width",
-            lambda: _widest(model, images, precision, shape, time_wanted),
+    @property
+    def path(self) -> pathlib.Path:
+        own = [] if self.way in TIMELESS else [self.precision]
+        parts = [self.name, str(self.rank), *own, *self.way.split()]
+        return BUILD / ("_".join(parts).replace(",", "") + ".keras")
+
+    def student(self) -> keras.Model:
+        """From build/, or made now."""
+        if not self.path.exists():
+            files.save_model(tfdwd.flatten(self._made()), self.path)
+        return keras.models.load_model(self.path, compile=False)
+
+    def tuned(self) -> keras.Model:
+        """The student fine-tuned, from build/ or now."""
+        path = self.path.with_name(f"tuned_{self.path.name}")
+        if not path.exists():
+            student = self.student()
+            model, images, _ = plan.NETWORKS[self.name]()
+            tfdwd.finetune(student, images, teacher=model)
+            files.save_model(student, path)
+        return keras.models.load_model(path, compile=False)
+
+    def row(self) -> list[str]:
+        """Of the table."""
+        model, images, test = plan.NETWORKS[self.name]()
+        student = self.tuned()
+        own = plan.measured(model, student, images, self.precision, test)
+        before = tfdwd.evaluate(self.student(), test, batch_size=256).top1
+        return [
+            *self.key, f"{tfdwd.costs.count(student).macs / 1e6:.2f}", f"{own.time:.3f}",
+            f"{own.low:.3f}", f"{own.high:.3f}", f"{before:.4f}", f"{own.top1:.4f}",
+        ]  # fmt: skip
+
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        """What its row begins with."""
+        return self.name, plan.PRECISIONS[self.precision], f"separable {self.rank}", self.way
+
+    def _made(self) -> keras.Model:
+        model, images, _ = plan.NETWORKS[self.name]()
+        wanted = _time_wanted(self.name, self.rank, self.precision)
+        if self.way in TIMELESS:
+            return common.decomposed(model, images, rank=self.rank, method=TIMELESS[self.way])
+        if self.way == "planned":
+            budget = round(wanted, 4)
+            found = tfdwd.plan(model, images, latency=budget, quantize=self.precision)
+            return tfdwd.decompose(model, images, rank=found)
+        if self.way == "planned, random weights":
+            return _random(self._replace(way="planned").student())
+
+        def shape(part: float) -> keras.Model:
+            keras.utils.set_random_seed(0)
+            return _narrow_shufflenet(part) if self.name == "demo" else narrowed(model, part)
+
+        width = _noted(
+            f"{self.name} {self.rank} {self.precision} width",
+            lambda: _widest(model, images, self.precision, shape, wanted),
         )
-
-    def of(method: str) -> Callable[[], keras.Model]:
-        return lambda: common.decomposed(model, images, rank=rank, method=method)
-
-    return {
-        "planned": planned,
-        "planned, random weights": lambda: _random(student_of(name, rank, precision, "planned")),
-        "narrow": lambda: narrowed(model, widest(), images[:256]),
-        "narrow, random weights": lambda: shape(widest()),
-        "channel": of("channel"),
-        "svd": of("svd"),
-        "the paper": of("sequential"),
-    }
-
-
-def _path(name: str, rank: int, precision: str, way: str) -> pathlib.Path:
-    """Of a student in build/."""
-    own = [] if way in TIMELESS else [precision]
-    return BUILD / ("_".join([name, str(rank), *own, *way.split()]).replace(",", "") + ".keras")
+        return narrowed(model, width, images[:256]) if self.way == "narrow" else shape(width)
 
 
 def _noted(key: str, find: Callable[[], float]) -> float:
@@ -153,19 +191,8 @@ def _time_wanted(name: str, rank: int, precision: str) -> float:
     return _noted(f"{name} {rank} {precision} time", found)
 
 
-def student_of(name: str, rank: int, precision: str, way: str) -> keras.Model:
-    """From build/, or made now."""
-    path = _path(name, rank, precision, way)
-    if not path.exists():
-        model, images, _ = plan.NETWORKS[name]()
-        wanted = _time_wanted(name, rank, precision)
-        student = ways(name, model, images, precision, rank, wanted)[way]()
-        files.save_model(tfdwd.flatten(student), path)
-    return keras.models.load_model(path, compile=False)
-
-
-def keys(names: list[str]) -> Iterator[tuple[str, int, str, str]]:
-    """Network, rank, precision and way of each student."""
+def rivals(names: list[str]) -> Iterator[Rival]:
+    """All of some networks."""
     for rank, name, precision in itertools.product(RANKS, names, plan.PRECISIONS):
         wanted = _time_wanted(name, rank, precision)
         if wanted > WORTH_IT:
@@ -173,31 +200,7 @@ def keys(names: list[str]) -> Iterator[tuple[str, int, str, str]]:
             continue
         for way in WAYS:
             if (name, way) != ("demo", "narrow"):
-                yield name, rank, precision, way
-
-
-def tuned(name: str, rank: int, precision: str, way: str) -> keras.Model:
-    """That student fine-tuned, from build/ or now."""
-    path = _path(name, rank, precision, way)
-    own = path.with_name(f"tuned_{path.name}")
-    if not own.exists():
-        student = student_of(name, rank, precision, way)
-        model, images, _ = plan.NETWORKS[name]()
-        tfdwd.finetune(student, images, teacher=model)
-        files.save_model(student, own)
-    return keras.models.load_model(own, compile=False)
-
-
-def row_of(name: str, rank: int, precision: str, way: str) -> list[str]:
-    model, images, test = plan.NETWORKS[name]()
-    start, student = (make(name, rank, precision, way) for make in (student_of, tuned))
-    own = plan.measured(model, student, images, precision, test)
-    return [
-        name, plan.PRECISIONS[precision], f"separable {rank}", way,
-        f"{tfdwd.costs.count(student).macs / 1e6:.2f}", f"{own.time:.3f}", f"{own.low:.3f}",
-        f"{own.high:.3f}", f"{tfdwd.evaluate(start, test, batch_size=256).top1:.4f}",
-        f"{own.top1:.4f}",
-    ]  # fmt: skip
+                yield Rival(name, rank, precision, way)
 
 
 def draw() -> None:
@@ -226,10 +229,10 @@ def draw() -> None:
 def main(names: list[str]) -> None:
     rows = common.read_rows(TABLE)
     done = {tuple(row[:4]) for row in rows}
-    for name, rank, precision, way in keys(names):
-        if (name, plan.PRECISIONS[precision], f"separable {rank}", way) in done:
+    for rival in rivals(names):
+        if rival.key in done:
             continue
-        rows.append(row_of(name, rank, precision, way))
+        rows.append(rival.row())
         print(*rows[-1], sep=", ", flush=True)
         common.write_rows(TABLE, HEADERS, rows)
     draw()
@@ -240,7 +243,7 @@ if __name__ == "__main__":
     if sys.argv[1:] == ["--draw"]:
         draw()
     elif sys.argv[1:] == ["--students"]:
-        for key in keys(list(NAMES)):
-            print(*key, student_of(*key).count_params(), flush=True)
+        for rival in rivals(list(NAMES)):
+            print(*rival, rival.student().count_params(), flush=True)
     else:
         main(sys.argv[1:] or list(NAMES))
