@@ -7,11 +7,12 @@
 Students with stack="auto" of the ResNet-8 of MLPerf Tiny, of the demo's network and of the VGG-like
 one of plan_networks.py, fine-tuned against their originals on the 1,024 images (the demo: 512) that
 they were decomposed on, without labels but where the way says so. Each way differs from the
-defaults by what it is called; see WAYS. Top-1 is that on other training images, 4,061 of the
+defaults by what it is called; see WAYS. "No features" are those that learn by the answers alone. Top-1 is that on other training images, 4,061 of the
 ResNet-8, 1,536 of the demo, 4,096 of the last one: no test image is used. Seeds are of the order of
 the images, of which are held back and how they are changed. Writes recipe.csv beside this file, a
 row for each run, which are not run again; seed by seed, so that it may end at any time; and from it
-recipe_means.csv, where "points" are those above the defaults, with the same seeds. Students
+recipe_means.csv, where "points" are those above the defaults, with the same seeds, of ways of no
+features above the defaults of no features. Students
 are kept in build/recipe, and once they are there, training also runs with KERAS_BACKEND=jax, all
 ways but the one that decomposes in between; "backend" says which it was. Delete build/recipe when
 decomposition has changed. Needs TFDWD_DATA.
@@ -50,6 +51,7 @@ MEAN_HEADERS = ["network", "rank", "way", "seeds", "before", "after", "lowest", 
 OTHERS = 4096
 RANKS, SEEDS = (1, 2), (0, 1, 2)
 ESTIMATES = 300  # batches
+PLAIN = "no features, "  # what the names of ways begin with that learn by the answers alone
 
 
 Images = tuple[np.ndarray, np.ndarray]  # and their labels
@@ -65,6 +67,7 @@ class Case:
       images: what it was decomposed on, (count, height, width, channels), and their labels.
       rank: that it was decomposed with.
       seed: of fine-tuning.
+      features: as `tfdwd.finetune` takes them.
     """
 
     name: str
@@ -72,6 +75,7 @@ class Case:
     images: Images
     rank: int
     seed: int
+    features: str | None = "auto"
 
     def student(self, equal: bool = True) -> keras.Model:
         """The decomposed student, from build/, or made now.
@@ -120,7 +124,8 @@ NETWORKS = {"resnet8": resnet8, "demo": demo, "vgg": vgg}
 
 def _tuned(case: Case, student: keras.Model, labels: bool = False, **options: Any) -> keras.Model:
     data = case.images if labels else case.images[0]
-    tfdwd.finetune(student, data, teacher=case.model, seed=case.seed, **options)
+    options = {"features": case.features, "seed": case.seed} | options
+    tfdwd.finetune(student, data, teacher=case.model, **options)
     return student
 
 
@@ -139,14 +144,6 @@ def _moved(**moves: Any) -> Callable[[Case], keras.Model]:
         return _with(augment=lambda batch: shifted(batch, source))(case)
 
     return made
-
-
-def _by_last_maps(case: Case) -> keras.Model:
-    """Taught the features before the pooling, too."""
-    maps = [one.name for one in case.model.layers if len(one.output.shape) == 4]
-    sizes = [case.model.get_layer(name).output.shape[1] for name in maps]
-    last = [name for name, size in zip(maps, sizes, strict=True) if size > 1][-1]
-    return _with(features=[last])(case)
 
 
 def _reestimated(case: Case) -> keras.Model:
@@ -199,8 +196,9 @@ WAYS: dict[str, Callable[[Case], keras.Model]] = {
     "half of the epochs": lambda case: _with(epochs=case.epochs(0.5))(case),
     "twice the epochs": lambda case: _with(epochs=case.epochs(2))(case),
     "averaged weights": _with(ema=0.99),
-    "features of the replaced layers": _with(features_weight=1.0),
-    "features before the pooling": _by_last_maps,
+    "features weigh 4": _with(features_weight=4.0),
+    "features weigh 64": _with(features_weight=64.0),
+    "features of the replaced layers": _with(features="replaced"),
     "labels, too": _with(labels=True, labels_weight=0.5),
     "no weight decay": _with(weight_decay=0.0),
     "frozen batch norms": _with(freeze_batch_norm=True),
@@ -213,6 +211,9 @@ WAYS: dict[str, Callable[[Case], keras.Model]] = {
 }
 
 
+WAYS |= {f"{PLAIN}{name}": way for name, way in WAYS.items()}
+
+
 def runs(name: str, rank: int, seed: int, ways: list[str]) -> Iterator[list[str]]:
     """A row for each way."""
     model, few, others = NETWORKS[name]()
@@ -220,7 +221,8 @@ def runs(name: str, rank: int, seed: int, ways: list[str]) -> Iterator[list[str]
     before = tfdwd.evaluate(case.student(), others, batch_size=256).top1
     for way in ways:
         began = time.perf_counter()
-        student = WAYS[way](case)
+        features = None if way.startswith(PLAIN) else "auto"
+        student = WAYS[way](dataclasses.replace(case, features=features))
         minutes = (time.perf_counter() - began) / 60
         after = tfdwd.evaluate(student, others, batch_size=256).top1
         yield [
@@ -235,10 +237,11 @@ def means(rows: list[list[str]]) -> Iterator[list[str]]:
     found = {tuple(row[:3]): float(row[4]) for row in rows}
     places = [list(NETWORKS), [str(rank) for rank in RANKS], list(WAYS)]
     for key in sorted(found, key=lambda k: [p.index(x) for p, x in zip(places, k, strict=True)]):
-        name, rank, _ = key
+        name, rank, way = key
         own = {k[3]: value for k, value in after.items() if k[:3] == key}
-        rivals = {seed: after.get((name, rank, "defaults", seed)) for seed in own}
-        points = [100 * (own[seed] - rival) for seed, rival in rivals.items() if rival]
+        rival = f"{PLAIN}defaults" if way.startswith(PLAIN) else "defaults"
+        rivals = {seed: after.get((name, rank, rival, seed)) for seed in own}
+        points = [100 * (own[seed] - other) for seed, other in rivals.items() if other]
         yield [
             *key, str(len(own)), f"{found[key]:.4f}", f"{statistics.mean(own.values()):.4f}",
             f"{min(own.values()):.4f}", f"{max(own.values()):.4f}",

@@ -114,7 +114,7 @@ def test_it_learns_from_labels(teacher: keras.Model) -> None:
     "options",
     [
         {},
-        {"features_weight": 1.0},
+        {"features": "replaced"},
         {"labels_weight": 0.5, "label_smoothing": 0.1},
         {"optimizer": "sgd", "learning_rate": 0.1, "ema": 0.5},
         {"mixed_precision": True},
@@ -151,6 +151,7 @@ def test_the_loss_is_as_written(teacher: keras.Model, student: keras.Model) -> N
         epochs=1,
         teacher=teacher,
         labels_weight=0.25,
+        features="replaced",
         features_weight=0.5,
         label_smoothing=0.2,
         learning_rate=0.0,
@@ -370,8 +371,13 @@ def test_wrong_data(teacher: keras.Model) -> None:
         tfdwd.finetune(_network(), [], epochs=1, teacher=teacher)
     with pytest.raises(Error, match="pass steps_per_epoch"):
         tfdwd.finetune(_network(), lambda epoch: iter([IMAGES]), epochs=1, teacher=teacher)
-    with pytest.raises(Error, match="features_weight: expected a student in which conv"):
-        tfdwd.finetune(_network(), IMAGES, epochs=1, teacher=teacher, features_weight=1.0)
+    with pytest.raises(Error, match="features: expected a student in which conv"):
+        tfdwd.finetune(_network(), IMAGES, epochs=1, teacher=teacher, features="replaced")
+    with pytest.raises(Error, match="expected 'auto', 'replaced', None or a list of layer names"):
+        tfdwd.finetune(_network(), IMAGES, epochs=1, teacher=teacher, features="all")
+    labelled: Any = {"labels_weight": 1.0, "features_weight": 1.0}
+    with pytest.raises(Error, match="features_weight: expected a classifier that is taught by its"):
+        tfdwd.finetune(_network(), (IMAGES, LABELS), epochs=1, teacher=teacher, **labelled)
 
 
 def test_it_trains_under_jax_without_tensorflow() -> None:
@@ -693,7 +699,7 @@ def test_the_old_names_give_the_same(teacher: keras.Model, student: keras.Model)
     options: Any = {"epochs": 1, "teacher": teacher, "batch_size": 32}
     start = student.get_weights()
     new = {"labels_weight": 0.5, "features_weight": 0.25}
-    found = tfdwd.finetune(student, (IMAGES, LABELS), **options, **new).history
+    found = tfdwd.finetune(student, (IMAGES, LABELS), **options, **new, features="replaced").history
     student.set_weights(start)
     with pytest.warns(DeprecationWarning) as warned:
         again = tfdwd.finetune(student, (IMAGES, LABELS), **options, labels=0.5, features=0.25)
@@ -747,8 +753,8 @@ def test_features_of_a_quantise_aware_student(teacher: keras.Model, student: ker
         )  # fmt: skip
         return float(history.history["loss"][0])
 
-    outputs_alone = loss()
-    once = loss(features_weight=1.0) - outputs_alone  # of the convolution that was replaced
+    outputs_alone = loss(features=None)
+    once = loss(features="replaced") - outputs_alone
     assert once > 0.01
     more = loss(features=["conv"], features_weight=3.0) - outputs_alone
     assert more == pytest.approx(3 * once, rel=1e-4)

@@ -114,15 +114,16 @@ _LABELS_WEIGHT = flags.DEFINE_float(
 )
 _FEATURES = flags.DEFINE_list(
     "features",
-    None,
-    "layers whose outputs are learnt from the teacher too, by default the replaced ones; "
-    "model/layer for those of nested models (a number is the old way to give --features_weight)",
+    ["auto"],
+    "what is learnt from the teacher beside its outputs: auto, the last maps of classifiers; none; "
+    "replaced, the convolutions that were replaced; or layers, model/layer for those of nested "
+    "models (a number is the old way to give --features_weight)",
     flag_values=FLAGS,
 )
 _FEATURES_WEIGHT = flags.DEFINE_float(
     "features_weight",
     None,
-    "of these outputs; 1 by default if --features names any, else 0",
+    "of these; by default 16 for the last maps, else 1",
     flag_values=FLAGS,
 )
 _WARMUP = flags.DEFINE_float(
@@ -189,11 +190,13 @@ def main() -> None:
     )
 
 
-def _features() -> tuple[list[str] | None, float | None]:
-    """Names of layers, and the weight where that is what --features holds."""
+def _features() -> tuple[list[str] | str | None, float | None]:
+    """As `tfdwd.finetune` takes them, and the weight where that is what --features holds."""
     given = _FEATURES.value
-    if given is None or len(given) != 1:
+    if len(given) != 1:
         return given, None
+    if given[0] in ("auto", "replaced", "none"):
+        return None if given[0] == "none" else given[0], None
     try:
         weight = float(given[0])
     except ValueError:
@@ -203,7 +206,7 @@ def _features() -> tuple[list[str] | None, float | None]:
         "in 0.3.0",
         given[0],
     )
-    return None, weight
+    return "replaced", weight
 
 
 def _loss_weights() -> dict[str, float] | None:

@@ -52,34 +52,60 @@ def _runner_of_tf_keras(model: Any, paths: Sequence[str]) -> Runner:
     return run
 
 
-def chosen(student: Any, teacher: Any, names: Sequence[str] | None) -> list[str]:
-    """The layers whose outputs are compared, checked to be in both models and of one shape.
+def last_maps(student: Any, teacher: Any) -> list[str]:
+    """The last layer of the teacher whose output is a map: what is pooled, or flattened.
 
     Args:
       student, teacher: the models.
-      names: of the layers, "backbone/conv" for those of a nested model; None for the convolutions
-        whose kernels are of different sizes: the ones that `tfdwd.decompose` replaced.
+
+    Returns:
+      Its path; nothing where the student has no such layer, or one of another shape.
+    """
+    maps = {path: shape for path, (_, shape) in _shapes(teacher).items() if _is_map(shape)}
+    last = next(reversed(maps), None)
+    _, own = _shapes(student).get(last or "", (None, None))
+    return [last] if last is not None and own == maps[last] else []
+
+
+def replaced(student: Any, teacher: Any) -> list[str]:
+    """The convolutions whose kernels are of different sizes: what `tfdwd.decompose` replaced.
+
+    Args:
+      student, teacher: the models.
 
     Raises:
-      tfdwd.Error: a layer is missing in one of them, or its outputs differ in shape; nothing was
-        replaced.
+      tfdwd.Error: there is none.
     """
     theirs, own = _shapes(teacher), _shapes(student)
-    if names is None:
-        found = [
-            path
-            for path, (size, shape) in theirs.items()
-            if size and path in own and own[path][0] not in (None, size) and own[path][1] == shape
-        ]
-        if not found:
-            raise Error(
-                "features_weight: expected a student in which convolutions of the teacher were "
-                "replaced, found none; name the layers to compare with features=[...]"
-            )
-        return found
+    found = [
+        path
+        for path, (size, shape) in theirs.items()
+        if size and path in own and own[path][0] not in (None, size) and own[path][1] == shape
+    ]
+    if not found:
+        raise Error(
+            "features: expected a student in which convolutions of the teacher were replaced, "
+            "found none; name the layers to compare with features=[...]"
+        )
+    return found
+
+
+def named(student: Any, teacher: Any, names: Sequence[str]) -> list[str]:
+    """Layers that a user names, checked to be in both models and of one shape.
+
+    Args:
+      student, teacher: the models.
+      names: of the layers, "backbone/conv" for those of a nested model.
+
+    Raises:
+      tfdwd.Error: a layer is missing in one of them, or its outputs differ in shape.
+    """
+    theirs, own = _shapes(teacher), _shapes(student)
     right = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
     if not right or not names:
-        raise Error(f"features: expected a list of layer names, got {names!r}")
+        raise Error(
+            f"features: expected 'auto', 'replaced', None or a list of layer names, got {names!r}"
+        )
     for name in names:
         for whose, shapes in ("student", own), ("teacher", theirs):
             if name not in shapes:
@@ -96,6 +122,12 @@ def chosen(student: Any, teacher: Any, names: Sequence[str] | None) -> list[str]
                 f"{theirs[name][1]} in the teacher; expected the same shape"
             )
     return list(names)
+
+
+def _is_map(shape: tuple[int | None, ...]) -> bool:
+    """Whether one image's output has places, (h, w, channels)."""
+    channels_last = keras.config.image_data_format() == "channels_last"
+    return len(shape) == 3 and (shape[:2] if channels_last else shape[1:]) != (1, 1)
 
 
 def _shapes(model: Any) -> dict[str, tuple[Any, tuple[int | None, ...]]]:

@@ -45,7 +45,7 @@ def finetune(
     outputs: str | Mapping[str, str] | None = None,
     loss_weights: Mapping[str, float] | Sequence[float] | None = None,
     labels_weight: float = 0.0,
-    features: Sequence[str] | float | None = None,
+    features: Sequence[str] | str | float | None = "auto",
     features_weight: float | None = None,
     augment: Any = "auto",
     optimizer: str = "adamw",
@@ -109,11 +109,14 @@ def finetune(
         their keys where they are a dict, else by the layers that they come from.
       labels_weight: with a teacher, the weight of the losses against the labels; the teacher's
         weight is 1.
-      features: with a teacher, names of layers whose outputs the student learns, too; "model/layer"
-        for those of nested models. By default, with a `features_weight`, the convolutions that
-        `tfdwd.decompose` replaced. (A number is the old way to give features_weight.)
+      features: with a teacher, what the student learns beside its outputs. "auto": of a classifier
+        that is taught by its teacher alone, the last maps, which are pooled or flattened (as Liu et
+        al. 2022, arXiv 2201.02620, do it for few images), if both have them; else nothing.
+        "replaced": the outputs of the convolutions that `tfdwd.decompose` replaced. Or names of
+        layers, "model/layer" for those of nested models. (A number is the old way to give
+        features_weight.)
       features_weight: of the mean of their squared errors, each divided by the power of the
-        teacher's; 1 by default if layers are named, else 0.
+        teacher's; by default 16 for the last maps, else 1.
       augment: how images are changed before they are trained on. "auto" is for arrays of images
         with a teacher: mirrored and shifted by up to an eighth of a side if the teacher's answers
         stand it (see `tfdwd.training.augmentation`), and mixed in pairs, but for the last quarter
@@ -123,9 +126,10 @@ def finetune(
         instead.
       optimizer: "adamw", or "sgd" (momentum 0.9, Nesterov).
       learning_rate: the highest; it rises linearly, then falls to 0 along a cosine. By default,
-        with AdamW, a teacher and no labels, 0.004 for each unit of loss that the student begins
-        with (as `tfdwd.likeness` has it; the mean over the outputs), from 1e-4 to 3e-3: a high rate
-        would undo a good start. Else 5e-4.
+        with AdamW, a teacher and no labels, 3e-3 where the last maps are learnt; else 0.004 for
+        each unit of loss that the student begins with (as `tfdwd.likeness` has it; the mean over
+        the outputs), from 1e-4 to 3e-3: answers alone would let a high rate undo a good start. Else
+        5e-4.
       warmup: part of all steps in which it rises.
       weight_decay: of kernels only; biases and batch norms are left out.
       label_smoothing: 0..1, of the labels of the default loss.
@@ -175,9 +179,7 @@ def finetune(
         labels_weight = labels
     if isinstance(features, int | float):
         _old_name("features", "features_weight")
-        features, features_weight = None, features
-    if features_weight is None:
-        features_weight = 0.0 if features is None else 1.0
+        features_weight, features = features, "replaced"
     options = Options(
         epochs=epochs,
         minutes=minutes,
@@ -256,7 +258,8 @@ def finetune(
     if learning_rate is None and state is not None:
         options = dataclasses.replace(options, learning_rate=state.rate)
     elif learning_rate is None and optimizer == "adamw" and taught_alone:
-        options = dataclasses.replace(options, learning_rate=_rate(measured(soft=False), learnt))
+        rate = _HIGHEST_RATE if learnt.by_last_maps else _rate(measured(soft=False), learnt)
+        options = dataclasses.replace(options, learning_rate=rate)
     runs = layers.runner(model, learnt.paths)
     with contextlib.ExitStack() as stack:
         half = stack.enter_context(learner.half_precision(model)) if mixed_precision else ""
@@ -417,9 +420,8 @@ def _check_models(model: Any, teacher: Any, wishes: task.Wishes, options: Option
             f"model {model.name!r}: expected weights that can be trained, got none; set trainable "
             "to True"
         )
-    if teacher is None and (
-        options.labels_weight or options.features_weight or wishes.features is not None
-    ):
+    by_features = options.features_weight or wishes.features not in (None, "auto")
+    if teacher is None and (options.labels_weight or by_features):
         raise Error(
             "labels_weight= and features= are parts of a loss that needs a teacher; pass "
             "teacher=model or omit them"

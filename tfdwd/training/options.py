@@ -24,7 +24,7 @@ class Options:
     warmup: float
     weight_decay: float
     labels_weight: float
-    features_weight: float
+    features_weight: float | None
     label_smoothing: float
     ema: float | None
     batch_size: int
@@ -43,8 +43,10 @@ class Options:
             whole("steps_per_epoch", self.steps_per_epoch, 1)
         whole("seed", self.seed, 0, 2**32 - 1)
         choice("optimizer", self.optimizer, OPTIMIZERS)
-        for name in ("learning_rate", "weight_decay", "labels_weight", "features_weight"):
+        for name in ("learning_rate", "weight_decay", "labels_weight"):
             number(name, getattr(self, name))
+        if self.features_weight is not None:
+            number("features_weight", self.features_weight)
         for name in ("warmup", "label_smoothing", "ema"):
             part = getattr(self, name)
             if name == "ema" and part is None:

@@ -19,6 +19,7 @@ from tfdwd.training.options import Options
 
 _IMAGES = 256  # that outputs are looked at on: at least, where there are so many,
 _VALUES = 2**22  # but no more once an output gave so many values
+_LAST_MAPS_WEIGHT = 16.0  # see `tfdwd.finetune`
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Task:
       shapes: of the outputs for one image, None where a size is open.
       objective: the loss of a batch.
       paths: of the layers whose outputs are compared.
+      by_last_maps: whether these are the last maps, by "auto".
     """
 
     names: Sequence[str]
@@ -48,6 +50,7 @@ class Task:
     shapes: Sequence[tuple[int | None, ...]]
     objective: Objective
     paths: Sequence[str]
+    by_last_maps: bool
 
     @property
     def needs_labels(self) -> bool:
@@ -154,25 +157,54 @@ def task_of(
         of_labels = _label_losses(
             names, kinds, weights, given=wishes.loss, options=options, labels=first[0][1]
         )
-    paths: list[str] = []
-    if options.features_weight:
-        paths = features.chosen(model, teacher, wishes.features)
+    shapes = [tuple(tensor.shape[1:]) for tensor in model.outputs]
+    paths, features_weight = _features(
+        model,
+        teacher,
+        wishes.features,
+        options.features_weight,
+        of_classes=not with_labels
+        and all(kind != outputs.VALUES for kind in kinds)
+        and all(len(shape) == 1 for shape in shapes),
+    )
     objective = Objective(
         teach=None if teacher is None else features.runner(teacher, paths),
         of_teacher=of_teacher,
         of_labels=of_labels,
         weights=weights,
         labels_weight=1.0 if teacher is None else options.labels_weight,
-        features_weight=options.features_weight,
+        features_weight=features_weight,
     )
     return Task(
         names=names,
         kinds=kinds,
         deviations=deviations,
-        shapes=[tuple(tensor.shape[1:]) for tensor in model.outputs],
+        shapes=shapes,
         objective=objective,
         paths=paths,
+        by_last_maps=bool(paths) and wishes.features == "auto",
     )
+
+
+def _features(
+    model: Any, teacher: Any, wish: Any, weight: float | None, *, of_classes: bool
+) -> tuple[list[str], float]:
+    """The layers whose outputs are compared, and the weight of that."""
+    if wish is None or weight == 0 or teacher is None:
+        return [], 0.0
+    if wish == "replaced":
+        return features.replaced(model, teacher), 1.0 if weight is None else weight
+    if wish != "auto":
+        return features.named(model, teacher, wish), 1.0 if weight is None else weight
+    paths = features.last_maps(model, teacher) if of_classes else []
+    if weight is not None and not paths:
+        raise Error(
+            "features_weight: expected a classifier that is taught by its teacher alone and has "
+            "its last maps; name the layers to compare with features=[...], or pass "
+            "features='replaced'"
+        )
+    logging.info("features: %s", ", ".join(paths) or "none")
+    return paths, _LAST_MAPS_WEIGHT if weight is None else weight
 
 
 def _found(
