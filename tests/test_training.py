@@ -28,7 +28,7 @@ from tfdwd.training.epochs import Reading, open_epochs
 from tfdwd.training.features import runner
 
 # The images as they are, all of them, and the weights of the last step.
-_plainly = functools.partial(tfdwd.finetune, augment=None, validation=None)
+_plainly = functools.partial(tfdwd.finetune, augment=None, validation=None, features=None)
 
 IMAGES = np.random.default_rng(0).normal(size=(96, 8, 8, 4)).astype(np.float32)
 # Learnable: which of the four channels is the brightest.
@@ -745,6 +745,42 @@ def test_features_of_layers_by_name_inside_nested_models_too() -> None:
     assert np.abs(student.get_layer("body").get_layer("norm").moving_mean - before).max() > 1e-3
 
 
+def test_classifiers_learn_the_last_maps() -> None:
+    """Those of the teacher's last layer that gives maps, in a nested model."""
+
+    def nested(head: Any, seed: int) -> keras.Model:
+        inner = keras.Input((6, 6, 5))
+        body = keras.Model(inner, layers.ReLU(name="act")(inner), name="body")
+        return _small(lambda x, pooled: head(layers.Flatten()(body(x))), seed)
+
+    def loss(student: keras.Model, teacher: keras.Model, data: Any = SMALL, **options: Any) -> Any:
+        options |= {"epochs": 1, "learning_rate": 0.0, "batch_size": 24, "freeze_batch_norm": True}
+        history = tfdwd.finetune(
+            student, data, teacher=teacher, augment=None, validation=None, **options
+        )
+        return history.history["loss"][0]
+
+    classes = layers.Dense(4, activation="softmax", name="last")
+    teacher, student = nested(classes, 0), nested(layers.Dense.from_config(classes.get_config()), 2)
+    maps = []
+    for model in student, teacher:
+        trunk = keras.Model(model.inputs[0], model.get_layer("trunk").output)(SMALL)
+        maps.append(np.asarray(model.get_layer("body")(trunk)))
+    apart = np.square(maps[0] - maps[1]).mean() / np.square(maps[1]).mean()
+    alone = loss(student, teacher, features=None)
+    assert loss(student, teacher) == pytest.approx(alone + 16 * apart, rel=1e-4)
+    assert loss(student, teacher, features_weight=2.0) == pytest.approx(alone + 2 * apart, rel=1e-4)
+    # Not with labels, nor of what is no classifier, nor of a student of other maps.
+    labelled: Any = {"data": (SMALL, NUMBERS), "labels_weight": 1.0}
+    assert loss(student, teacher, **labelled) == loss(student, teacher, **labelled, features=None)
+    values = [nested(layers.Dense(4), seed) for seed in (0, 2)]
+    assert loss(*values) == loss(*values, features=None)
+    image = keras.Input(SMALL.shape[1:])
+    pooled = layers.GlobalAveragePooling2D()(layers.Conv2D(7, 3)(image))
+    other = keras.Model(image, layers.Dense(4, activation="softmax")(pooled))
+    assert loss(other, teacher) == loss(other, teacher, features=None)
+
+
 def test_features_of_a_quantise_aware_student(teacher: keras.Model, student: keras.Model) -> None:
     def loss(**options: Any) -> float:
         history = _plainly(
@@ -1122,7 +1158,7 @@ def test_the_command_takes_what_is_said_of_outputs(tmp_path: Path, capsys: Any) 
         (["--outputs=a/0=values", "--outputs=logits"], "--outputs: expected OUTPUT=..."),
         (["--loss=mse"], "loss= compares outputs with labels"),
         (["--learning_rate=nan"], "learning_rate: expected a finite number"),
-        (["--features=none"], "the student has no layer 'none'"),
+        (["--features=nowhere"], "the student has no layer 'nowhere'"),
     ):
         assert _command(*own, *wrong) == 1
         assert message in capsys.readouterr().err
