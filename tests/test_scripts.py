@@ -347,8 +347,8 @@ def test_flags_have_the_names_and_defaults_of_the_function(name):
     for parameter in parameters.values():
         if parameter.name not in own:
             assert parameter.name in flags_, parameter
-            default = parameter.default  # flags that take "0.5" or "1.5ms" are text
-            assert flags_[parameter.name].default in (default, str(default)), parameter
+            default = parameter.default  # flags that take "0.5" or "1.5ms" are text, or lists
+            assert flags_[parameter.name].default in (default, str(default), [default]), parameter
 
 
 def test_helpfull_shows_the_rest(capsys):
