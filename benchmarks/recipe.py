@@ -13,9 +13,9 @@ test image is used. Seeds are of the order of the images, of which are held back
 changed. Writes recipe.csv beside this file, a row for each run, which are not run again; seed by
 seed, so that it may end at any time; and from it recipe_means.csv, where "points" are those above
 the defaults, with or without features alike, and the same seeds. Students are kept in build/recipe,
-and once they are there, training also runs with KERAS_BACKEND=jax, all
-ways but the one that decomposes in between; "backend" says which it was. Delete build/recipe when
-decomposition has changed. Needs TFDWD_DATA.
+and once they are there, training also runs with KERAS_BACKEND=jax, all ways but the one that
+decomposes in between; "backend" says which it was. Delete build/recipe when decomposition has
+changed. Needs TFDWD_DATA.
 """
 
 import dataclasses

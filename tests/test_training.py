@@ -286,14 +286,17 @@ def test_a_quantise_aware_student_is_finetuned_and_exported(
     assert _agreement(aware, teacher) > 0.8
 
 
+def _rate_in(folder: Path) -> float:
+    """The learning rate that a checkpoint remembers."""
+    with np.load(folder / "state.npz") as state:
+        return float(state["rate"])
+
+
 @pytest.mark.parametrize(("heads", "apart"), [("image", 1.2), ("dict", 1.03)])
 def test_the_rate_is_found_once_by_how_far_the_student_is(
     heads: str, apart: float, tmp_path: Path
 ) -> None:
-    def rate() -> float:
-        with np.load(tmp_path / "state.npz") as state:
-            return float(state["rate"])
-
+    rate = functools.partial(_rate_in, tmp_path)
     teacher, student = _small(HEADS[heads]), _small(HEADS[heads])
     for weight in student.trainable_weights:
         weight.assign(weight * apart)
@@ -308,6 +311,16 @@ def test_the_rate_is_found_once_by_how_far_the_student_is(
     assert rate() == found
     tfdwd.finetune(student, (SMALL, LABELS), epochs=1, learning_rate=0.01, **options)
     assert rate() == 0.01
+
+
+@pytest.mark.parametrize("features", ["auto", None, "replaced"])
+def test_the_rate_is_high_where_the_last_maps_are_learnt(
+    teacher: keras.Model, features: str | None, tmp_path: Path
+) -> None:
+    student = tfdwd.decompose(teacher, rank=3, method="svd")  # so near that the rule says less
+    options: Any = {"teacher": teacher, "features": features, "folder": tmp_path}
+    tfdwd.finetune(student, IMAGES, epochs=1, **options)
+    assert (_rate_in(tmp_path) == pytest.approx(3e-3)) == (features == "auto")
 
 
 def test_a_quantise_aware_student_that_gets_no_better_is_rounded(

@@ -61,10 +61,9 @@ def last_maps(student: Any, teacher: Any) -> list[str]:
     Returns:
       Its path; nothing where the student has no such layer, or one of another shape.
     """
-    maps = {path: shape for path, (_, shape) in _shapes(teacher).items() if _is_map(shape)}
-    last = next(reversed(maps), None)
-    _, own = _shapes(student).get(last or "", (None, None))
-    return [last] if last is not None and own == maps[last] else []
+    theirs, own = _shapes(teacher), _shapes(student)
+    maps = [path for path, (_, shape) in theirs.items() if _is_map(shape)]
+    return [path for path in maps[-1:] if path in own and own[path][1] == theirs[path][1]]
 
 
 def replaced(student: Any, teacher: Any) -> list[str]:
