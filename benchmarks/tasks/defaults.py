@@ -1,14 +1,14 @@
-"""The three tasks fine-tuned by the defaults of `tfdwd.finetune`: is a student ever worse than before?
+"""The three tasks fine-tuned by the defaults of `tfdwd.finetune`: is any student worse after?
 
     python benchmarks/tasks/defaults.py                  (all three; an hour of one core)
     python benchmarks/tasks/defaults.py segmentation
 
-For each of `tasks.TASKS` decomposes with stack="auto" at rank 1 and 2 on 256 calibration images, and
-fine-tunes on these, `tfdwd.finetune(student, images, teacher=model)`, from three seeds. "held back"
-is the loss against the original on the tenth of these images that is not trained on, "score" that
-of the student on 1,024 other calibration images; no test image is used. Networks that build/tasks
-does not have are trained (`train.py`). Needs TFDWD_DATA and Debian's package dataset-fashion-mnist.
-Writes defaults.csv beside this file, a row for each run, which are not run again.
+For each of `tasks.TASKS` decomposes with stack="auto" at rank 1 and 2 on 256 calibration images,
+and fine-tunes on these, `tfdwd.finetune(student, images, teacher=model)`, from three seeds. "held
+back" is the loss against the original on the tenth of these images that is not trained on, "score"
+that of the student on 1,024 other calibration images; no test image is used. Networks that
+build/tasks does not have are trained (`train.py`). Needs TFDWD_DATA and Debian's package dataset-
+fashion-mnist. Writes defaults.csv beside this file, a row for each run, which are not run again.
 """
 
 import itertools
