@@ -180,6 +180,19 @@ def _at(temperature: float) -> Callable[[Case], keras.Model]:
     return made
 
 
+def _as_values(case: Case) -> keras.Model:
+    """Without their softmaxes, and nobody says that these are logits."""
+    teacher, student = map(_without_softmax, (case.model, case.student()))
+    return _tuned(dataclasses.replace(case, model=teacher), student)
+
+
+def _without_softmax(model: keras.Model) -> keras.Model:
+    logits = keras.models.clone_model(model)
+    logits.set_weights(model.get_weights())
+    logits.layers[-1].activation = keras.activations.linear
+    return logits
+
+
 # By what each is called: what gives the trained student.
 WAYS: dict[str, Callable[[Case], keras.Model]] = {
     "defaults": _with(),
@@ -208,6 +221,7 @@ WAYS: dict[str, Callable[[Case], keras.Model]] = {
     "nothing held back": _with(validation=None),
     "branches, folded": _branched,
     "one rank more, cut down": _cut_down,
+    "logits as values": _as_values,
     "factors of unequal size": lambda case: _tuned(case, case.student(equal=False)),
 }
 

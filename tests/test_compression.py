@@ -92,7 +92,11 @@ def test_what_is_done_is_not_done_again(done: Any) -> None:
 
 @pytest.mark.parametrize(
     ("change", "first"),
-    [({"test": TEST[:32]}, "evaluate"), ({"seed": 1}, "plan")],
+    [
+        ({"test": TEST[:32]}, "evaluate"),
+        ({"outputs": "values"}, "finetune"),
+        ({"seed": 1}, "plan"),
+    ],
     ids=str,
 )
 def test_a_changed_option_does_what_depends_on_it(
@@ -174,6 +178,28 @@ def test_a_tenth_of_the_images_is_kept_for_the_test(model: keras.Model) -> None:
         compression._shared_out(model, IMAGES, None, 0)
     with pytest.raises(Error, match="read several times: expected arrays"):
         compression._shared_out(model, iter([IMAGES]), TEST, 0)
+
+
+def test_what_labels_score_as_classes_is_logits(model: keras.Model, tmp_path: Path) -> None:
+    """Not where it may as well be sigmoids, and the user has the last word."""
+    labels = np.arange(len(TEST)) % 5
+    logits = keras.models.clone_model(model)
+    logits.set_weights(model.get_weights())
+    logits.layers[-1].activation = keras.activations.linear
+    sigmoids = keras.models.clone_model(logits)
+    sigmoids.layers[-1].activation = keras.activations.sigmoid
+    for network, test, said, expected in (
+        (logits, (TEST, labels), None, "logits"),
+        (logits, (TEST, labels), "values", "values"),
+        (logits, TEST, None, "values"),
+        (logits, TEST, {"scores": "logits"}, "logits"),
+        (sigmoids, (TEST, labels), None, "values"),
+        (model, (TEST, labels), None, "probabilities"),
+    ):
+        assert compression._truth(network, test, None, None, said)[1] == {"scores": expected}
+    with pytest.raises(Error, match="expected one of probabilities, logits, values"):
+        tfdwd.compress(logits, IMAGES, folder=tmp_path, outputs="scores", **OPTIONS)
+    assert not (tmp_path / "plan.json").exists()
 
 
 @pytest.mark.parametrize(

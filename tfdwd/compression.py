@@ -28,6 +28,7 @@ from tfdwd import (
     reporting,
     training,
 )
+from tfdwd import outputs as kinds
 from tfdwd.batches import (
     batches,
     can_be_read_again,
@@ -53,6 +54,7 @@ _STEPS = "steps.json"
 _NETWORKS = ("original", "student")
 # Metrics that are the better the higher they are.
 _HIGHER = ("top1", "top5", "accuracy", "mean_iou", "psnr", "agreement")
+_OF_CLASSES = ("top1", "top5", "mean_iou")
 
 
 def compress(
@@ -64,6 +66,7 @@ def compress(
     quantize: str = "none",
     test: Any = None,
     metric: Any = None,
+    outputs: str | Mapping[str, str] | None = None,
     minutes: float | None = None,
     max_loss: float | None = None,
     threads: int = 1,
@@ -91,6 +94,9 @@ def compress(
         which the student's agreement with the original is taken. By default a tenth of the
         images is kept for that, which need to be arrays then.
       metric: as for `tfdwd.evaluate`, of labels.
+      outputs: what an output is, as for `tfdwd.finetune`. By default it is found on images; what
+        the labels of the test score as classes is logits if it is neither probabilities nor within
+        0 and 1, but without labels logits count as values.
       minutes: for the search of the plan a quarter, 2 at most, and for fine-tuning the rest; what
         has to be done takes longer. By default 2, and as many epochs as `tfdwd.finetune` takes.
       max_loss: what the student may score less than the original, in the metric's unit (0.01 is one
@@ -122,7 +128,7 @@ def compress(
     checks.whole("seed", seed, 0, 2**32 - 1)
     conversion.check_quantize(quantize)
     images, tested = _shared_out(model, data, test, seed)
-    truth = _truth(model, tested, metric, max_loss)
+    truth, said = _truth(model, tested, metric, max_loss, outputs)
     start = [__version__, model.to_json(), *model.get_weights(), _content(model, images)]
     kept = _Kept(home, _digest(start))
     searching = 2.0 if minutes is None else min(2.0, minutes / 4)
@@ -149,8 +155,8 @@ def compress(
         student = bridge.load(home / "decomposed.keras")
         checkpoints = kept.folder_of("finetuning")
         found = training.finetune(
-            student, images, teacher=model, minutes=tuning, folder=checkpoints, resume=True,
-            seed=seed,
+            student, images, teacher=model, minutes=tuning, outputs=said, folder=checkpoints,
+            resume=True, seed=seed,
         )  # fmt: skip
         history = {name: tuple(values) for name, values in found.history.items()}
         files.save_model(student, home / "student.keras")
@@ -187,7 +193,7 @@ def compress(
             planned,
         ),
         ("decompose", {}, ["decomposed.keras", "decomposition.json"], decomposed),
-        ("finetune", {"minutes": tuning}, ["student.keras", "tuning.json"], tuned),
+        ("finetune", {"minutes": tuning, "outputs": said}, ["student.keras", "tuning.json"], tuned),
         ("export", {}, [f"{n}.{e}" for n in _NETWORKS for e in ("tflite", "json")], exported),
         ("benchmark", {}, ["benchmark.json"], timed),
         (
@@ -355,23 +361,38 @@ def _shared_out(model: keras.Model, data: Any, test: Any, seed: int) -> tuple[An
     return some(order[count:]), some(order[:count]) if test is None else test
 
 
-def _truth(model: keras.Model, tested: Any, metric: Any, max_loss: float | None) -> dict[str, Any]:
-    """What outputs are compared with, as options of `tfdwd.evaluate`, tried on a few images.
+def _truth(
+    model: keras.Model, tested: Any, metric: Any, max_loss: float | None, said: Any
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """What outputs are compared with, as options of `tfdwd.evaluate`, and what they are.
+
+    Both are tried on a few images.
 
     Raises:
-      tfdwd.Error: labels and metric do not fit the model, or `max_loss` not the metric.
+      tfdwd.Error: labels and metric do not fit the model, `max_loss` not the metric, or what the
+        user says of the outputs not these.
     """
     labelled = is_labelled(tested, model)
     if not labelled and metric is not None:
         raise Error("metric: expected test= with labels beside it")
     truth = {"metric": metric} if labelled else {"reference": model}
-    found = evaluation.evaluate(model, tested, images=_LOOKED_AT, **truth).scores[0].metric
+    scores = evaluation.evaluate(model, tested, images=_LOOKED_AT, **truth).scores
+    found = scores[0].metric
     if max_loss is not None and found not in _HIGHER:
         raise Error(
             f"max_loss: expected a metric that is the better the higher it is, one of "
             f"{', '.join(_HIGHER)}; got {found}"
         )
-    return truth
+    answers = in_batches(predictor(model), first(model, tested, _LOOKED_AT), images_at_once(model))
+    names = kinds.names_of(model)
+    of_classes = {score.output for score in scores if score.metric in _OF_CLASSES}
+    known = kinds.kinds(answers, names, said)
+    by_user = kinds.by_output(said, names, "outputs")
+    for n, (name, array) in enumerate(zip(names, answers, strict=True)):
+        outside = array.min(initial=0) < 0 or array.max(initial=0) > 1
+        if by_user[n] is None and known[n] == kinds.VALUES and name in of_classes and outside:
+            known[n] = kinds.LOGITS
+    return truth, dict(zip(names, known, strict=True))
 
 
 def _examples(model: keras.Model, student: keras.Model, tested: Any) -> str:

@@ -474,6 +474,18 @@ def define_labels(own_flags: flags.FlagValues, name: str, help: str) -> Callable
     return load
 
 
+def define_outputs(own_flags: flags.FlagValues) -> Callable[[], Any]:
+    """Defines --outputs; returns what reads it, as `tfdwd.finetune` takes it."""
+    given = flags.DEFINE_multi_string(
+        "outputs",
+        [],
+        "what an output is, if not as found: probabilities, logits or values; of one of several "
+        "outputs OUTPUT=KIND; may be repeated",
+        flag_values=own_flags,
+    )
+    return lambda: by_output("outputs", given.value)
+
+
 def by_output(flag: str, given: list[str]) -> Any:
     """{output: value} of OUTPUT=VALUE; one value alone is of all outputs; None if none is given."""
     if len(given) == 1 and "=" not in given[0]:

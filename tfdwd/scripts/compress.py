@@ -42,6 +42,7 @@ _TEST_LABELS = common.define_labels(
 _METRIC = flags.DEFINE_string(
     "metric", None, "of the labels, as for tfdwd-evaluate", flag_values=FLAGS
 )
+_OUTPUTS = common.define_outputs(FLAGS)
 _MINUTES = flags.DEFINE_float(
     "minutes",
     None,
@@ -71,6 +72,7 @@ def main() -> None:
             quantize=_QUANTIZE.value,
             test=test if labels is None else (test, labels),
             metric=_METRIC.value,
+            outputs=_OUTPUTS(),
             minutes=_MINUTES.value,
             max_loss=_MAX_LOSS.value,
             threads=_THREADS.value,

@@ -99,13 +99,7 @@ _LOSS = flags.DEFINE_multi_string(
     "OUTPUT=LOSS; may be repeated. By default the cross-entropy of probabilities",
     flag_values=FLAGS,
 )
-_OUTPUTS = flags.DEFINE_multi_string(
-    "outputs",
-    [],
-    "what an output is, if not as found: probabilities, logits or values; of one of several "
-    "outputs OUTPUT=KIND; may be repeated",
-    flag_values=FLAGS,
-)
+_OUTPUTS = common.define_outputs(FLAGS)
 _LOSS_WEIGHTS = flags.DEFINE_multi_string(
     "loss_weight", [], "OUTPUT=WEIGHT; may be repeated", flag_values=FLAGS
 )
@@ -159,7 +153,7 @@ def main() -> None:
             minutes=_MINUTES.value,
             teacher=None if _TEACHER.value is None else common.load_model(_TEACHER.value),
             loss=common.by_output("loss", _LOSS.value),
-            outputs=common.by_output("outputs", _OUTPUTS.value),
+            outputs=_OUTPUTS(),
             loss_weights=_loss_weights(),
             labels_weight=_LABELS_WEIGHT.value,
             features=features,
