@@ -542,6 +542,14 @@ def test_a_student_of_any_outputs_comes_closer(kind: str, aware: bool) -> None:
     )
 
 
+def test_an_output_that_is_one_number_for_all_images() -> None:
+    def heads(x: Any, pooled: Any) -> Any:
+        return [layers.Dense(4)(pooled), keras.ops.mean(x)]
+
+    history = tfdwd.finetune(_small(heads, seed=2), SMALL, epochs=3, teacher=_small(heads))
+    assert history.after["val_loss"] < history.before["val_loss"]
+
+
 def test_inputs_and_outputs_that_are_dicts(two_in_two_out: keras.Model) -> None:
     student = randomised(keras.models.clone_model(two_in_two_out))
     source = np.random.default_rng(2)

@@ -287,7 +287,7 @@ def _values(model: Any, first: Iterable[Batch]) -> list[np.ndarray]:
         if sizes not in (None, [array.shape[1:] for array in inputs]):
             continue
         sizes = [array.shape[1:] for array in inputs]
-        found.append(predict(inputs))
+        found.append([np.atleast_1d(array) for array in predict(inputs)])  # scalars, too
         if max(sum(each[n].size for each in found) for n in range(len(found[0]))) > _VALUES:
             break
     return [np.concatenate(arrays).astype(np.float32) for arrays in zip(*found, strict=True)]
