@@ -211,6 +211,7 @@ WAYS: dict[str, Callable[[Case], keras.Model]] = {
     "twice the epochs": lambda case: _with(epochs=case.epochs(2))(case),
     "averaged weights": _with(ema=0.99),
     "features weigh 4": _with(features_weight=4.0),
+    "features weigh 16": _with(features_weight=16.0),  # of the defaults where maps are near
     "features weigh 64": _with(features_weight=64.0),
     "features of the replaced layers": _with(features="replaced"),
     "labels, too": _with(labels=True, labels_weight=0.5),

@@ -233,6 +233,20 @@ def test_resumed_it_ends_with_the_same_weights(teacher: keras.Model, tmp_path: P
         )
 
 
+def test_resumed_it_learns_the_maps_that_it_learnt_before(tmp_path: Path) -> None:
+    """Whether the student that is handed over is near to them or not."""
+    teacher, far = _small(_softmax_head), _small(_softmax_head, seed=2)
+    whole, part = (_small(_softmax_head) for _ in range(2))
+    for near in whole, part:
+        near.get_layer("trunk").kernel.assign(near.get_layer("trunk").kernel * 1.2)
+    options: Any = {"teacher": teacher, "epochs": 4, "batch_size": 8, "augment": None}
+    tfdwd.finetune(whole, SMALL, **options)
+    _stopped_after(2, part, SMALL, folder=tmp_path, **options)
+    assert len(np.load(tmp_path / "state.npz")["features"]) == 1
+    tfdwd.finetune(far, SMALL, folder=tmp_path, resume=True, **options)
+    assert _weights_apart(far, whole) < 1e-6
+
+
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(
     teacher: keras.Model, student: keras.Model, tmp_path: Path
 ) -> None:
@@ -783,15 +797,22 @@ def test_classifiers_learn_the_last_maps() -> None:
 
     classes = layers.Dense(4, activation="softmax", name="last")
     teacher, student = nested(classes, 0), nested(layers.Dense.from_config(classes.get_config()), 2)
+    far = nested(layers.Dense.from_config(classes.get_config()), 2)
+    for own, theirs in zip(student.weights, teacher.weights, strict=True):
+        own.assign(0.2 * own + 0.8 * theirs)
     maps = []
     for model in student, teacher:
         trunk = keras.Model(model.inputs[0], model.get_layer("trunk").output)(SMALL)
         maps.append(np.asarray(model.get_layer("body")(trunk)))
     apart = np.square(maps[0] - maps[1]).mean() / np.square(maps[1]).mean()
+    assert 0 < apart < 0.4
     alone = loss(student, teacher, features=None)
     assert loss(student, teacher) == pytest.approx(alone + 16 * apart, rel=1e-4)
     assert loss(student, teacher, features_weight=2.0) == pytest.approx(alone + 2 * apart, rel=1e-4)
-    # Not with labels, nor of what is no classifier, nor of a student of other maps.
+    # Not where it is far from them, but as the user says; not with labels, nor of what is no
+    # classifier, nor of a student of other maps.
+    assert loss(far, teacher) == loss(far, teacher, features=None)
+    assert loss(far, teacher, features_weight=2.0) > loss(far, teacher, features=None) + 0.8
     labelled: Any = {"data": (SMALL, NUMBERS), "labels_weight": 1.0}
     assert loss(student, teacher, **labelled) == loss(student, teacher, **labelled, features=None)
     values = [nested(layers.Dense(4), seed) for seed in (0, 2)]

@@ -47,6 +47,7 @@ class State:
       epochs: that there are in all.
       rate: the highest learning rate.
       moves: that images are changed by.
+      features: paths of the layers whose outputs are compared.
       history: of each of them.
       kinds, deviations: of the outputs, as they were found on the first images of the run.
       variables: of student and optimizer, as `variables_of` orders them.
@@ -57,6 +58,7 @@ class State:
     epochs: int
     rate: float
     moves: Moves
+    features: Sequence[str]
     history: Mapping[str, list[float]]
     kinds: Sequence[str]
     deviations: Sequence[float]
@@ -109,6 +111,7 @@ def read(folder: Path) -> State | None:
             int(held["epochs"]),
             float(held["rate"]),
             _moves(held["moves"]),
+            [str(path) for path in held["features"]],
             {name: [float(value) for value in held[name]] for name in _HISTORY if name in held},
             [str(kind) for kind in held["kinds"]],
             [float(value) for value in held["deviations"]],
@@ -172,6 +175,7 @@ def write(folder: Path, state: State) -> None:
         epochs=np.array(state.epochs),
         rate=np.array(state.rate),
         moves=np.array([state.moves.mirrors, *state.moves.shifts, state.moves.mixes]),
+        features=np.array(state.features, dtype=str),
         count=np.array(len(state.variables)),
         kinds=np.array(state.kinds),
         deviations=np.array(state.deviations),

@@ -111,7 +111,9 @@ def finetune(
         weight is 1.
       features: with a teacher, what the student learns beside its outputs. "auto": of a classifier
         that is taught by its teacher alone, the last maps, which are pooled or flattened (as Liu et
-        al. 2022, arXiv 2201.02620, do it for few images), if both have them; else nothing.
+        al. 2022, arXiv 2201.02620, do it for few images), if both have them and the student's
+        squared error is at most 0.4 of their power on the first images: small students have no room
+        for them; else nothing.
         "replaced": the outputs of the convolutions that `tfdwd.decompose` replaced. Or names of
         layers, "model/layer" for those of nested models. (A number is the old way to give
         features_weight.)

@@ -161,6 +161,7 @@ class Run:
             epochs=self.epochs,
             rate=self.options.learning_rate,
             moves=self.moves,
+            features=self.task.paths,
             history=history,
             kinds=self.task.kinds,
             deviations=self.task.deviations,

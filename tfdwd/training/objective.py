@@ -49,7 +49,7 @@ class Objective:
                 if loss is not None and weight:
                     total += weight * loss(y, score)
             for feature, target in zip(own_features, wanted, strict=True):
-                total += self.features_weight / len(wanted) * _relative_error(feature, target)
+                total += self.features_weight / len(wanted) * relative_error(feature, target)
         left = iter(labels)
         for against, weight, score in zip(self.of_labels, self.weights, scores, strict=True):
             if against is not None:
@@ -65,8 +65,8 @@ def _taught(tensors: Sequence[Any]) -> list[Any]:
     return [keras.ops.stop_gradient(tensor) for tensor in _float32(tensors)]
 
 
-def _relative_error(found: Any, target: Any) -> Any:
-    """Squared error over the target's power; what is squared is about 1."""
+def relative_error(found: Any, target: Any) -> Any:
+    """Squared error over the target's power, of float32; what is squared is about 1."""
     unit = keras.ops.max(keras.ops.abs(target))
     unit = keras.ops.where(unit > 0, unit, 1.0)
     found, target = found / unit, target / unit
