@@ -18,9 +18,9 @@ images (the demo: 512); not where that student takes more than nine tenths of th
 - svd, the paper: the separable student by truncated SVD, and by the paper's full method.
 
 A narrow network has as many channels as fit into the time. All are fine-tuned by
-`tfdwd.finetune(student, images, teacher=original)`, in float32 also where the file is int8; narrow
-networks have no last maps of the original's shape, so they learn by the answers alone. What does
-not depend on the time is the same student in both. Top-1 is that of the .tflite files on the
+`tfdwd.finetune(student, images, teacher=original)`, in float32 also where the file is int8; the
+last maps are learnt by those that begin near them, which no narrow network can. What does not
+depend on the time is the same student in both. Top-1 is that of the .tflite files on the
 test images, once, and times are taken as in plan.py. Writes rivals.csv and rivals.png beside this
 file; rows that are there are not made again. Students are kept in build/rivals, and once they are
 there, `Rival.tuned` also runs with KERAS_BACKEND=jax. Delete build/rivals when tfdwd has changed.
