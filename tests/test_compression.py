@@ -196,7 +196,8 @@ def test_what_labels_score_as_classes_is_logits(model: keras.Model, tmp_path: Pa
         (sigmoids, (TEST, labels), None, "values"),
         (model, (TEST, labels), None, "probabilities"),
     ):
-        assert compression._truth(network, test, None, None, said)[1] == {"scores": expected}
+        _, scores = compression._truth(network, test, None, None)
+        assert compression._kinds(network, test, scores, said) == {"scores": expected}
     with pytest.raises(Error, match="expected one of probabilities, logits, values"):
         tfdwd.compress(logits, IMAGES, folder=tmp_path, outputs="scores", **OPTIONS)
     assert not (tmp_path / "plan.json").exists()

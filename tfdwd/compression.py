@@ -128,7 +128,8 @@ def compress(
     checks.whole("seed", seed, 0, 2**32 - 1)
     conversion.check_quantize(quantize)
     images, tested = _shared_out(model, data, test, seed)
-    truth, said = _truth(model, tested, metric, max_loss, outputs)
+    truth, scores = _truth(model, tested, metric, max_loss)
+    said = _kinds(model, tested, scores, outputs)
     start = [__version__, model.to_json(), *model.get_weights(), _content(model, images)]
     kept = _Kept(home, _digest(start))
     searching = 2.0 if minutes is None else min(2.0, minutes / 4)
@@ -362,37 +363,46 @@ def _shared_out(model: keras.Model, data: Any, test: Any, seed: int) -> tuple[An
 
 
 def _truth(
-    model: keras.Model, tested: Any, metric: Any, max_loss: float | None, said: Any
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """What outputs are compared with, as options of `tfdwd.evaluate`, and what they are.
+    model: keras.Model, tested: Any, metric: Any, max_loss: float | None
+) -> tuple[dict[str, Any], Sequence[evaluation.Score]]:
+    """What outputs are compared with, as options of `tfdwd.evaluate`, and its scores.
 
-    Both are tried on a few images.
+    Scores are those of the model on a few images.
 
     Raises:
-      tfdwd.Error: labels and metric do not fit the model, `max_loss` not the metric, or what the
-        user says of the outputs not these.
+      tfdwd.Error: labels and metric do not fit the model, or `max_loss` not the metric.
     """
     labelled = is_labelled(tested, model)
     if not labelled and metric is not None:
         raise Error("metric: expected test= with labels beside it")
     truth = {"metric": metric} if labelled else {"reference": model}
     scores = evaluation.evaluate(model, tested, images=_LOOKED_AT, **truth).scores
-    found = scores[0].metric
-    if max_loss is not None and found not in _HIGHER:
+    if max_loss is not None and scores[0].metric not in _HIGHER:
         raise Error(
             f"max_loss: expected a metric that is the better the higher it is, one of "
-            f"{', '.join(_HIGHER)}; got {found}"
+            f"{', '.join(_HIGHER)}; got {scores[0].metric}"
         )
+    return truth, scores
+
+
+def _kinds(
+    model: keras.Model, tested: Any, scores: Sequence[evaluation.Score], said: Any
+) -> dict[str, str]:
+    """What each output is: as the user says, or as a few images and the labels' metric show it.
+
+    Raises:
+      tfdwd.Error: the user says what cannot be.
+    """
     answers = in_batches(predictor(model), first(model, tested, _LOOKED_AT), images_at_once(model))
     names = kinds.names_of(model)
+    found = dict(zip(names, kinds.kinds(answers, names, said), strict=True))
     of_classes = {score.output for score in scores if score.metric in _OF_CLASSES}
-    known = kinds.kinds(answers, names, said)
     by_user = kinds.by_output(said, names, "outputs")
-    for n, (name, array) in enumerate(zip(names, answers, strict=True)):
-        outside = array.min(initial=0) < 0 or array.max(initial=0) > 1
-        if by_user[n] is None and known[n] == kinds.VALUES and name in of_classes and outside:
-            known[n] = kinds.LOGITS
-    return truth, dict(zip(names, known, strict=True))
+    for name, own, array in zip(names, by_user, answers, strict=True):
+        in_0_1 = array.min(initial=0) >= 0 and array.max(initial=0) <= 1
+        if own is None and name in of_classes and found[name] == kinds.VALUES and not in_0_1:
+            found[name] = kinds.LOGITS
+    return found
 
 
 def _examples(model: keras.Model, student: keras.Model, tested: Any) -> str:
