@@ -2,9 +2,12 @@
 
 Data: Krizhevsky 2009, "Learning multiple layers of features from tiny images"; the ResNet-8 of
 MLPerf Tiny. Both are in the folder TFDWD_DATA, ../shared/data beside this repository by default.
+Xiao et al. 2017, "Fashion-MNIST", arXiv 1708.07747 (MIT licence): what the demo needs of it is in
+benchmarks/demo, the whole is Debian's package dataset-fashion-mnist.
 """
 
 import csv
+import gzip
 import os
 import pathlib
 from collections.abc import Iterable, Sequence
@@ -15,6 +18,7 @@ import numpy as np
 
 HERE = pathlib.Path(__file__).resolve().parent
 DATA = pathlib.Path(os.environ.get("TFDWD_DATA", HERE.parent.parent / "shared/data"))
+FASHION = pathlib.Path("/usr/share/datasets/fashion-mnist")
 Examples = tuple[np.ndarray, np.ndarray]  # images (count, height, width, channels) uint8, labels
 
 
@@ -26,6 +30,21 @@ def cifar10() -> tuple[Examples, Examples]:
 def fashion() -> tuple[Examples, Examples]:
     """Fashion-MNIST as the demo has it: images to calibrate on, and 4,000 to test."""
     return _examples(HERE / "demo" / "fashion_mnist.npz")
+
+
+def whole_fashion(folder: pathlib.Path = FASHION) -> tuple[Examples, Examples]:
+    """Fashion-MNIST: 60,000 images (28, 28, 1) to train on, and 10,000 to test."""
+
+    def read(name: str) -> np.ndarray:  # bytes: 4 magic ones (the last is the rank), shape, data
+        raw = gzip.decompress((folder / f"{name}-ubyte.gz").read_bytes())
+        shape = np.frombuffer(raw, ">u4", count=raw[3], offset=4)
+        return np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3]).reshape(shape)
+
+    train, test = (
+        (read(f"{part}-images-idx3")[..., None], read(f"{part}-labels-idx1"))
+        for part in ("train", "t10k")
+    )
+    return train, test
 
 
 def _examples(path: pathlib.Path) -> tuple[Examples, Examples]:

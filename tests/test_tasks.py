@@ -22,8 +22,8 @@ def tasks(pytestconfig, data_dir):
 
 @pytest.fixture
 def scene(tasks):
-    if not tasks.scenes.FASHION.is_dir():
-        pytest.skip(f"no Fashion-MNIST at {tasks.scenes.FASHION}: install dataset-fashion-mnist")
+    if not tasks.scenes.common.FASHION.is_dir():
+        pytest.skip("no Fashion-MNIST: install dataset-fashion-mnist")
     return tasks.scenes.scenes("test", 20, tasks.CANVAS, seed=0)
 
 

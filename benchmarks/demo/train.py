@@ -12,10 +12,10 @@ An interrupted run goes on from its last whole epoch.
 Data: Xiao et al. 2017, "Fashion-MNIST", arXiv 1708.07747 (MIT licence), as Debian packages it.
 """
 
-import gzip
 import io
 import json
 import pathlib
+import sys
 import zipfile
 from typing import Any
 
@@ -26,21 +26,15 @@ from absl import app, flags
 
 from tfdwd.models import ShuffleNetV2
 
-HERE = pathlib.Path(__file__).parent
+HERE = pathlib.Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+import common  # noqa: E402
+
 BATCH = 128
 
-_DATA = flags.DEFINE_string(
-    "data", "/usr/share/datasets/fashion-mnist", "folder of the four idx.gz files"
-)
+_DATA = flags.DEFINE_string("data", str(common.FASHION), "folder of the four idx.gz files")
 _EPOCHS = flags.DEFINE_integer("epochs", 15, "passes over the training images")
 _WORK = flags.DEFINE_string("work", "/tmp/tfdwd-demo-train", "folder for the resume checkpoint")
-
-
-def read_idx(path: pathlib.Path) -> np.ndarray:
-    """Reads an idx.gz file of bytes: 4 magic bytes (the last is the rank), the shape, the data."""
-    raw = gzip.decompress(path.read_bytes())
-    shape = np.frombuffer(raw, ">u4", count=raw[3], offset=4)
-    return np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3]).reshape(shape)
 
 
 # Fields of Keras 3.15 that Keras 3.12, the last one for Python 3.10, does not know.
@@ -79,17 +73,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     keras.utils.set_random_seed(0)
-    data = pathlib.Path(_DATA.value)
-    x_train, y_train, x_test, y_test = (
-        read_idx(data / f"{part}-ubyte.gz")
-        for part in (
-            "train-images-idx3",
-            "train-labels-idx1",
-            "t10k-images-idx3",
-            "t10k-labels-idx1",
-        )
-    )
-    x_train, x_test = x_train[..., None], x_test[..., None]
+    (x_train, y_train), (x_test, y_test) = common.whole_fashion(pathlib.Path(_DATA.value))
 
     model = ShuffleNetV2(
         0.5, conv="regular", input_shape=(28, 28, 1), classes=10, stem="small",

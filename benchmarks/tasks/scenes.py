@@ -8,7 +8,6 @@ Data: Krizhevsky 2009, "Learning multiple layers of features from tiny images"; 
 """
 
 import functools
-import gzip
 import pathlib
 import sys
 
@@ -19,7 +18,6 @@ from tfdwd import data
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 import common
 
-FASHION = pathlib.Path("/usr/share/datasets/fashion-mnist")
 CLASSES = ("background", "top", "trousers", "dress", "footwear", "bag")
 MOST = 3  # articles in a scene
 _CLASS_OF = np.array([1, 2, 1, 3, 1, 4, 1, 4, 5, 4])  # by Fashion-MNIST's label
@@ -121,16 +119,7 @@ def _photographs(part: str) -> np.ndarray:
 
 @functools.cache
 def _articles(part: str) -> tuple[np.ndarray, np.ndarray]:
-    name = "t10k" if part == "test" else "train"
-    images, labels = (
-        _read_idx(FASHION / f"{name}-{kind}-ubyte.gz") for kind in ("images-idx3", "labels-idx1")
-    )
+    train, test = common.whole_fashion()
+    images, labels = test if part == "test" else train
     chosen = {"train": np.s_[:50000], "calibration": np.s_[50000:], "test": np.s_[:]}[part]
-    return images[chosen], labels[chosen]
-
-
-def _read_idx(path: pathlib.Path) -> np.ndarray:
-    """An idx.gz file of bytes: 4 magic bytes (the last is the rank), the shape, the data."""
-    raw = gzip.decompress(path.read_bytes())
-    shape = np.frombuffer(raw, ">u4", count=raw[3], offset=4)
-    return np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3]).reshape(shape)
+    return images[chosen, ..., 0], labels[chosen]
