@@ -36,6 +36,11 @@ def _side(image: Any) -> Any:  # of more red: the answer turns with the image
     return keras.ops.mean(red[:, :, :8], axis=(1, 2)) - keras.ops.mean(red[:, :, 8:], axis=(1, 2))
 
 
+def _scores(image: Any) -> Any:  # of two classes: what both have more of changes none
+    found = _mean(image) * 50.0
+    return keras.ops.concatenate([found, -found], axis=-1) + _side(image) * 1000.0
+
+
 def _blurred(image: Any) -> Any:
     return keras.ops.average_pool(image, 4, 4)
 
@@ -46,6 +51,8 @@ def _blurred(image: Any) -> Any:
         (lambda x: _whether(_mean(x)), ["probabilities"], True, Moves(True, (2, 2), True)),
         (lambda x: _whether(_mean(x)), ["probabilities"], False, Moves(True, (2, 2), False)),
         (lambda x: _whether(_mean(x)), ["logits"], True, Moves(True, (2, 2), True)),
+        (lambda x: _scores(x), ["logits"], True, Moves(True, (2, 2), True)),
+        (lambda x: _scores(x), ["values"], True, Moves(False, (0, 0), False)),
         (lambda x: _whether(_side(x)), ["probabilities"], True, Moves(False, (2, 2), True)),
         (lambda x: _mean(x), ["values"], True, Moves(True, (2, 2), False)),
         (lambda x: _side(x), ["values"], True, Moves(False, (0, 0), False)),
@@ -83,6 +90,20 @@ def test_nothing_is_mixed_for_a_student_that_is_far_on_mixed_images_alone(
     teacher = _model(lambda x: _whether(_mean(x)))
     found = augmentation.chosen(teacher, [images], ["probabilities"], student)
     assert found.mixes == mixes
+
+
+@pytest.mark.parametrize("rows", [3, 256, 511, 767])
+def test_moves_are_tried_on_images_from_all_over_the_data(rows: int) -> None:
+    images = np.arange(rows, dtype=np.float32)[:, None, None, None] * np.ones((1, 4, 4, 1), "f")
+    image = keras.Input((4, 4, 1))
+    reading = Reading(
+        keras.Model(image, image * 2.0), 8, fixed=None, with_labels=False, seed=0, steps=None,
+        held=0.1,
+    )  # fmt: skip
+    [sample] = open_epochs(images, reading, 0).sample
+    found = sample[:, 0, 0, 0]
+    assert len(found) == min(rows, 256) and (found[0], found[-1]) == (0, rows - 1)
+    assert np.diff(found).min() >= 1 and np.diff(found).max() <= np.ceil(rows / 255)
 
 
 def test_nothing_is_moved_that_is_no_image() -> None:
@@ -197,9 +218,8 @@ def test_a_wrong_augmentation(teacher: keras.Model, augment: Any, message: str) 
 def test_ones_own_augmentation_is_of_one_input(two_in_two_out: keras.Model) -> None:
     inputs = {"extra": np.ones((24, 3)), "picture": np.ones((24, 6, 6, 2))}
     with pytest.raises(tfdwd.Error, match="augment: expected a model of one input, got 2"):
-        tfdwd.finetune(
-            two_in_two_out, inputs, teacher=two_in_two_out, epochs=1, augment=lambda x: x
-        )
+        teacher = keras.models.clone_model(two_in_two_out)
+        tfdwd.finetune(two_in_two_out, inputs, teacher=teacher, epochs=1, augment=lambda x: x)
 
 
 def test_nothing_is_mixed_in_the_last_quarter_of_the_epochs() -> None:

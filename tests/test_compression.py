@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -180,6 +181,29 @@ def test_a_tenth_of_the_images_is_kept_for_the_test(model: keras.Model) -> None:
         compression._shared_out(model, iter([IMAGES]), TEST, 0)
 
 
+def test_what_streams_is_the_same_by_its_images_and_the_labels_of_the_test(
+    model: keras.Model, caplog: pytest.LogCaptureFixture
+) -> None:
+    labels = np.arange(len(TEST)) % 5
+    given = [(TEST, labels)], [(TEST, labels)], [(TEST, (labels + 1) % 5)]
+    one, same, other = (compression._content(model, data, True) for data in given)
+    assert one == same != other
+    assert compression._content(model, given[0]) == compression._content(model, given[2])
+    assert not caplog.records
+    with caplog.at_level(logging.WARNING, "absl"):
+        compression._content(model, tf.data.Dataset.from_tensor_slices(TEST).shuffle(64).batch(8))
+    assert "comes in another order each time" in caplog.text
+
+
+@pytest.mark.parametrize("text", ["[]", "3", '{"plan": []}', "{"])
+def test_a_damaged_list_of_steps_is_no_traceback(text: str, tmp_path: Path) -> None:
+    (tmp_path / "steps.json").write_text(text)
+    done = []
+    kept = compression._Kept(tmp_path, "start")
+    kept.step("plan", {}, [], lambda: done.append("plan"))
+    assert done == ["plan"] and [step.name for step in kept.times()] == ["plan"]
+
+
 def test_what_labels_score_as_classes_is_logits(model: keras.Model, tmp_path: Path) -> None:
     """Not where it may as well be sigmoids, and the user has the last word."""
     labels = np.arange(len(TEST)) % 5
@@ -230,6 +254,39 @@ def test_what_is_wrong_is_told_before_the_first_step(
     with pytest.raises(Error, match=message):
         tfdwd.compress(model, IMAGES, **options)
     assert not (tmp_path / "out" / "steps.json").exists()
+
+
+def test_layers_that_no_file_can_keep_are_told_before_the_first_step(tmp_path: Path) -> None:
+    class Own(layers.Layer):
+        def call(self, inputs: Any) -> Any:
+            return inputs * 2
+
+    class Inner(layers.Layer):  # which need not be loaded by itself
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            self.own = Own()
+
+        def call(self, inputs: Any) -> Any:
+            return self.own(inputs)
+
+    def with_layer(layer: Any) -> keras.Model:
+        image = keras.Input((16, 16, 8))
+        inner = keras.Model(image, layer(image), name="inner")
+        return keras.Model(image, network()(inner(image)))
+
+    for layer, message in (
+        (Own(name="mine"), "layer 'mine' of type Own: expected one that Keras can save and load"),
+        (layers.Lambda(lambda x: x * 2, name="twice"), "layer 'twice' of type Lambda: expected"),
+    ):
+        with pytest.raises(Error, match=message):
+            tfdwd.compress(with_layer(layer), IMAGES, folder=tmp_path / "out", **OPTIONS)
+    with keras.saving.custom_object_scope({"Inner": Inner}):
+        compression._check_can_be_kept(with_layer(Inner()))
+    frozen = network()
+    frozen.trainable = False
+    with pytest.raises(Error, match="model 'small': expected weights that can be trained"):
+        tfdwd.compress(frozen, IMAGES, folder=tmp_path / "out", **OPTIONS)
+    assert not [*tmp_path.glob("out/*")]
 
 
 def test_what_is_not_worth_it_is_refused(done: Any, model: keras.Model) -> None:

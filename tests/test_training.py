@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -1210,7 +1211,69 @@ def test_outputs_without_gradients_are_refused_with_the_way_out() -> None:
     image = keras.Input((4, 4, 3))
     model = keras.Model(image, keras.ops.argmax(keras.layers.Conv2D(4, 3)(image), -1))
     with pytest.raises(tfdwd.Error, match="no gradient; train the part of the network"):
-        tfdwd.finetune(model, np.zeros((4, 4, 4, 3), "f"), teacher=model, epochs=1)
+        tfdwd.finetune(
+            model, np.zeros((4, 4, 4, 3), "f"), teacher=keras.models.clone_model(model), epochs=1
+        )
+
+
+def test_a_teacher_that_would_be_trained_is_refused(teacher: keras.Model) -> None:
+    body = keras.Model(teacher.inputs, teacher.get_layer("bn").output)
+    pooled = layers.GlobalAveragePooling2D()(body.output)
+    shared = keras.Model(teacher.inputs, layers.Dense(4, activation="softmax")(pooled))
+    for student in (teacher, shared):
+        with pytest.raises(Error, match="teacher: expected weights of its own, got some that the"):
+            tfdwd.finetune(student, IMAGES, teacher=teacher, epochs=1)
+    for layer in body.layers:
+        layer.trainable = False
+    try:
+        weights = [array.copy() for array in teacher.get_weights()]
+        tfdwd.finetune(shared, IMAGES, teacher=teacher, epochs=1)
+        for before, after in zip(weights, teacher.get_weights(), strict=True):
+            np.testing.assert_array_equal(before, after)
+    finally:
+        for layer in body.layers:
+            layer.trainable = True
+
+
+def test_smoothing_is_of_outputs_with_the_default_loss() -> None:
+    labels = {"classes": NUMBERS, "boxes": np.zeros((24, 4))}
+    options: Any = {"epochs": 1, "loss": {"boxes": "mse"}, "validation": 0, "learning_rate": 0.0}
+    plain, smoothed = (
+        tfdwd.finetune(_small(HEADS["dict"]), (SMALL, labels), label_smoothing=part, **options)
+        for part in (0.0, 0.3)
+    )
+    assert plain.history["loss"] != smoothed.history["loss"]
+
+
+def test_mixed_precision_is_of_the_steps_alone(teacher: keras.Model) -> None:
+    options: Any = {"teacher": teacher, "epochs": 2, "batch_size": 48, "validation": 0.5}
+    students = _network(3), _network(3)
+    halves, wholes = (
+        tfdwd.finetune(own, IMAGES, learning_rate=0.01, mixed_precision=half, **options)
+        for own, half in zip(students, (True, False), strict=True)
+    )
+    assert halves.before == wholes.before and halves.history["loss"] != wholes.history["loss"]
+    answers = execution.predictor(students[0])([IMAGES[:48]])[0]
+    np.testing.assert_allclose(answers, students[0](IMAGES[:48]), atol=1e-6)
+
+
+def test_the_learning_rate_is_found_by_how_far_outputs_are_not_by_their_weights(
+    teacher: keras.Model, tmp_path: Path
+) -> None:
+    rates = []
+    for name, weight in (("one", 1.0), ("hundred", 100.0), ("little", 0.01)):
+        (tmp_path / name).mkdir()
+        student = _network(3)
+        student.set_weights([0.5 * array for array in teacher.get_weights()])
+        tfdwd.finetune(
+            student, IMAGES, teacher=teacher, epochs=1, features=None, loss_weights=[weight],
+            folder=tmp_path / name,
+        )  # fmt: skip
+        state = checkpoints.read(tmp_path / name)
+        assert state is not None
+        rates.append(state.rate)
+    assert 1e-4 < rates[0] < 3e-3  # no end of what a rate may be
+    assert rates == pytest.approx([rates[0]] * 3)
 
 
 @pytest.mark.parametrize("name", ["my net", "ÄÖ"])
@@ -1307,6 +1370,99 @@ def test_the_best_weights_are_kept_over_a_resumption(teacher: keras.Model, tmp_p
     assert _weights_apart(whole, third) < 1e-6
 
 
+def test_what_is_measured_in_another_way_after_an_interruption(
+    teacher: keras.Model, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The best weights of before are measured anew, so that later ones can be better."""
+    options: Any = {"teacher": teacher, "learning_rate": 0.01, "batch_size": 32, "features": None}
+    options |= {"folder": tmp_path}
+    student = _network(3)
+    before = tfdwd.finetune(student, IMAGES, epochs=2, loss_weights=[0.01], **options)
+    assert not caplog.records or "not what it was before" not in caplog.text
+    with caplog.at_level("WARNING", "absl"):
+        after = tfdwd.finetune(student, IMAGES, epochs=20, resume=True, **options)
+    assert "what is measured is not what it was before the interruption" in caplog.text
+    assert after.before["val_loss"] == pytest.approx(100 * before.after["val_loss"], rel=1e-4)
+    assert after.after["val_loss"] < after.before["val_loss"]
+
+
+def test_an_interruption_leaves_the_best_weights(teacher: keras.Model) -> None:
+    class StopError(BaseException):  # as KeyboardInterrupt
+        pass
+
+    start = _network(3)
+    start.set_weights(teacher.get_weights())  # nothing is better
+    given = keras.models.clone_model(teacher)
+    given.set_weights(teacher.get_weights())
+    calls = iter(range(100))
+
+    def stopping(images: Any) -> Any:
+        if next(calls) == 15:
+            raise StopError
+        return images
+
+    with pytest.raises(StopError):
+        tfdwd.finetune(
+            start, IMAGES, teacher=given, epochs=9, batch_size=16, learning_rate=0.5,
+            augment=stopping,
+        )  # fmt: skip
+    assert _weights_apart(start, teacher) == 0
+
+
+def test_outputs_and_inputs_of_the_same_names_belong_together() -> None:
+    def network(outputs: Any, inputs: Any = ("left", "right")) -> keras.Model:
+        keras.utils.set_random_seed(0)
+        given = {name: keras.Input((4,), name=name) for name in ("left", "right")}
+        x = layers.Dense(8)(layers.Subtract()([given["left"], given["right"]]))
+        found = {name: layers.Dense(3, name=name)(x) for name in ("boxes", "offsets")}
+        return keras.Model([given[name] for name in inputs], outputs(found))
+
+    data = {name: np.random.default_rng(n).normal(size=(40, 4)) for n, name in enumerate("lr")}
+    data = {"left": data["l"], "right": data["r"]}
+    teacher = network(lambda found: [found["boxes"], found["offsets"]])
+    for student in (
+        network(lambda found: [found["offsets"], found["boxes"]]),
+        network(lambda found: {"offsets": found["offsets"], "boxes": found["boxes"]}),
+        network(lambda found: [found["boxes"], found["offsets"]], ("right", "left")),
+    ):
+        found = tfdwd.finetune(student, data, teacher=teacher, epochs=1)
+        assert found.before["val_loss"] < 1e-9 and found.before["val_agreement"] > 0.999
+
+
+def test_a_student_without_the_softmax_of_its_teacher_is_refused(teacher: keras.Model) -> None:
+    logits = keras.models.clone_model(teacher)
+    logits.layers[-1].activation = keras.activations.linear
+    probabilities = keras.models.clone_model(teacher)
+    with pytest.raises(Error, match="'scores': expected probabilities, which the teacher gives"):
+        tfdwd.finetune(logits, IMAGES, teacher=teacher, epochs=1)
+    with pytest.raises(Error, match="'scores': expected values, which the teacher gives, got prob"):
+        tfdwd.finetune(probabilities, IMAGES, teacher=logits, epochs=1)
+    tfdwd.finetune(probabilities, IMAGES, teacher=logits, epochs=1, outputs="values")
+
+
+def test_a_teacher_that_is_not_finite_on_what_is_held_back(teacher: keras.Model) -> None:
+    image = keras.Input((8, 8, 4))
+    broken = keras.Model(image, teacher(image) / (image[:, 0, 0, :1] != 7.0))
+    rows = IMAGES[:40].copy()
+    held = open_epochs(rows, Reading(broken, 64, None, False, 0, None, 0.1), 0).held
+    assert held is not None
+    rows[(rows == held[0][0][0]).all((1, 2, 3)), 0, 0, 0] = 7.0
+    with pytest.raises(Error, match="NaN or infinite for some of the images that are held back"):
+        tfdwd.finetune(_network(3), rows, teacher=broken, epochs=1)
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_a_run_under_a_global_policy_is_resumed(policy: str, tmp_path: Path) -> None:
+    keras.config.set_dtype_policy(policy)
+    try:
+        options: Any = {"teacher": _network(1), "folder": tmp_path, "batch_size": 32}
+        tfdwd.finetune(_network(3), IMAGES, epochs=1, **options)
+        found = tfdwd.finetune(_network(3), IMAGES, epochs=2, resume=True, **options)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert len(found.epoch) == 2
+
+
 def test_epochs_by_images_and_by_minutes(teacher: keras.Model, tmp_path: Path) -> None:
     options: Any = {"teacher": teacher, "batch_size": 32, "validation": None}
     with mock.patch("tfdwd.training.finetuning._EPOCHS", 40):
@@ -1321,6 +1477,25 @@ def test_epochs_by_images_and_by_minutes(teacher: keras.Model, tmp_path: Path) -
         _network(3), IMAGES, minutes=0.05, folder=tmp_path, resume=True, **options
     )
     assert len(found.epoch) == planned.epochs
+
+    class Slow(keras.utils.PyDataset):
+        def __len__(self) -> int:
+            return 1
+
+        def __getitem__(self, index: int) -> Any:
+            time.sleep(0.5)
+            return IMAGES[:8]
+
+    def slow(images: Any) -> Any:
+        time.sleep(0.5)
+        return images
+
+    # No more than are over in 3 seconds, of which each epoch sleeps half of one.
+    for more in ({"validation": Slow()}, {"augment": slow}):
+        found = tfdwd.finetune(_network(3), IMAGES[:8], minutes=0.05, **{**options, **more})
+        assert 1 <= len(found.epoch) <= 6
+    found = tfdwd.finetune(_network(3), Slow(), minutes=0.05, **options)
+    assert 1 <= len(found.epoch) <= 6
     with pytest.raises(Error, match="expected epochs= or minutes=, got both"):
         tfdwd.finetune(_network(3), IMAGES, minutes=1, epochs=1, **options)
     with pytest.raises(Error, match="minutes: expected more than 0"):

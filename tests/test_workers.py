@@ -106,6 +106,27 @@ def test_two_workers_train_as_one_with_the_whole_batch_and_go_on_when_one_was_ki
     assert _apart(_weights(folder, "both"), _weights(folder, "resumed")) < TOLERANCE
 
 
+def test_workers_keep_the_same_best_weights_of_data_that_streams(folder: Path) -> None:
+    """Each has images of its own class: what is best for one is the worst for the other."""
+    script = folder / "streamed.py"
+    script.write_text(
+        "import hashlib, sys\n"
+        "import keras, numpy as np, tfdwd\n"
+        "tfdwd.workers.join()\n"
+        "own = tfdwd.workers.index()\n"
+        f"images = np.load('{folder}/data.npz')['x'][own::2]\n"
+        "data = [(images[k : k + 16], np.full(16, own)) for k in (0, 16, 32)]\n"
+        "for validation in (0.1, data):\n"
+        f"    model = keras.models.load_model('{folder}/model.keras')\n"
+        "    told = tfdwd.finetune(model, data, epochs=8, learning_rate=0.3, warmup=0.0,\n"
+        "        validation=validation)\n"
+        "    weights = b''.join(array.tobytes() for array in model.get_weights())\n"
+        "    print(hashlib.sha256(weights).hexdigest(), told.after, told.history)\n"
+    )
+    first, second = _finish(commands.start_workers(2, [str(script)]))
+    assert first == second and len(first.splitlines()) == 2
+
+
 def test_calibration_shares_out_over_workers(folder: Path) -> None:
     def decompose(output: str, *more: str) -> list[str]:
         return [

@@ -8,11 +8,14 @@ import numbers
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tfdwd.errors import Error
+
+if TYPE_CHECKING:
+    import keras
 
 
 def whole(name: str, value: Any, low: int, high: int | None = None) -> int:
@@ -30,6 +33,19 @@ def whole(name: str, value: Any, low: int, high: int | None = None) -> int:
         range_text = f"of at least {low}" if high is None else f"of {low}..{high}"
         raise Error(f"{name}: expected a whole number {range_text}, got {value!r}")
     return int(value)
+
+
+def trainable(model: "keras.Model") -> None:
+    """Refuses a model without weights that can be trained.
+
+    Raises:
+      tfdwd.Error: names the model.
+    """
+    if not model.trainable_weights:
+        raise Error(
+            f"model {model.name!r}: expected weights that can be trained, got none; set trainable "
+            "to True"
+        )
 
 
 def number(name: str, value: Any) -> None:

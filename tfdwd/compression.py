@@ -6,6 +6,7 @@ import shlex
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ from tfdwd.batches import (
     is_whole,
     length_of,
 )
-from tfdwd.errors import Error
+from tfdwd.errors import Error, one_line
 from tfdwd.evaluation import Evaluation
 from tfdwd.execution import predictor
 from tfdwd.outcome import Compression, Step, Tuning
@@ -80,7 +81,8 @@ def compress(
     the other, with the images without their labels. Each step leaves its files in the folder and is
     not done again when the call is repeated, after an interruption or with other options for later
     steps: what was done counts as long as the network, the data, the options and the files are the
-    same, by their content.
+    same, by their content; of data that streams the first 256 images count, which need to be the
+    same each time that it is read.
 
     Args:
       model: a Functional or Sequential Keras 3 model; it is not changed.
@@ -127,6 +129,8 @@ def compress(
     checks.whole("threads", threads, 1)
     checks.whole("seed", seed, 0, 2**32 - 1)
     conversion.check_quantize(quantize)
+    checks.trainable(model)
+    _check_can_be_kept(model)
     images, tested = _shared_out(model, data, test, seed)
     truth, scores = _truth(model, tested, metric, max_loss)
     said = _kinds(model, tested, scores, outputs)
@@ -199,7 +203,7 @@ def compress(
         ("benchmark", {}, ["benchmark.json"], timed),
         (
             "evaluate",
-            {"metric": metric, "test": _content(model, tested)},
+            {"metric": metric, "test": _content(model, tested, is_labelled(tested, model))},
             [f"{name}-score.json" for name in _NETWORKS],
             scored,
         ),
@@ -241,8 +245,8 @@ class _Kept:
         self._state: dict[str, Any] = {}
         if (home / _STEPS).exists():
             try:
-                self._state = loads(files.read_text(home / _STEPS))
-            except Error as error:
+                self._state = dict(loads(files.read_text(home / _STEPS)))
+            except (Error, TypeError, ValueError) as error:
                 logging.warning("%s is damaged, all steps are done again: %s", home / _STEPS, error)
 
     def step(
@@ -306,10 +310,46 @@ def _digest(parts: Iterable[Any]) -> str:
     return whole.hexdigest()
 
 
-def _content(model: keras.Model, data: Any) -> str:
+def _content(model: keras.Model, data: Any, with_labels: bool = False) -> str:
     """Data by its content: arrays count whole, of other data the first images."""
-    whole = is_whole(data, model)
-    return _digest(keras.tree.flatten(data) if whole else first(model, data, _LOOKED_AT))
+    if is_whole(data, model):
+        return _digest(keras.tree.flatten(data))
+
+    def opened() -> str:
+        read = batches(data, model, _LOOKED_AT, with_labels, images=_LOOKED_AT)
+        found = [(inputs, labels) if with_labels else inputs for inputs, labels in read]
+        return _digest(keras.tree.flatten(found))
+
+    found = opened()
+    if opened() != found:
+        logging.warning(
+            "the data comes in another order each time that it is read: what is done now cannot be "
+            "gone on with; shuffle it less, or not at all"
+        )
+    return found
+
+
+def _check_can_be_kept(model: keras.Model) -> None:
+    """Refuses layers that Keras could not load again out of the files of the steps.
+
+    Raises:
+      tfdwd.Error: names the layer.
+    """
+    for layer in model.layers:
+        if isinstance(layer, keras.Model) and getattr(layer, "inputs", None):
+            _check_can_be_kept(layer)
+            continue
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Keras warns of layers without build
+                keras.layers.deserialize(keras.layers.serialize(layer))
+        except Exception as error:  # a user's own layer raises anything
+            raise Error(
+                f"layer {layer.name!r} of type {type(layer).__name__}: expected one that Keras can "
+                "save and load again, since each step is kept as a file; register its class with "
+                "@keras.saving.register_keras_serializable() and give it get_config, or make a "
+                f"class of a Lambda ({one_line(error)[:100]})"
+            ) from error
 
 
 def _checked_folder(folder: Any) -> Path:

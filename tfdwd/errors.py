@@ -12,15 +12,15 @@ class Error(ValueError):
 def one_line(error: BaseException) -> str:
     """What an exception says, without line breaks.
 
-    Without what TensorFlow and Keras put around it, too: colours, the calls on the way ("in user
-    code: File ..."), each with a line of source, and the arguments at the end. What others than
-    tfdwd say is cut where it is long: Keras shows whole configurations.
+    Without what TensorFlow and Keras put around it, too: colours, where in a graph it was, the
+    calls on the way ("in user code: File ..."), each with a line of source, and the arguments at
+    the end. What others than tfdwd say is cut where it is long: Keras shows whole configurations.
 
     Example:
       >>> one_line(ValueError("expected 1,\\n  got 2"))
       'expected 1, got 2'
     """
-    text = re.sub(r"\x1b\[\d*m", "", str(error))
+    text = re.sub(r"\x1b\[\d*m|\{\{\w+ .*?\}\}|\[Op:.*", "", str(error)).strip()
     if text.startswith("in user code:"):
         text = re.sub(r"^ *File .*\n.*\n?", "", text.removeprefix("in user code:"), flags=re.M)
     told = re.split(r"^ *Arguments received by ", text, maxsplit=1, flags=re.MULTILINE)[0]

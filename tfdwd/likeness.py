@@ -11,6 +11,7 @@ from tfdwd.shapes import own_batch
 
 _BATCH = 32
 _SMALL = 1e-7  # under which a probability is cut off before its logarithm
+_CONSTANT = 1e-12  # part of the power under which a variance is rounding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,13 +90,26 @@ def measure(wanted: np.ndarray) -> Callable[[np.ndarray], tuple[float, float]]:
     rows = real.reshape(-1, real.shape[-1]) if real.ndim > 1 else real[:, None]
     variance = float(np.mean(np.abs(rows - rows.mean(axis=0)) ** 2))
     power = float(np.mean(np.abs(rows) ** 2))
-    unit = variance if variance > 1e-12 * power else power or 1.0
+    unit = unit_of(variance, power)
 
     def of_values(found: np.ndarray) -> tuple[float, float]:
         error = _finite(float(np.mean(np.abs(found - real) ** 2)) / unit)
         return error, max(0.0, 1 - error)
 
     return of_values
+
+
+def unit_of(variance: float, power: float) -> float:
+    """What squared errors of an output are counted in: its variance, of a constant one its power.
+
+    Args:
+      variance, power: of the output, in the square of its unit; the variance is part of the power.
+
+    Example:
+      >>> unit_of(2.0, 3.0), unit_of(1e-15, 3.0), unit_of(0.0, 0.0)
+      (2.0, 3.0, 1.0)
+    """
+    return variance if variance > _CONSTANT * power else power or 1.0
 
 
 def _finite(loss: float) -> float:

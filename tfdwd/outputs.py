@@ -82,6 +82,23 @@ def kinds(
     return found
 
 
+def without_logits(values: np.ndarray, kind: str) -> np.ndarray:
+    """Logits as the probabilities that they stand for; values of other kinds as they are.
+
+    Args:
+      values: of an output, (images, ...).
+      kind: of the output, one of `KINDS`.
+
+    Example:
+      >>> without_logits(np.zeros((1, 2)), "logits"), without_logits(np.zeros((1, 2)), "values")
+      (array([[0.5, 0.5]]), array([[0., 0.]]))
+    """
+    if kind != LOGITS:
+        return values
+    powers = np.exp(values - values.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
 def by_output(given: Any, names: Sequence[str], option: str) -> list[Any]:
     """What a user gave for each output, in the order of the outputs.
 

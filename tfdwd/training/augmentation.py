@@ -21,7 +21,6 @@ _MIXED = 0.75  # of the epochs
 # training is not mostly about mixtures. Of students that gained by them it was 1.4 and 1.8 times,
 # of one that lost 11.
 _FARTHER = 4
-_IMAGES = 256  # that moves are tried on
 _BATCH = 32
 
 
@@ -121,7 +120,7 @@ def chosen(
 
     Args:
       model: the teacher, or where there is none the student.
-      images: one array (images, ...) for each input.
+      images: one array (images, ...) for each input, on which moves are tried.
       kinds: of the outputs, as `tfdwd.outputs.KINDS`.
       student: what a teacher alone says the outputs of; None where labels do, which mixed images
         have not. Images of classifiers are mixed where the student is about as far from the teacher
@@ -133,13 +132,13 @@ def chosen(
     [shown, *others] = images
     if others or shown.ndim != 4 or keras.config.image_data_format() != "channels_last":
         return Moves()
-    shown = shown[:_IMAGES]
     height, width = shown.shape[1:3]
     run = predictor(model)
     fixed = model.inputs[0].shape[0]
 
     def answers(given: np.ndarray, run: Any = run) -> list[np.ndarray]:
-        return in_batches(run, [given], fixed or min(_BATCH, len(given)))
+        found = in_batches(run, [given], fixed or min(_BATCH, len(given)))
+        return [outputs.without_logits(*own) for own in zip(found, kinds, strict=True)]
 
     wanted = answers(shown)
 

@@ -14,7 +14,7 @@ from tfdwd import workers
 from tfdwd.batches import batches, can_be_read_again, elements, is_whole
 from tfdwd.errors import Error, one_line
 
-_SAMPLE = 256  # rows, at least, where there are so many
+_SAMPLE = 256  # rows, where there are so many
 _NO_END = 2**62  # rows: the steps bound what is read
 # Inputs (rows, ...) in the order of the model's, and labels: an array, a dict or a list of these.
 Batch = tuple[list[np.ndarray], Any]
@@ -142,7 +142,8 @@ class _Arrays:
         rows = len(self._inputs[0])
         self._rows, count = np.arange(rows), int(rows * held)
         self.held = None
-        self.sample = [array[:: max(1, rows // _SAMPLE)] for array in self._inputs]
+        spread = np.linspace(0, rows - 1, min(rows, _SAMPLE)).astype(int)
+        self.sample = [array[spread] for array in self._inputs]
         if count:
             order = np.random.default_rng(self._seed).permutation(rows)
             self._rows = np.sort(order[count:])

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import importlib.util
 import itertools
 import os
@@ -94,13 +93,15 @@ def finetune(
         of an output are class numbers, one-hot or other distributions (images, ..., classes), or
         with `loss` what that takes. Those of several outputs are a dict by output name, which may
         leave outputs out, or a list in their order. They are checked before the first step, or as
-        they come where they stream.
+        they come where they stream. Weights of images are ignored.
       epochs: in all, those before a resumption included. By default 4,200 divided by the square
         root of the number of images that an epoch trains on, from 3 to 300: 140 for 1,024 images of
         which a tenth is held back, 62 for 5,085.
-      minutes: instead, about how long it may take; so many epochs as fit by the time of the first
-        steps, at least one. A resumed run does as many as it was to do when it began.
-      teacher: a model of the same inputs and outputs, such as the original. It is not changed.
+      minutes: instead, about how long it may take; so many epochs as fit by the time of a few
+        steps with their batches and of what is measured, at least one. A resumed run does as many
+        as it was to do when it began.
+      teacher: a model of the same inputs and outputs, such as the original, in any order if their
+        names are the same. It is not changed.
       loss: against labels: a keras.losses.Loss, the name of one, or a function (y_true, y_pred); or
         a dict of those by output name, or a list in the order of the outputs.
       outputs: what an output is, "probabilities", "logits" or "values", or a dict of that by output
@@ -113,7 +114,7 @@ def finetune(
         that is taught by its teacher alone, the last maps, which are pooled or flattened (as Liu et
         al. 2022, arXiv 2201.02620, do it for few images), if both have them and the student's
         squared error is at most 0.4 of their power on the first images: small students have no room
-        for them; else nothing.
+        for them, unless features_weight is given; else nothing.
         "replaced": the outputs of the convolutions that `tfdwd.decompose` replaced. Or names of
         layers, "model/layer" for those of nested models. (A number is the old way to give
         features_weight.)
@@ -130,10 +131,11 @@ def finetune(
       learning_rate: the highest; it rises linearly, then falls to 0 along a cosine. By default,
         with AdamW, a teacher and no labels, 3e-3 where the last maps are learnt; else 0.004 for
         each unit of loss that the student begins with (as `tfdwd.likeness` has it; the mean over
-        the outputs), from 1e-4 to 3e-3: answers alone would let a high rate undo a good start. Else
-        5e-4.
+        the outputs, by their weights), from 1e-4 to 3e-3: answers alone would let a high rate undo
+        a good start. Else 5e-4.
       warmup: part of all steps in which it rises.
-      weight_decay: of kernels only; biases and batch norms are left out.
+      weight_decay: of kernels only; biases and batch norms are left out, and what regularises the
+        model's layers is not used.
       label_smoothing: 0..1, of the labels of the default loss.
       ema: momentum of an exponential moving average of the weights, such as 0.999, that the model
         has at the end, and in validation and what is saved.
@@ -202,6 +204,8 @@ def finetune(
     )
     wishes = task.Wishes(outputs, loss, loss_weights, features)
     fixed = _check_models(model, teacher, wishes, options)
+    if teacher is not None:
+        teacher = task.in_order_of(model, teacher)
     kept = _check_folders(folder, resume, tensorboard)
     if bridge.kit(model) is not keras:
         _check_aware(mixed_precision)
@@ -242,21 +246,25 @@ def finetune(
     elif augment is not None:
         stream = _changed(augment, stream, seed, first * data.steps)
     taught_alone = teacher is not None and not learnt.needs_labels
-    held = data.held
-    if held is not None and taught_alone:
-        held = augmentation.with_moved(held[0], moves, seed), None
-    elif held is None and first and can_be_read_again(dataset):
-        held = joined(task.first_batches(open_epochs(dataset, reading, 0))[0])
-    measured = functools.partial(
-        of_images, held or joined(looked_at), model, teacher, learnt,
-        batch_size=batch_size, fixed=fixed,
-    )  # fmt: skip
-    measure = measured()
+
+    def measured(soft: bool) -> Validation:
+        if data.held is not None:
+            held = data.held
+            if taught_alone:
+                held = augmentation.with_moved(held[0], moves, seed), None
+        elif first and can_be_read_again(dataset):  # what was measured before the interruption
+            held = joined(task.first_batches(open_epochs(dataset, reading, 0))[0])
+        else:
+            held = joined(looked_at)
+        return of_images(
+            held, model, teacher, learnt, batch_size=batch_size, fixed=fixed, soft=soft
+        )
+
     validate = None
     if part is None:
         validate = of_data(validation, model, learnt, batch_size=batch_size, fixed=fixed)
     elif part and can_be_read_again(dataset):
-        validate = measure
+        validate = measured(soft=True)
     if learning_rate is None and state is not None:
         options = dataclasses.replace(options, learning_rate=state.rate)
     elif learning_rate is None and optimizer == "adamw" and taught_alone:
@@ -264,7 +272,6 @@ def finetune(
         options = dataclasses.replace(options, learning_rate=rate)
     runs = layers.runner(model, learnt.paths)
     with contextlib.ExitStack() as stack:
-        half = stack.enter_context(learner.half_precision(model)) if mixed_precision else ""
         if freeze_batch_norm:
             stack.enter_context(learner.batch_norms_with(model, "trainable", False))
         if workers.count() > 1:
@@ -273,13 +280,17 @@ def finetune(
         def learner_of(steps: int) -> tuple[Any, Any]:
             rate = learner.rate_of(model, options, steps)
             made = learner.optimizer_of(model, options, rate)
-            if half == "mixed_float16":  # small gradients would be 0
-                made = keras.optimizers.LossScaleOptimizer(made)
-            return learner.learner_of(model, runs, learnt.objective, made), rate
+            return learner.learner_of(model, runs, learnt.objective, made, mixed_precision), rate
 
         if epochs is None and minutes is not None:
-            seconds = _seconds_a_step(model, learner_of(1)[0], learnt, looked_at)
-            epochs = max(1, int(60 * minutes * _TRAINING / (seconds * data.steps)))
+            if data.augmented is not None and moves != augmentation.Moves():
+                ahead = data.augmented(moves.of_epochs(1))
+            else:
+                ahead, stream = itertools.tee(stream)
+            trial = learner_of(1)[0]
+            seconds = data.steps * _seconds_a_step(model, trial, learnt, looked_at, ahead)
+            seconds += _seconds_of(validate, trial)
+            epochs = max(1, int(60 * minutes * _TRAINING / seconds))
         elif epochs is None:
             images = data.steps * len(looked_at[0][0][0]) * workers.count()
             epochs = round(min(max(_EPOCHS / images**0.5, _FEWEST), _MOST))
@@ -336,8 +347,7 @@ def _moves(data: Epochs, model: Any, teacher: Any, learnt: task.Task) -> augment
 
 def _rate(measure: Validation, learnt: task.Task) -> float:
     """A learning rate for a student by how far it is from its teacher."""
-    outputs = max(1, int(np.count_nonzero(learnt.objective.weights)))
-    loss = measure(None)["val_loss"] / outputs
+    loss = measure(None)["val_loss"] / (sum(learnt.objective.weights) or 1.0)
     rate = float(np.clip(_RATE_OF_LOSS * loss, _LOWEST_RATE, _HIGHEST_RATE))
     logging.info("learning rate %.2g, for a loss of %.3g", rate, loss)
     return rate
@@ -350,20 +360,52 @@ def _changed(augment: Any, stream: Iterator[Batch], seed: int, first: int) -> It
         yield apply(step, inputs), labels
 
 
-def _seconds_a_step(model: Any, learning: Any, learnt: task.Task, found: Sequence[Batch]) -> float:
-    """What a step takes, by the slowest worker; the weights are those of before."""
+def _seconds_a_step(
+    model: Any,
+    learning: Any,
+    learnt: task.Task,
+    looked_at: Sequence[Batch],
+    stream: Iterator[Batch],
+) -> float:
+    """What a step and its batch take, by the slowest worker; the weights are those of before.
+
+    Args:
+      model: the student.
+      learning: its learner.
+      learnt: what it learns.
+      looked_at: the first batches of the stream, which are read already.
+      stream: batches as they are trained on.
+    """
     before = checkpoints.values_of(model.variables)
     step = learner.step_of(learning)
-    given = itertools.cycle([(tuple(inputs), learnt.checked(labels)) for inputs, labels in found])
-    step(*next(given))  # which compiles
+    # Data that can be read once may end here.
+    read = itertools.chain(
+        itertools.islice(stream, len(looked_at), None), itertools.cycle(looked_at)
+    )
+    batches = learnt.checked_stream(read)
+    step(*next(batches))  # which compiles
     taken = []
     for _ in range(_TRIALS):
         start = time.perf_counter()
-        step(*next(given))
+        step(*next(batches))
         taken.append(time.perf_counter() - start)
     checkpoints.put(before, model.variables)
-    every = workers.add_up([np.eye(workers.count())[workers.index()] * statistics.median(taken)])
-    return float(every[0].max())
+    return _of_slowest(statistics.median(taken))
+
+
+def _seconds_of(validate: Validation | None, learning: Any) -> float:
+    """What it takes to measure after an epoch, by the slowest worker."""
+    if validate is None:
+        return 0.0
+    validate(learning)  # which compiles
+    start = time.perf_counter()
+    validate(learning)
+    return _of_slowest(time.perf_counter() - start)
+
+
+def _of_slowest(seconds: float) -> float:
+    [every] = workers.add_up([np.eye(workers.count())[workers.index()] * seconds])
+    return float(every.max())
 
 
 def _check_validation(validation: Any) -> float | None:
@@ -417,11 +459,7 @@ def _check_models(model: Any, teacher: Any, wishes: task.Wishes, options: Option
                 f"{type(network).__name__} {network.name!r}; make it keras.Model(x, model(x)) with "
                 "x = keras.Input(...)"
             )
-    if not model.trainable_weights:
-        raise Error(
-            f"model {model.name!r}: expected weights that can be trained, got none; set trainable "
-            "to True"
-        )
+    checks.trainable(model)
     by_features = options.features_weight or wishes.features not in (None, "auto")
     if teacher is None and (options.labels_weight or by_features):
         raise Error(
@@ -431,6 +469,17 @@ def _check_models(model: Any, teacher: Any, wishes: task.Wishes, options: Option
     if teacher is not None and not options.labels_weight and wishes.loss is not None:
         raise Error("loss= compares outputs with labels: with a teacher, pass labels_weight= too")
     networks = [network for network in (model, teacher) if network is not None]
+    if teacher is not None:
+        changed = [*model.trainable_variables]
+        for layer in model._flatten_layers():  # which move their statistics
+            if layer.trainable and isinstance(layer, keras.layers.BatchNormalization):
+                changed += layer.variables
+        own = {id(variable) for variable in changed}
+        if any(id(variable) in own for variable in teacher.variables):
+            raise Error(
+                "teacher: expected weights of its own, got some that the model trains; pass a copy,"
+                " keras.models.clone_model(teacher) with set_weights(teacher.get_weights())"
+            )
     fixed = {shapes.own_batch(network.inputs) for network in networks} - {None}
     if len(fixed) > 1:
         raise Error(

@@ -17,15 +17,25 @@ from tfdwd.training.options import Options
 
 
 class KerasLearner(keras.Model):
-    """A Keras 3 model that is the student, with the objective for its loss."""
+    """A Keras 3 model that is the student, with the objective for its loss.
 
-    def __init__(self, student: Any, run: features.Runner, objective: Objective) -> None:
+    Args:
+      student, run, objective: as for `learner_of`.
+      half: the policy of training, None for that of the student.
+    """
+
+    def __init__(
+        self, student: Any, run: features.Runner, objective: Objective, half: str | None = None
+    ) -> None:
         super().__init__()
-        self.student, self.run, self.objective = student, run, objective
+        self.student, self.run, self.objective, self.half = student, run, objective, half
         self.built = True  # as the student is
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
-        return self.run(inputs, training)
+        if not (training and self.half):
+            return self.run(inputs, training)
+        with _computing_in(self.half, self.student):  # while it is traced
+            return self.run(inputs, training)
 
     def compute_loss(
         self,
@@ -39,16 +49,36 @@ class KerasLearner(keras.Model):
         return self.objective(x, y, y_pred) / workers.replicas()
 
 
-def learner_of(student: Any, run: features.Runner, objective: Objective, optimizer: Any) -> Any:
-    """A compiled and built model of the student's kit that trains it with ``train_on_batch``."""
-    kind: Any = KerasLearner
+def learner_of(
+    student: Any,
+    run: features.Runner,
+    objective: Objective,
+    optimizer: Any,
+    mixed_precision: bool = False,
+) -> Any:
+    """A compiled and built model of the student's kit that trains it with ``train_on_batch``.
+
+    Args:
+      student: the model.
+      run: gives its outputs and the features of the objective.
+      objective: the loss of a batch.
+      optimizer: of the student's kit.
+      mixed_precision: steps compute in half precision, all layers but those of the outputs; what is
+        measured does not. Not of tf_keras.
+    """
     if bridge.kit(student) is not keras:
         from tfdwd.training.tf_keras_learner import TfKerasLearner
 
-        kind = TfKerasLearner
-    learner = kind(student, run, objective)
+        learner: Any = TfKerasLearner(student, run, objective)
+    elif mixed_precision:
+        half = "mixed_float16" if keras.distribution.list_devices("gpu") else "mixed_bfloat16"
+        learner = KerasLearner(student, run, objective, half)
+        if half == "mixed_float16":  # small gradients would be 0
+            optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+    else:
+        learner = KerasLearner(student, run, objective)
     learner.compile(optimizer=optimizer)
-    optimizer.build(learner.trainable_variables)
+    learner.optimizer.build(learner.trainable_variables)  # which may hold the one that was given
     return learner
 
 
@@ -147,20 +177,15 @@ def batch_norms_with(model: Any, attribute: str, value: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def half_precision(model: keras.Model) -> Iterator[str]:
-    """Within, all layers but those of the outputs compute in half precision.
-
-    Yields:
-      The policy's name: "mixed_float16" on a GPU, else "mixed_bfloat16".
-    """
-    half = "mixed_float16" if keras.distribution.list_devices("gpu") else "mixed_bfloat16"
+def _computing_in(policy: str, model: keras.Model) -> Iterator[None]:
+    """Within, all layers but those of the outputs have this policy."""
     last = {id(tensor._keras_history.operation) for tensor in model.outputs}
     layers = [layer for layer in model._flatten_layers() if id(layer) not in last]
     before = [layer.dtype_policy for layer in layers]
     try:
         for layer in layers:
-            layer.dtype_policy = half
-        yield half
-    finally:
-        for layer, policy in zip(layers, before, strict=True):
             layer.dtype_policy = policy
+        yield
+    finally:
+        for layer, own in zip(layers, before, strict=True):
+            layer.dtype_policy = own

@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,8 +54,8 @@ class Run:
     def train(self, stream: Iterator[Any], state: checkpoints.State | None) -> dict[str, Any]:
         """Trains to the last epoch; returns the history.
 
-        The student has its best weights then, those it began with among them; without a validation
-        its last ones.
+        The student has its best weights then, those it began with among them, and also after an
+        error; without a validation its last ones.
 
         Args:
           stream: checked batches from the epoch on that comes next.
@@ -69,15 +69,18 @@ class Run:
         self._begin(state)
         step = step_of(self.learner)
         left = max(0, self.epochs - first)
-        with reporting.progress(left * self.steps, "fine-tuning") as bar:
-            for epoch in range(first, self.epochs):
-                loss = self._epoch(epoch, stream, step, bar)
-                self._check_weights(epoch)
-                with averaged(self.learner, self.options.ema):
-                    self._end_epoch(epoch, loss, history)
-                self._write_state(epoch, history)
+        try:
+            with reporting.progress(left * self.steps, "fine-tuning") as bar:
+                for epoch in range(first, self.epochs):
+                    loss = self._epoch(epoch, stream, step, bar)
+                    self._check_weights(epoch)
+                    with averaged(self.learner, self.options.ema):
+                        self._end_epoch(epoch, loss, history)
+                    self._write_state(epoch, history)
+        finally:  # after an error or an interruption, too
+            if self.best is not None:
+                checkpoints.put(self.best.weights, self.learner.student.weights)
         if self.best is not None:
-            checkpoints.put(self.best.weights, self.learner.student.weights)
             self._save("best")  # which may be those of the start
             logging.info("before: %s, after: %s", self.best.before, self.best.values)
         elif self.options.ema is not None:
@@ -85,14 +88,24 @@ class Run:
         return history
 
     def _begin(self, state: checkpoints.State | None) -> None:
-        """Measures the weights that are there, unless the state has better ones to compare with."""
+        """Measures the weights that are there, or that were best before an interruption."""
         if self.validate is None:
             return
-        found = self.validate(self.learner)
-        if state is not None and state.best is not None and [*state.best.values] == [*found]:
-            self.best = state.best
+        if state is None or state.best is None:
+            found = self.validate(self.learner)
+            self.best = checkpoints.Best(found, found, self._weights())
             return
-        self.best = checkpoints.Best(found, found, self._weights())
+        now = self._weights()
+        checkpoints.put(state.best.weights, self.learner.student.weights)
+        found = self.validate(self.learner)
+        checkpoints.put(now, self.learner.student.weights)
+        self.best = state.best
+        if not _alike(found, state.best.values):
+            logging.warning(
+                "what is measured is not what it was before the interruption: the best weights "
+                "gave %s then and %s now, from which it goes on", state.best.values, found,
+            )  # fmt: skip
+            self.best = checkpoints.Best(found, found, state.best.weights)
 
     def _weights(self) -> list[np.ndarray]:
         return checkpoints.values_of(self.learner.student.weights)
@@ -119,8 +132,8 @@ class Run:
             if not np.isfinite(loss):
                 raise Error(
                     f"the loss is {loss} at step {number}, in epoch {epoch + 1}: expected a finite "
-                    "one; lower learning_rate, or look for damaged images (what was saved in "
-                    "folder before is still there)"
+                    "one; lower learning_rate, or look for images that are damaged or of huge "
+                    "values (what was saved in folder before is still there)"
                 )
             rows = len(batch[0][0])
             total, images = total + loss * rows, images + rows
@@ -134,8 +147,9 @@ class Run:
             if values.dtype.kind not in "biu" and not np.isfinite(values.astype(np.float32)).all():
                 name = getattr(variable, "path", variable.name)
                 raise Error(
-                    f"weight {name} is not finite after epoch {epoch + 1}; lower learning_rate "
-                    "(what was saved in folder before is still there)"
+                    f"weight {name} is not finite after epoch {epoch + 1}; lower learning_rate, or "
+                    "look for images of huge values (what was saved in folder before is still "
+                    "there)"
                 )
 
     def _end_epoch(self, epoch: int, loss: float, history: dict[str, list[float]]) -> None:
@@ -169,6 +183,11 @@ class Run:
             best=self.best,
         )
         checkpoints.write(self.folder, state)
+
+
+def _alike(one: Mapping[str, float], other: Mapping[str, float]) -> bool:
+    """Whether the same was measured, but for rounding, which other processors do in another way."""
+    return [*one] == [*other] and np.allclose([*one.values()], [*other.values()], 1e-2, 1e-6)
 
 
 def _stepped(step: Callable[[Any, Any], float], inputs: Any, labels: Any) -> float:

@@ -9,11 +9,11 @@ import numpy as np
 
 from tfdwd import outputs, workers
 from tfdwd.errors import Error, one_line
+from tfdwd.likeness import unit_of
 from tfdwd.shapes import fits
 
 _SMALL = 1e-7  # under which a probability is cut off before its logarithm
 _TEMPERATURE = 2.0  # see `softened`
-_CONSTANT = 1e-12  # part of the power under which a variance is rounding
 
 
 class Loss(Protocol):
@@ -158,10 +158,11 @@ class GivenLoss:
         try:
             loss = keras.ops.mean(self.loss(wanted, found))
         except Exception as error:  # a user's function may raise anything
+            own = self.module.startswith("keras.")
+            way_out = "" if own else "; compute with keras.ops, since the step is compiled"
             raise Error(
                 f"{self.option}: it failed on labels of {tuple(wanted.shape)} and outputs of "
-                f"{tuple(found.shape)}: {one_line(error)[:300]}; compute with "
-                "keras.ops, since the step is compiled"
+                f"{tuple(found.shape)}: {one_line(error)[:300]}{way_out}"
             ) from error
         # Keras has divided such a mean by the devices of a strategy already.
         return loss * workers.replicas() if self.scaled else loss
@@ -251,14 +252,9 @@ def against_labels(given: Any, kind: str, smoothing: float, name: str) -> LabelL
       name: of the output, for the error.
 
     Raises:
-      tfdwd.Error: there is no default for the kind, or no smoothing in the loss that was given.
+      tfdwd.Error: there is no default for the kind.
     """
     if given is not None:
-        if smoothing:
-            raise Error(
-                "label_smoothing= belongs to the default cross-entropy; set the smoothing in the "
-                "loss that you pass as loss="
-            )
         return GivenLoss(given, f"loss of {name!r}")
     if kind == outputs.VALUES:
         raise Error(
@@ -297,7 +293,6 @@ def deviations(values: Sequence[np.ndarray]) -> list[float]:
     for mean, square, count in zip(means, squares, counts, strict=True):
         variance = float(np.mean(square / count))
         power = variance + float(np.mean(np.square(mean)))
-        used = variance if variance > _CONSTANT * power else power
-        deviation = float(np.sqrt(used))
+        deviation = float(np.sqrt(unit_of(variance, power)))
         found.append(deviation if np.float32(deviation) > 0 else 1.0)
     return found

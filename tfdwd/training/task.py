@@ -9,7 +9,7 @@ import keras
 import numpy as np
 from absl import logging
 
-from tfdwd import checks, outputs, workers
+from tfdwd import bridge, checks, outputs, shapes, workers
 from tfdwd.errors import Error, one_line
 from tfdwd.execution import predictor
 from tfdwd.training import checkpoints, features, losses
@@ -254,6 +254,8 @@ def _found(
                 "infinite for some of the first images; look for damaged weights or images"
             )
     kinds = outputs.kinds(values, names, said)
+    if teacher is not None and bridge.kit(model) is keras:  # which rounds nothing
+        _check_kinds(kinds, _values(model, first), names, said)
     if state is not None and len(state.kinds) == len(names):
         by_user = outputs.by_output(said, names, "outputs")
         kept = zip(by_user, state.kinds, kinds, strict=True)
@@ -261,6 +263,19 @@ def _found(
     codes = np.array([outputs.KINDS.index(kind) for kind in kinds])
     kinds = [outputs.KINDS[code] for code in workers.of_first([codes])[0]]
     return kinds, [1.0] * len(names) if teacher is None else losses.deviations(values)
+
+
+def _check_kinds(
+    taught: Sequence[str], values: Sequence[np.ndarray], names: Sequence[str], said: Any
+) -> None:
+    """Refuses a student without the softmax of its teacher, or with one that the teacher lacks."""
+    own = outputs.kinds(values, names, said)
+    for name, kind, theirs, array in zip(names, own, taught, values, strict=True):
+        if kind != theirs and np.isfinite(array).all():
+            raise Error(
+                f"output {name!r}: expected {theirs}, which the teacher gives, got {kind}; end "
+                "both with a softmax, or neither"
+            )
 
 
 def try_losses(task: Task, model: Any, batch: Batch) -> None:
@@ -287,6 +302,26 @@ def try_losses(task: Task, model: Any, batch: Batch) -> None:
                 f"labels of {name!r}: expected some that fit outputs of {output.shape}, got "
                 f"{np.shape(wanted)}: {one_line(error)[:300]}"
             ) from error
+
+
+def in_order_of(model: Any, teacher: Any) -> Any:
+    """The teacher with inputs and outputs in the order of the student's, by name.
+
+    Where the names are not the same, they are taken by place.
+    """
+    changed = False
+    found = []
+    for names_of, tensors in (
+        (shapes.input_names, teacher.inputs),
+        (outputs.names_of, teacher.outputs),
+    ):
+        names, theirs = names_of(model), names_of(teacher)
+        order = list(range(len(theirs)))
+        if set(names) == set(theirs):
+            order = [theirs.index(name) for name in names]
+        changed = changed or order != sorted(order)
+        found.append([tensors[place] for place in order])
+    return bridge.kit(teacher).Model(*found, name=teacher.name) if changed else teacher
 
 
 def _check_alike(model: Any, teacher: Any) -> None:
@@ -367,6 +402,11 @@ def _label_losses(
         )
     if not any(loss is not None for loss in found):
         raise Error(f"labels: expected labels for one of the outputs {list(names)}, got none")
+    if options.label_smoothing and not any(isinstance(x, losses.LabelEntropy) for x in found):
+        raise Error(
+            "label_smoothing= belongs to the default cross-entropy; set the smoothing in the "
+            "loss that you pass as loss="
+        )
     return found
 
 

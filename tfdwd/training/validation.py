@@ -51,9 +51,12 @@ def of_data(data: Any, model: Any, task: Task, *, batch_size: int, fixed: int | 
     if labels is not None:
         task.checked(labels)
     if labelled and task.is_classifier:
-        return lambda learner: {
-            "val_top1": evaluation.evaluate(learner.student, data, metric="top1").top1
-        }
+
+        def top1(learner: Any) -> dict[str, float]:
+            own = evaluation.evaluate(learner.student, data, metric="top1")
+            return {"val_top1": _mean(own.top1 * own.count, own.count)}
+
+        return top1
     return _mean_loss(data, model, task, batch_size=batch_size, fixed=fixed)
 
 
@@ -89,12 +92,18 @@ def of_images(
 
     def answers(run: Any) -> list[np.ndarray]:
         return [
-            _probabilities(array, kind, soft)
+            _softened(array, kind) if soft else outputs.without_logits(array, kind)
             for kind, array in zip(task.kinds, in_batches(run, inputs, size), strict=True)
         ]
 
     weights = np.array(task.objective.weights)
-    measures = [likeness.measure(array) for array in answers(predictor(teacher))]
+    wanted = answers(predictor(teacher))
+    if not all(np.isfinite(array).all() for array in wanted):
+        raise Error(
+            "the teacher's answers are NaN or infinite for some of the images that are held back "
+            "or measured; look for damaged weights or images"
+        )
+    measures = [likeness.measure(array) for array in wanted]
     student = predictor(model)
 
     def validate(learner: Any) -> dict[str, float]:
@@ -110,11 +119,10 @@ def of_images(
     return validate
 
 
-def _probabilities(array: np.ndarray, kind: str, soft: bool) -> np.ndarray:
-    """What stands for probabilities, as such; values as they are."""
-    if kind != outputs.VALUES and soft:
-        return np.asarray(losses.softened(array, kind == outputs.LOGITS))
-    return np.asarray(keras.ops.softmax(array)) if kind == outputs.LOGITS else array
+def _softened(array: np.ndarray, kind: str) -> np.ndarray:
+    if kind == outputs.VALUES:
+        return array
+    return np.asarray(losses.softened(array, kind == outputs.LOGITS))
 
 
 def joined(found: Sequence[Batch]) -> Batch:
@@ -128,6 +136,12 @@ def joined(found: Sequence[Batch]) -> Batch:
         lambda *arrays: np.concatenate(arrays), *(own for _, own in alike)
     )
     return inputs, labels
+
+
+def _mean(total: float, count: float) -> float:
+    """The mean over all workers, which choose the best weights by it."""
+    [sums] = workers.add_up([np.array([total, count])])
+    return float(sums[0] / sums[1])
 
 
 def _mean_loss(
@@ -145,7 +159,7 @@ def _mean_loss(
             learner.test_on_batch(tuple(inputs), checked)
             total += float(learner.get_metrics_result()["loss"]) * rows
             images += rows
-        loss = total / images
+        loss = _mean(total, images)
         if not np.isfinite(loss):
             raise Error(f"validation: the loss is {loss}; expected a finite one")
         return {"val_loss": loss}
