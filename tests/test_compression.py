@@ -282,6 +282,8 @@ def test_layers_that_no_file_can_keep_are_told_before_the_first_step(tmp_path: P
             tfdwd.compress(with_layer(layer), IMAGES, folder=tmp_path / "out", **OPTIONS)
     with keras.saving.custom_object_scope({"Inner": Inner}):
         compression._check_can_be_kept(with_layer(Inner()))
+    with pytest.raises(Error, match="expected a Sequential or Functional model"):
+        tfdwd.compress("a.keras", IMAGES, folder=tmp_path / "out", **OPTIONS)
     frozen = network()
     frozen.trainable = False
     with pytest.raises(Error, match="model 'small': expected weights that can be trained"):

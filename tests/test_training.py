@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,13 @@ from cases import randomised
 from keras import layers
 
 import tfdwd
-from tfdwd import execution
+from tfdwd import execution, outputs
 from tfdwd.errors import Error
 from tfdwd.scripts import common, train
 from tfdwd.training import checkpoints
 from tfdwd.training.epochs import Reading, open_epochs
 from tfdwd.training.features import runner
+from tfdwd.training.task import Task
 
 # The images as they are, all of them, and the weights of the last step.
 _plainly = functools.partial(tfdwd.finetune, augment=None, validation=None, features=None)
@@ -1257,6 +1259,26 @@ def test_mixed_precision_is_of_the_steps_alone(teacher: keras.Model) -> None:
     np.testing.assert_allclose(answers, students[0](IMAGES[:48]), atol=1e-6)
 
 
+def test_the_last_layer_of_a_nested_model_is_of_full_precision(teacher: keras.Model) -> None:
+    seen = []
+
+    @keras.saving.register_keras_serializable("tests")
+    class Noting(layers.Softmax):
+        def call(self, inputs: Any, mask: Any = None) -> Any:
+            seen.append((self.name, self.compute_dtype))
+            return super().call(inputs)
+
+    body = keras.Model(teacher.inputs, Noting(name="last")(Noting(name="first")(teacher.output)))
+    image = keras.Input((8, 8, 4))
+    student = keras.Model(image, keras.models.clone_model(body)(image))
+    seen.clear()
+    tfdwd.finetune(
+        student, (IMAGES, LABELS), epochs=1, mixed_precision=True, validation=0, batch_size=48
+    )
+    assert {("first", "bfloat16"), ("last", "float32")} <= {*seen}
+    assert ("last", "bfloat16") not in seen
+
+
 def test_the_learning_rate_is_found_by_how_far_outputs_are_not_by_their_weights(
     teacher: keras.Model, tmp_path: Path
 ) -> None:
@@ -1394,19 +1416,41 @@ def test_an_interruption_leaves_the_best_weights(teacher: keras.Model) -> None:
     start.set_weights(teacher.get_weights())  # nothing is better
     given = keras.models.clone_model(teacher)
     given.set_weights(teacher.get_weights())
-    calls = iter(range(100))
 
-    def stopping(images: Any) -> Any:
-        if next(calls) == 15:
-            raise StopError
-        return images
+    def stopping_at(number: int) -> Any:
+        calls = iter(range(100))
 
-    with pytest.raises(StopError):
-        tfdwd.finetune(
-            start, IMAGES, teacher=given, epochs=9, batch_size=16, learning_rate=0.5,
-            augment=stopping,
-        )  # fmt: skip
-    assert _weights_apart(start, teacher) == 0
+        def stopping(images: Any) -> Any:
+            if next(calls) == number:
+                raise StopError
+            return images
+
+        return stopping
+
+    for length, call in ({"epochs": 9}, 15), ({"minutes": 1.0}, 7):  # the second while it is timed
+        with pytest.raises(StopError):
+            tfdwd.finetune(
+                start, IMAGES, teacher=given, batch_size=16, learning_rate=0.5,
+                augment=stopping_at(call), **length,
+            )  # fmt: skip
+        assert _weights_apart(start, teacher) == 0
+
+
+def test_batches_that_were_timed_are_let_go(teacher: keras.Model) -> None:
+    seen: list[weakref.ref[np.ndarray]] = []
+    alive = []
+    checked = Task.checked_stream
+
+    def counted(self: Task, stream: Any) -> Any:
+        for inputs, labels in stream:
+            seen.append(weakref.ref(inputs[0]))
+            alive.append(sum(batch() is not None for batch in seen))
+            yield from checked(self, iter([(inputs, labels)]))
+
+    data = (IMAGES, LABELS)
+    with mock.patch.object(Task, "checked_stream", counted):
+        tfdwd.finetune(_network(3), data, minutes=0.1, batch_size=8, validation=None)
+    assert len(seen) > 100 and max(alive) < 50
 
 
 def test_outputs_and_inputs_of_the_same_names_belong_together() -> None:
@@ -1427,6 +1471,38 @@ def test_outputs_and_inputs_of_the_same_names_belong_together() -> None:
     ):
         found = tfdwd.finetune(student, data, teacher=teacher, epochs=1)
         assert found.before["val_loss"] < 1e-9 and found.before["val_agreement"] > 0.999
+
+
+def test_names_that_keras_made_say_nothing_of_outputs() -> None:
+    def network(turned: bool) -> keras.Model:
+        keras.utils.clear_session()
+        image = keras.Input((4,))
+        heads = [layers.Dense(3), layers.Dense(3)]  # "dense" and "dense_1"
+        heads = heads[::-1] if turned else heads
+        for number, head in enumerate(heads):
+            head.build((None, 4))
+            head.set_weights([np.full((4, 3), number + 1.0), np.zeros(3)])
+        return keras.Model(image, [head(image) for head in heads])
+
+    teacher, student = network(False), network(True)
+    assert outputs.names_of(teacher) == outputs.names_of(student)[::-1]
+    data = np.random.default_rng(0).normal(size=(40, 4))
+    assert tfdwd.finetune(student, data, teacher=teacher, epochs=1).before["val_loss"] < 1e-9
+
+
+def test_an_output_that_is_not_learnt_may_be_of_another_kind() -> None:
+    image = keras.Input((4,))
+    x = layers.Dense(3)(image)
+    student, teacher = (
+        keras.Model(image, {"a": layers.Dense(2)(x), "b": layers.Dense(3, activation=kind)(image)})
+        for kind in (None, "softmax")
+    )
+    teacher = keras.models.clone_model(teacher)
+    options: Any = {"teacher": teacher, "epochs": 1}
+    data = np.random.default_rng(0).normal(size=(40, 4))
+    with pytest.raises(Error, match="output 'b': expected probabilities, which the teacher gives"):
+        tfdwd.finetune(student, data, **options)
+    tfdwd.finetune(student, data, loss_weights={"a": 1.0, "b": 0.0}, **options)
 
 
 def test_a_student_without_the_softmax_of_its_teacher_is_refused(teacher: keras.Model) -> None:

@@ -127,6 +127,32 @@ def test_workers_keep_the_same_best_weights_of_data_that_streams(folder: Path) -
     assert first == second and len(first.splitlines()) == 2
 
 
+def test_workers_take_as_large_steps_in_float16_as_one_process(folder: Path) -> None:
+    script = folder / "half.py"
+    script.write_text(
+        "import sys\n"
+        "import keras, numpy as np, tfdwd\n"
+        "if len(sys.argv) > 1:\n"
+        "    tfdwd.workers.join()\n"
+        f"data = np.load('{folder}/data.npz')\n"
+        f"start = keras.models.load_model('{folder}/model.keras').get_weights()\n"
+        "keras.config.set_dtype_policy('mixed_float16')\n"
+        "model = keras.models.clone_model(\n"
+        f"    keras.models.load_model('{folder}/model.keras'),\n"
+        "    clone_function=lambda layer: type(layer).from_config(\n"
+        "        {k: v for k, v in layer.get_config().items() if k != 'dtype'}))\n"
+        "model.set_weights(start)\n"
+        "tfdwd.finetune(model, (data['x'], data['y']), epochs=5,\n"
+        "    batch_size=96 // len(sys.argv), optimizer='sgd', learning_rate=0.1,\n"
+        "    weight_decay=0.0, validation=None)\n"
+        "print(float(sum(np.abs(a - b).sum() for a, b in zip(start, model.get_weights()))))\n"
+    )
+    [alone] = _finish(commands.start_workers(1, [str(script)]))
+    first, second = _finish(commands.start_workers(2, [str(script), "together"]))
+    assert first == second
+    assert float(first) == pytest.approx(float(alone), rel=0.3)
+
+
 def test_calibration_shares_out_over_workers(folder: Path) -> None:
     def decompose(output: str, *more: str) -> list[str]:
         return [
@@ -244,6 +270,37 @@ def test_two_devices_of_one_process_train_as_one(folder: Path) -> None:
     alone, mirrored = (json.loads(line) for line in printed.splitlines())
     np.testing.assert_allclose(mirrored, alone, rtol=1e-5)
     assert _apart(_weights(folder, "alone"), _weights(folder, "mirrored")) < TOLERANCE
+
+
+def test_mixed_precision_of_two_devices_ends_with_the_policies_of_before(folder: Path) -> None:
+    """Replicas are traced in turns, at each sum over both such as a synchronized batch norm's."""
+    script = folder / "half_mirrored.py"
+    script.write_text(
+        "import tensorflow as tf\n"
+        "parts = [tf.config.LogicalDeviceConfiguration()] * 2\n"
+        "[cpu] = tf.config.list_physical_devices('CPU')\n"
+        "tf.config.set_logical_device_configuration(cpu, parts)\n"
+        "import keras, numpy as np, tfdwd\n"
+        f"data = np.load('{folder}/data.npz')\n"
+        "seen = []\n"
+        "call = keras.layers.BatchNormalization.call\n"
+        "def noting(self, inputs, training=None, mask=None):\n"
+        "    if training:\n"
+        "        seen.append((self.name, self.compute_dtype))\n"
+        "    return call(self, inputs, training=training, mask=mask)\n"
+        "keras.layers.BatchNormalization.call = noting\n"
+        "with tf.distribute.MirroredStrategy(['CPU:0', 'CPU:1']).scope():\n"
+        f"    model = keras.models.load_model('{folder}/model.keras')\n"
+        "    for layer in model.layers:\n"
+        "        if isinstance(layer, keras.layers.BatchNormalization):\n"
+        "            layer.synchronized = True\n"
+        "    tfdwd.finetune(model, (data['x'], data['y']), epochs=1, batch_size=32,\n"
+        "        mixed_precision=True, validation=None)\n"
+        "print(len(seen) >= 4, {half for _, half in seen})\n"  # two layers, two replicas
+        "print({layer.dtype_policy.name for layer in model.layers})\n"
+    )
+    [printed] = _finish(commands.start_workers(1, [str(script)]))
+    assert printed == "True {'bfloat16'}\n{'float32'}\n"
 
 
 def test_moments_of_workers_with_other_shifts_add_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -129,9 +129,9 @@ def compress(
     checks.whole("threads", threads, 1)
     checks.whole("seed", seed, 0, 2**32 - 1)
     conversion.check_quantize(quantize)
+    images, tested = _shared_out(model, data, test, seed)
     checks.trainable(model)
     _check_can_be_kept(model)
-    images, tested = _shared_out(model, data, test, seed)
     truth, scores = _truth(model, tested, metric, max_loss)
     said = _kinds(model, tested, scores, outputs)
     start = [__version__, model.to_json(), *model.get_weights(), _content(model, images)]

@@ -187,8 +187,9 @@ def step(learner: Any) -> Callable[[Any, Any], Any]:
     def gradients(x: Any, y: Any) -> list[Any]:
         with tf.GradientTape() as tape:
             loss = learner.compute_loss(x=x, y=y, y_pred=learner(x, training=True))
+            scaled = learner.optimizer.scale_loss(loss)  # which it takes back
         found = tape.gradient(
-            loss, learner.trainable_variables, unconnected_gradients=tf.UnconnectedGradients.ZERO
+            scaled, learner.trainable_variables, unconnected_gradients=tf.UnconnectedGradients.ZERO
         )
         return _sum([loss, *found])
 

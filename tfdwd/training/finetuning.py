@@ -283,13 +283,13 @@ def finetune(
             return learner.learner_of(model, runs, learnt.objective, made, mixed_precision), rate
 
         if epochs is None and minutes is not None:
+            ahead = stream
             if data.augmented is not None and moves != augmentation.Moves():
                 ahead = data.augmented(moves.of_epochs(1))
-            else:
-                ahead, stream = itertools.tee(stream)
             trial = learner_of(1)[0]
-            seconds = data.steps * _seconds_a_step(model, trial, learnt, looked_at, ahead)
-            seconds += _seconds_of(validate, trial)
+            taken, read = _seconds_a_step(model, trial, learnt, looked_at, ahead)
+            stream = itertools.chain(read, stream)
+            seconds = data.steps * taken + _seconds_of(validate, trial)
             epochs = max(1, int(60 * minutes * _TRAINING / seconds))
         elif epochs is None:
             images = data.steps * len(looked_at[0][0][0]) * workers.count()
@@ -366,31 +366,38 @@ def _seconds_a_step(
     learnt: task.Task,
     looked_at: Sequence[Batch],
     stream: Iterator[Batch],
-) -> float:
+) -> tuple[float, list[Batch]]:
     """What a step and its batch take, by the slowest worker; the weights are those of before.
 
     Args:
       model: the student.
       learning: its learner.
       learnt: what it learns.
-      looked_at: the first batches of the stream, which are read already.
+      looked_at: the first batches of the stream, which take no time to read any more.
       stream: batches as they are trained on.
+
+    Returns:
+      The seconds, and the batches that were taken from the stream.
     """
     before = checkpoints.values_of(model.variables)
     step = learner.step_of(learning)
-    # Data that can be read once may end here.
-    read = itertools.chain(
-        itertools.islice(stream, len(looked_at), None), itertools.cycle(looked_at)
-    )
-    batches = learnt.checked_stream(read)
-    step(*next(batches))  # which compiles
-    taken = []
-    for _ in range(_TRIALS):
+    read = [*itertools.islice(stream, len(looked_at))]
+
+    def next_step() -> float:
         start = time.perf_counter()
-        step(*next(batches))
-        taken.append(time.perf_counter() - start)
-    checkpoints.put(before, model.variables)
-    return _of_slowest(statistics.median(taken))
+        batch = next(stream, None)
+        if batch is not None:  # data that can be read once may end here
+            read.append(batch)
+        inputs, labels = batch or looked_at[0]
+        step(tuple(inputs), learnt.checked(labels))
+        return time.perf_counter() - start
+
+    try:
+        next_step()  # which compiles
+        taken = statistics.median(next_step() for _ in range(_TRIALS))
+    finally:
+        checkpoints.put(before, model.variables)
+    return _of_slowest(taken), read
 
 
 def _seconds_of(validate: Validation | None, learning: Any) -> float:

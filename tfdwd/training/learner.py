@@ -21,7 +21,7 @@ class KerasLearner(keras.Model):
 
     Args:
       student, run, objective: as for `learner_of`.
-      half: the policy of training, None for that of the student.
+      half: the policy that steps compute in, None for that of the student.
     """
 
     def __init__(
@@ -32,10 +32,7 @@ class KerasLearner(keras.Model):
         self.built = True  # as the student is
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
-        if not (training and self.half):
-            return self.run(inputs, training)
-        with _computing_in(self.half, self.student):  # while it is traced
-            return self.run(inputs, training)
+        return self.run(inputs, training)
 
     def compute_loss(
         self,
@@ -71,7 +68,8 @@ def learner_of(
 
         learner: Any = TfKerasLearner(student, run, objective)
     elif mixed_precision:
-        half = "mixed_float16" if keras.distribution.list_devices("gpu") else "mixed_bfloat16"
+        on_gpu = any(name.startswith("gpu") for name in keras.distribution.list_devices())
+        half = "mixed_float16" if on_gpu else "mixed_bfloat16"
         learner = KerasLearner(student, run, objective, half)
         if half == "mixed_float16":  # small gradients would be 0
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
@@ -84,17 +82,25 @@ def learner_of(
 
 def step_of(learner: Any) -> Callable[[Any, Any], float]:
     """One step of training: (inputs, labels) -> the loss before it, over all workers."""
-    if workers.count() > 1:
-        together = workers.step(learner)
-        return lambda inputs, labels: float(together(inputs, labels))
+    half = learner.half if isinstance(learner, KerasLearner) else None
+    together = workers.step(learner) if workers.count() > 1 else None
 
     def step(inputs: Any, labels: Any) -> float:
+        if together is not None:
+            return float(together(inputs, labels))
         if isinstance(learner, keras.Model):  # tf_keras does it itself
             inputs, labels = workers.shared_out((inputs, labels))
         learner.train_on_batch(inputs, labels)
         return float(learner.get_metrics_result()["loss"])
 
-    return step
+    if half is None:
+        return step
+
+    def half_step(inputs: Any, labels: Any) -> float:
+        with _computing_in(half, learner.student):  # any step may be traced
+            return step(inputs, labels)
+
+    return half_step
 
 
 def rate_of(student: Any, options: Options, steps: int) -> Any:
@@ -179,7 +185,7 @@ def batch_norms_with(model: Any, attribute: str, value: bool) -> Iterator[None]:
 @contextlib.contextmanager
 def _computing_in(policy: str, model: keras.Model) -> Iterator[None]:
     """Within, all layers but those of the outputs have this policy."""
-    last = {id(tensor._keras_history.operation) for tensor in model.outputs}
+    last = {id(_last_layer(tensor)) for tensor in model.outputs}
     layers = [layer for layer in model._flatten_layers() if id(layer) not in last]
     before = [layer.dtype_policy for layer in layers]
     try:
@@ -189,3 +195,11 @@ def _computing_in(policy: str, model: keras.Model) -> Iterator[None]:
     finally:
         for layer, own in zip(layers, before, strict=True):
             layer.dtype_policy = own
+
+
+def _last_layer(tensor: Any) -> Any:
+    """The layer that an output comes from, inside of a nested model, too."""
+    operation, _, place = tensor._keras_history
+    while isinstance(operation, keras.Model) and getattr(operation, "outputs", None):
+        operation, _, place = operation.outputs[place]._keras_history
+    return operation

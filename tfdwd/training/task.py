@@ -1,6 +1,7 @@
 """What is learnt: the kind, losses and weight of each output, found on the first images."""
 
 import itertools
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -148,6 +149,8 @@ def task_of(
     kinds, deviations = _found(model, teacher, names, said=wishes.outputs, first=first, state=state)
     logging.info("outputs: %s", ", ".join(f"{n}: {k}" for n, k in zip(names, kinds, strict=True)))
     weights = _weights(wishes.loss_weights, names, model)
+    if teacher is not None and state is None and bridge.kit(model) is keras:  # which does not round
+        _check_kinds(model, first, names, wishes.outputs, taught=kinds, weights=weights)
     of_teacher: list[losses.Loss | None] = [None] * len(names)
     if teacher is not None:
         of_teacher = [
@@ -254,8 +257,6 @@ def _found(
                 "infinite for some of the first images; look for damaged weights or images"
             )
     kinds = outputs.kinds(values, names, said)
-    if teacher is not None and bridge.kit(model) is keras:  # which rounds nothing
-        _check_kinds(kinds, _values(model, first), names, said)
     if state is not None and len(state.kinds) == len(names):
         by_user = outputs.by_output(said, names, "outputs")
         kept = zip(by_user, state.kinds, kinds, strict=True)
@@ -266,15 +267,22 @@ def _found(
 
 
 def _check_kinds(
-    taught: Sequence[str], values: Sequence[np.ndarray], names: Sequence[str], said: Any
+    model: Any,
+    first: Sequence[Batch],
+    names: Sequence[str],
+    said: Any,
+    *,
+    taught: Sequence[str],
+    weights: Sequence[float],
 ) -> None:
     """Refuses a student without the softmax of its teacher, or with one that the teacher lacks."""
+    values = _values(model, first)
     own = outputs.kinds(values, names, said)
-    for name, kind, theirs, array in zip(names, own, taught, values, strict=True):
-        if kind != theirs and np.isfinite(array).all():
+    for name, kind, theirs, array, weight in zip(names, own, taught, values, weights, strict=True):
+        if weight and kind != theirs and np.isfinite(array).all():
             raise Error(
                 f"output {name!r}: expected {theirs}, which the teacher gives, got {kind}; end "
-                "both with a softmax, or neither"
+                "both with a softmax, or neither; or say what they are with outputs="
             )
 
 
@@ -307,21 +315,30 @@ def try_losses(task: Task, model: Any, batch: Batch) -> None:
 def in_order_of(model: Any, teacher: Any) -> Any:
     """The teacher with inputs and outputs in the order of the student's, by name.
 
-    Where the names are not the same, they are taken by place.
+    Where the names are not the same, or Keras made one of them, they are taken by place.
     """
     changed = False
     found = []
-    for names_of, tensors in (
-        (shapes.input_names, teacher.inputs),
-        (outputs.names_of, teacher.outputs),
+    for names_of, own, tensors in (
+        (shapes.input_names, model.inputs, teacher.inputs),
+        (outputs.names_of, model.outputs, teacher.outputs),
     ):
         names, theirs = names_of(model), names_of(teacher)
         order = list(range(len(theirs)))
-        if set(names) == set(theirs):
+        made = map(_is_made_by_keras, [*names, *theirs], [*own, *tensors])
+        if set(names) == set(theirs) and not any(made):
             order = [theirs.index(name) for name in names]
-        changed = changed or order != sorted(order)
+        if order != sorted(order):
+            logging.info("of the teacher, by name: %s", ", ".join(names))
+            changed = True
         found.append([tensors[place] for place in order])
     return bridge.kit(teacher).Model(*found, name=teacher.name) if changed else teacher
+
+
+def _is_made_by_keras(name: str, tensor: Any) -> bool:
+    """Whether a name says no more than in which order layers were made, such as "dense_1"."""
+    kind = type(tensor._keras_history[0]).__name__.lower()
+    return re.sub(r"_\d+$", "", name).replace("_", "") in (kind, "kerastensor", "input")
 
 
 def _check_alike(model: Any, teacher: Any) -> None:
