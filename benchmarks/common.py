@@ -92,6 +92,18 @@ def write_rows(path: pathlib.Path, headers: Sequence[str], rows: Iterable[Sequen
         csv.writer(file, lineterminator="\n").writerows([headers, *rows])
 
 
+def add_rows(
+    path: pathlib.Path, headers: Sequence[str], new: Iterable[Sequence[str]]
+) -> list[Sequence[str]]:
+    """Adds rows to a CSV file as they come, and prints each; returns all that it holds then."""
+    rows: list[Sequence[str]] = [*read_rows(path)]
+    for row in new:
+        print(*row, sep=", ", flush=True)
+        rows.append(row)
+        write_rows(path, headers, rows)
+    return rows
+
+
 def read_rows(path: pathlib.Path) -> list[list[str]]:
     """The rows of a CSV file without its headers; none if there is no file yet."""
     if not path.exists():

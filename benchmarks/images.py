@@ -1,6 +1,6 @@
 """How many images fine-tuning needs: the same student, fine-tuned by the defaults on more and more.
 
-    python benchmarks/images.py                     (all three networks; 50 minutes on two cores)
+    python benchmarks/images.py                     (all three; an hour or more of one core)
     python benchmarks/images.py demo
 
 The ResNet-8 of MLPerf Tiny, the demo's network and the VGG-like one of plan_networks.py, planned
@@ -12,6 +12,7 @@ that are there are not made again. Students are kept in build/images. Needs TFDW
 package dataset-fashion-mnist.
 """
 
+import itertools
 import pathlib
 import sys
 import time
@@ -74,12 +75,9 @@ def rows_of(name: str, done: set[tuple[str, ...]]) -> Iterator[list[str]]:
 
 
 def main(names: list[str]) -> None:
-    rows = common.read_rows(TABLE)
-    for name in names:
-        for row in rows_of(name, {tuple(row[:2]) for row in rows}):
-            print(*row, sep=", ", flush=True)
-            rows.append(row)
-            common.write_rows(TABLE, HEADERS, rows)
+    done = {tuple(row[:2]) for row in common.read_rows(TABLE)}
+    new = itertools.chain.from_iterable(rows_of(name, done) for name in names)
+    rows = common.add_rows(TABLE, HEADERS, new)
     print(reporting.table(HEADERS, rows))
 
 

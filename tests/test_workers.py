@@ -24,6 +24,12 @@ from tfdwd.scripts import common
 # Sums over workers are added in another order than in one process. Each of at most 30 steps moves
 # weights of about 1 by that rounding, 1e-7, and a network this small does not amplify it tenfold.
 TOLERANCE = 30 * 1e-7 * 10
+TWO_DEVICES = (  # what a script begins with
+    "import tensorflow as tf\n"
+    "parts = [tf.config.LogicalDeviceConfiguration()] * 2\n"
+    "[cpu] = tf.config.list_physical_devices('CPU')\n"
+    "tf.config.set_logical_device_configuration(cpu, parts)\n"
+)
 SECONDS = 240  # for a process on a busy machine; TensorFlow looks after lost peers every 30
 
 
@@ -247,11 +253,7 @@ def test_workers_wait_for_each_other(tmp_path: Path) -> None:
 def test_two_devices_of_one_process_train_as_one(folder: Path) -> None:
     script = folder / "mirrored.py"
     script.write_text(
-        "import tensorflow as tf\n"
-        "parts = [tf.config.LogicalDeviceConfiguration()] * 2\n"
-        "[cpu] = tf.config.list_physical_devices('CPU')\n"
-        "tf.config.set_logical_device_configuration(cpu, parts)\n"
-        "import keras, numpy as np, tfdwd\n"
+        TWO_DEVICES + "import keras, numpy as np, tfdwd\n"
         f"data = np.load('{folder}/data.npz')\n"
         "for name, devices in ('alone', 1), ('mirrored', 2):\n"
         "    devices = [f'CPU:{index}' for index in range(devices)]\n"
@@ -276,11 +278,7 @@ def test_mixed_precision_of_two_devices_ends_with_the_policies_of_before(folder:
     """Replicas are traced in turns, at each sum over both such as a synchronized batch norm's."""
     script = folder / "half_mirrored.py"
     script.write_text(
-        "import tensorflow as tf\n"
-        "parts = [tf.config.LogicalDeviceConfiguration()] * 2\n"
-        "[cpu] = tf.config.list_physical_devices('CPU')\n"
-        "tf.config.set_logical_device_configuration(cpu, parts)\n"
-        "import keras, numpy as np, tfdwd\n"
+        TWO_DEVICES + "import keras, numpy as np, tfdwd\n"
         f"data = np.load('{folder}/data.npz')\n"
         "seen = []\n"
         "call = keras.layers.BatchNormalization.call\n"

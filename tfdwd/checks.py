@@ -38,6 +38,9 @@ def whole(name: str, value: Any, low: int, high: int | None = None) -> int:
 def trainable(model: "keras.Model") -> None:
     """Refuses a model without weights that can be trained.
 
+    Args:
+      model: of Keras or tf_keras, built.
+
     Raises:
       tfdwd.Error: names the model.
     """

@@ -57,13 +57,10 @@ def rows_of(task: Task, done: set[tuple[str, ...]]) -> Iterator[list[str]]:
 
 
 def main(names: list[str]) -> None:
-    rows = common.read_rows(TABLE)
-    for task in TASKS:
-        if task.name in names:
-            for row in rows_of(task, {tuple(row[:4]) for row in rows}):
-                print(*row, sep=", ", flush=True)
-                rows.append(row)
-                common.write_rows(TABLE, HEADERS, rows)
+    done = {tuple(row[:4]) for row in common.read_rows(TABLE)}
+    chosen = [task for task in TASKS if task.name in names]
+    new = itertools.chain.from_iterable(rows_of(task, done) for task in chosen)
+    rows = common.add_rows(TABLE, HEADERS, new)
     print(reporting.table(HEADERS, rows))
 
 

@@ -315,7 +315,15 @@ def try_losses(task: Task, model: Any, batch: Batch) -> None:
 def in_order_of(model: Any, teacher: Any) -> Any:
     """The teacher with inputs and outputs in the order of the student's, by name.
 
-    Where the names are not the same, or Keras made one of them, they are taken by place.
+    Where the names are not the same, or Keras made one of them, they are taken by place. (Of a
+    model and its own file, which `tfdwd.evaluate` pairs, all names say what belongs together.)
+
+    Args:
+      model: the student.
+      teacher: a model of as many inputs and outputs.
+
+    Returns:
+      The teacher itself if nothing is out of order, else a model of the same layers and weights.
     """
     changed = False
     found = []
